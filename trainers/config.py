@@ -1,0 +1,285 @@
+"""What a run is made from: frozen dataclasses whose field docstrings are the command line's help."""
+# pure: no torch, no files, no clock; every config checks itself at birth
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+__all__ = [
+    "ConfigError",
+    "NetworkConfig",
+    "PPOConfig",
+    "TrainConfig",
+    "from_mapping",
+    "to_mapping",
+    "to_toml",
+]
+
+C = TypeVar("C")
+
+
+class ConfigError(ValueError):
+    """A setting, or something that a setting names, cannot be used. The message is all a user needs."""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al. 2017), with the details of Huang et al. 2022."""
+
+    num_steps: int = 128
+    """Rows that every env contributes to each update (T)."""
+    lr: float = 2.5e-4
+    """Adam's learning rate at the start."""
+    anneal_lr: bool = True
+    """Lower the learning rate linearly, to 0 at `total_steps`."""
+    epochs: int = 4
+    """Passes over each rollout."""
+    minibatches: int = 4
+    """Minibatches per pass."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation (Schulman et al. 2016)."""
+    clip: float = 0.2
+    """The probability ratio is clipped to 1 ± clip."""
+    clip_value: float | None = None
+    """Keep the new value within ± this of the old one in the value loss; None: no value clipping."""
+    normalise_advantages: bool = True
+    """Advantages to mean 0 and standard deviation 1, per minibatch."""
+    entropy: float = 0.01
+    """Weight of the entropy bonus."""
+    value: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """The gradient's norm is clipped to this."""
+    target_kl: float | None = None
+    """End an update before its next pass once the approximate KL divergence exceeds this; None: never."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """A truncated episode bootstraps from its final observation, or, where the limit is part of the task,
+    ends like a terminated one."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, f"ppo.num_steps must be at least 1, got {self.num_steps}")
+        _require(self.lr > 0, f"ppo.lr must be positive, got {self.lr}")
+        _require(self.epochs >= 1, f"ppo.epochs must be at least 1, got {self.epochs}")
+        _require(self.minibatches >= 1, f"ppo.minibatches must be at least 1, got {self.minibatches}")
+        _require(0 <= self.gamma <= 1, f"ppo.gamma must lie in [0, 1], got {self.gamma}")
+        _require(0 <= self.gae_lambda <= 1, f"ppo.gae_lambda must lie in [0, 1], got {self.gae_lambda}")
+        _require(self.clip > 0, f"ppo.clip must be positive, got {self.clip}")
+        _require(self.max_grad_norm > 0, f"ppo.max_grad_norm must be positive, got {self.max_grad_norm}")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The actor-critic network. Images get a small CNN in front, chosen by their size."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers; policy and value have layers of their own."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Non-linearity of the hidden layers."""
+    normalise_obs: bool = False
+    """Normalise float observations by their running mean and deviation (part of the model)."""
+
+    def __post_init__(self) -> None:
+        _require(all(width >= 1 for width in self.hidden), f"network.hidden must be positive: {self.hidden}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Saved as config.toml in its folder, and runs again from there."""
+
+    preset: str | None = None
+    """Where env, plan and levels come from unless given below; None: `env` alone says it."""
+    env: str | None = None
+    """Your own env: MODULE:FACTORY, or a Gymnasium id."""
+    plan: Path | None = None
+    """Stage plan (TOML)."""
+    levels: Path | None = None
+    """Folder of levels by stage; without it reset gets options={"level": {"stage": NAME}}."""
+    curriculum: bool = True
+    """Move through the stages; off: only the last stage is played, from the start."""
+    window: Literal["started", "completed"] = "started"
+    """Count outcomes in the order in which episodes started, or in which they ended."""
+    seed: int = 0
+    """Every random stream of the run derives from it."""
+    total_steps: int = 1_000_000
+    """Env steps (rows, reset rows included) after which the run ends, rounded up to whole updates."""
+    solve_rate: float | None = None
+    """Stop once the newest `solve_window` admitted outcomes of the last stage reach this success rate."""
+    solve_window: int = 50
+    """See `solve_rate`; at most 50, the window's size."""
+
+    num_envs: int = 32
+    """Environments."""
+    num_workers: int | None = None
+    """Worker processes; None: as many as this process may use CPUs."""
+    backend: Literal["process", "inline"] = "process"
+    """Step the envs in worker processes, or in this one, for debugging."""
+    collect: Literal["lockstep", "first_ready"] = "lockstep"
+    """All envs step together; or whoever is ready goes on, each until its share of the update is full."""
+    min_envs: int | None = None
+    """first_ready: act once this many envs are ready; None: a quarter of them."""
+    step_timeout_s: float | None = None
+    """A step or reset that takes longer costs the worker its life; None: no limit."""
+
+    deterministic: bool = False
+    """Lockstep and one torch thread: same seed, same metrics, bit for bit, for any number of workers."""
+    exact_resume: bool = False
+    """Reset all envs at each checkpoint, so that a resumed run equals an uninterrupted one, bit for bit."""
+    device: str = "auto"
+    """Where torch computes; auto: CUDA for image observations where there is one, else the CPU."""
+    torch_threads: int | None = None
+    """None: the CPUs that the workers leave, at least one."""
+
+    runs: Path = Path("runs")
+    """Folder of run folders."""
+    name: str | None = None
+    """Name of the run folder; None: preset or env, seed and date."""
+    checkpoint_every: int = 50
+    """Updates between checkpoints; one is also written at the start and at the end."""
+    keep_checkpoints: int = 3
+    """Older ones are removed."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `tensorboard`)."""
+
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_envs >= 1, f"num_envs must be at least 1, got {self.num_envs}")
+        _require(
+            self.num_workers is None or self.num_workers >= 1,
+            f"num_workers must be at least 1, got {self.num_workers}",
+        )
+        _require(self.total_steps >= 1, f"total_steps must be at least 1, got {self.total_steps}")
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        _require(
+            self.solve_rate is None or 0 < self.solve_rate <= 1,
+            f"solve_rate must lie in (0, 1], got {self.solve_rate}",
+        )
+        _require(1 <= self.solve_window <= 50, f"solve_window must lie in 1 … 50, got {self.solve_window}")
+        _require(
+            self.min_envs is None or 1 <= self.min_envs <= self.num_envs,
+            f"min_envs must lie in 1 … num_envs ({self.num_envs}), got {self.min_envs}",
+        )
+        _require(
+            self.checkpoint_every >= 1, f"checkpoint_every must be at least 1, got {self.checkpoint_every}"
+        )
+        _require(
+            self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}"
+        )
+        _require(
+            not (self.deterministic and self.collect != "lockstep"),
+            "deterministic=True needs collect='lockstep': who is ready first depends on time",
+        )
+        _require(
+            self.ppo.minibatches <= self.batch_size,
+            f"ppo.minibatches ({self.ppo.minibatches}) exceeds the rows of an update ({self.batch_size})",
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one update: num_envs × ppo.num_steps."""
+        return self.num_envs * self.ppo.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates after which `total_steps` is reached."""
+        return -(-self.total_steps // self.batch_size)
+
+    @property
+    def title(self) -> str:
+        """What is trained, in a word that can be part of a file name."""
+        return (self.preset or self.env or "run").replace(":", "-").replace("/", "-").replace(".", "-")
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The config as nested plain data, as TOML and JSON take it; settings that are None are left out."""
+    plain: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            plain[item.name] = to_mapping(value)
+        else:
+            plain[item.name] = (
+                str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            )
+    return plain
+
+
+def to_toml(config: Any) -> str:
+    """The config as TOML: plain settings first, then one table per nested config."""
+    plain = to_mapping(config)
+    lines = [f"{key} = {_toml_value(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+    for name, table in plain.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, integers, booleans and arrays are TOML's; floats keep their shortest exact form
+    return json.dumps(value, ensure_ascii=False)
+
+
+def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C | None = None) -> C:
+    """Build a config from plain data; what `data` does not name is taken from `base`, else from the defaults.
+
+    Raises `ConfigError` that names `source`, the key, and what was expected.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ConfigError(f"{source}: unknown setting {unknown[0]!r}; known: {', '.join(hints)}")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        where = f"{source}: {name}"
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: expected a table, got {value!r}")
+            inner = getattr(base, name) if base is not None else None
+            values[name] = from_mapping(typing.cast(type[Any], hint), value, source=where, base=inner)
+        else:
+            values[name] = _coerce(value, hint, where)
+    try:
+        return kind(**values) if base is None else dataclasses.replace(typing.cast(Any, base), **values)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint` asks, without losing anything; else `ConfigError`."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        hint = next(option for option in options if option is not type(None))
+        return _coerce(value, hint, where)
+    if origin is Literal:
+        if value not in options:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, options))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return tuple(_coerce(item, options[0], where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,151 @@
+"""Proximal policy optimisation: the losses and one update, whole, on this page."""
+# pure (torch): no env, no loop, no logging; randomness and learning rate come in as arguments
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trainers.actions import ActionHead
+from trainers.config import PPOConfig
+from trainers.networks import ActorCritic
+from trainers.rollout import Floats, Rollout, generalised_advantages
+
+__all__ = ["UpdateStats", "make_optimiser", "update"]
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What one update did. Means are over all its minibatches unless said otherwise."""
+
+    policy_loss: float
+    """Clipped surrogate, to be minimised; near 0 by construction, its size says little."""
+    value_loss: float
+    """Half the mean squared error of the values against the returns."""
+    entropy: float
+    """Mean entropy of the policy in nats; falls to 0 as it becomes certain."""
+    approx_kl: float
+    """KL divergence from the policy that collected, in the last pass: mean(ratio - 1 - log ratio), an
+    unbiased estimate that is never negative (Schulman 2020)."""
+    clip_fraction: float
+    """Share of rows whose ratio left 1 ± clip."""
+    grad_norm: float
+    """Norm of the gradient before it was clipped."""
+    explained_variance: float
+    """1 - Var(returns - values) / Var(returns) on the rollout, before the update: 1 is perfect, below 0
+    worse than predicting the mean; 0 where the returns do not vary."""
+    learning_rate: float
+    """Adam's, in this update."""
+    valid_rows: int
+    """Rows that entered the loss: those whose action was executed."""
+    passes: int
+    """Passes over the rollout; fewer than `epochs` where `target_kl` ended it."""
+
+
+def make_optimiser(model: nn.Module, config: PPOConfig) -> torch.optim.Adam:
+    return torch.optim.Adam(model.parameters(), lr=config.lr, eps=1e-5, fused=True)
+
+
+def update(
+    model: ActorCritic,
+    optimiser: torch.optim.Adam,
+    head: ActionHead,
+    rollout: Rollout,
+    last_values: Floats,
+    config: PPOConfig,
+    *,
+    lr: float,
+    rng: np.random.Generator,
+) -> UpdateStats:
+    """Improve `model` on a full rollout, in place. Rows that are `first` never enter the loss."""
+    advantages = generalised_advantages(
+        rollout.rewards, rollout.values, last_values,
+        rollout.terminations, rollout.truncations, rollout.first,
+        gamma=config.gamma, lam=config.gae_lambda, time_limit=config.time_limit,
+    )  # fmt: skip
+    returns = advantages + rollout.values
+    valid = np.flatnonzero(~rollout.first.reshape(-1))
+    explained = _explained_variance(rollout.values.reshape(-1)[valid], returns.reshape(-1)[valid])
+
+    device = next(model.parameters()).device
+
+    def flat(array: NDArray[Any]) -> torch.Tensor:  # (T, N, …) → (T·N, …)
+        return torch.from_numpy(array.reshape(-1, *array.shape[2:])).to(device)
+
+    obs = {key: flat(column) for key, column in rollout.obs.items()}
+    actions, old_log_probs, old_values = flat(rollout.actions), flat(rollout.log_probs), flat(rollout.values)
+    masks = None if rollout.masks is None else flat(rollout.masks)
+    all_advantages, all_returns = flat(advantages), flat(returns)
+
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    sums, count, passes = torch.zeros(5, device=device), 0, 0
+    for _ in range(config.epochs):
+        kls: list[torch.Tensor] = []
+        for rows in np.array_split(rng.permutation(valid), config.minibatches):
+            if len(rows) == 0:
+                continue
+            batch = torch.from_numpy(rows).to(device)
+            params, values = model({key: column[batch] for key, column in obs.items()})
+            log_probs, entropies = head.evaluate(
+                params, actions[batch], None if masks is None else masks[batch]
+            )
+
+            # the clipped surrogate objective (Schulman et al. 2017, eq. 7)
+            advantage = all_advantages[batch]
+            if config.normalise_advantages and len(rows) > 1:
+                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            log_ratio = log_probs - old_log_probs[batch]
+            ratio = log_ratio.exp()
+            clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+
+            # the value loss, optionally held near the old values
+            target = all_returns[batch]
+            error = (values - target) ** 2
+            if config.clip_value is not None:
+                old = old_values[batch]
+                near = old + (values - old).clamp(-config.clip_value, config.clip_value)
+                error = torch.max(error, (near - target) ** 2)
+            value_loss = 0.5 * error.mean()
+
+            entropy = entropies.mean()
+            loss = policy_loss + config.value * value_loss - config.entropy * entropy
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimiser.step()
+
+            with torch.no_grad():
+                kls.append((ratio - 1 - log_ratio).mean())
+                outside = ((ratio - 1).abs() > config.clip).float().mean()
+                sums += torch.stack((policy_loss, value_loss, entropy, outside, grad_norm))
+                count += 1
+        passes += 1
+        if config.target_kl is not None and kls and float(torch.stack(kls).mean()) > config.target_kl:
+            break
+
+    model.observe({key: column[torch.from_numpy(valid).to(device)] for key, column in obs.items()})
+    means = (sums / max(count, 1)).tolist()
+    return UpdateStats(
+        policy_loss=means[0],
+        value_loss=means[1],
+        entropy=means[2],
+        approx_kl=float(torch.stack(kls).mean()) if kls else 0.0,
+        clip_fraction=means[3],
+        grad_norm=means[4],
+        explained_variance=explained,
+        learning_rate=lr,
+        valid_rows=len(valid),
+        passes=passes,
+    )
+
+
+def _explained_variance(values: Floats, returns: Floats) -> float:
+    variance = float(returns.var()) if len(returns) else 0.0
+    return 0.0 if variance == 0 else 1 - float((returns - values).var()) / variance
