@@ -1,0 +1,62 @@
+"""What to practise next: stages, levels, strategies, and the one coroutine that decides."""
+# the door: re-exports; the coordinator, which needs asyncio, is loaded on first use: workers never do
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from curriculum.curriculum_env import CurriculumEnv
+from curriculum.directive import Directive
+from curriculum.errors import (
+    CommandError,
+    CoordinatorError,
+    CurriculumError,
+    DirectiveError,
+    JournalError,
+    LevelError,
+    PlanError,
+    StampError,
+    StateError,
+)
+from curriculum.journal import Journal, read_journal
+from curriculum.levels import Level, LevelSet
+from curriculum.stages import DEFAULT_STAGES, Stage, StagePlan
+from curriculum.strategies import Decision, FinishedEpisode, Staged, Strategy, is_success
+
+if TYPE_CHECKING:
+    from curriculum.coordinator import Coordinator
+
+__all__ = [
+    "DEFAULT_STAGES",
+    "CommandError",
+    "Coordinator",
+    "CoordinatorError",
+    "CurriculumEnv",
+    "CurriculumError",
+    "Decision",
+    "Directive",
+    "DirectiveError",
+    "FinishedEpisode",
+    "Journal",
+    "JournalError",
+    "Level",
+    "LevelError",
+    "LevelSet",
+    "PlanError",
+    "Stage",
+    "StagePlan",
+    "Staged",
+    "StampError",
+    "StateError",
+    "Strategy",
+    "is_success",
+    "read_journal",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Coordinator":
+        from curriculum.coordinator import Coordinator
+
+        return Coordinator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

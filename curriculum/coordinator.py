@@ -1,0 +1,373 @@
+"""The one coroutine that turns finished episodes into directives; and the operator's commands."""
+# async: awaits events and nothing else; between two awaits: fold, decide, publish
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from curriculum.directive import Directive
+from curriculum.errors import CommandError, CoordinatorError, StateError
+from curriculum.journal import SCHEMA, Journal
+from curriculum.strategies.base import Decision, Strategy, need
+
+__all__ = ["Coordinator", "EventBatchLike", "EventsLike", "VecEnvLike"]
+
+TOPIC = "curriculum"
+
+
+class EventBatchLike(Protocol):
+    """The events that one hand-out of the vec env released together."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def watermark(self) -> int: ...
+    @property
+    def events(self) -> Sequence[Any]: ...
+
+
+class EventsLike(Protocol):
+    """A reader of events. `behind`: hand-outs with events that it has not read."""
+
+    @property
+    def behind(self) -> int: ...
+    async def next_batch(self) -> Any: ...
+    async def aclose(self) -> None: ...
+
+
+class VecEnvLike(Protocol):
+    """What is used of a vec env."""
+
+    @property
+    def num_envs(self) -> int: ...
+    def events(self) -> Any: ...
+    def broadcast(self, payload: Any, *, topic: str = ..., apply: Any = ...) -> Any: ...
+
+
+_owners: weakref.WeakKeyDictionary[Any, weakref.ref[Coordinator]] = weakref.WeakKeyDictionary()
+
+
+class Coordinator:
+    """The only one who counts and decides (C1, C6). Make it before the envs' first reset; then let `run()`
+    run.
+
+    The constructor registers for events and publishes the strategy's first directive. A second coordinator on
+    the same envs is refused. `journal`: a `Journal`, or a path (then it is closed with the run).
+    """
+
+    def __init__(
+        self, strategy: Strategy, envs: VecEnvLike, *, journal: Journal | str | Path | None = None
+    ) -> None:
+        owner = _owners.get(envs)
+        other = owner() if owner is not None else None
+        if other is not None and other.alive:
+            raise CoordinatorError(
+                "these envs already have a coordinator: there is exactly one writer; command the one there is"
+            )
+        self.strategy = strategy
+        self._envs = envs
+        self._owns_journal = journal is not None and not isinstance(journal, Journal)
+        self._journal = journal if isinstance(journal, Journal) or journal is None else Journal(journal)
+        self._started = self._optional("started")
+        self._settle = self._optional("settle")
+        self._published = self._optional("published")
+        self._result: Callable[[Any], Any] | None = self._optional("success") or self._optional("score")
+        self._directive: Directive | None = None
+        self._receipt: Any = None
+        self._running: bool = False
+        self._stopped: bool = False
+        self._error: BaseException | None = None
+        self._folding = False
+        self._held = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self.decisions: list[
+            Decision
+        ] = []  # stage moves, solved, stalled and commands of this run, oldest first
+        self.published = 0  # directives
+        self.folded = 0  # hand-outs
+        attached = self._optional("attached")
+        if attached is not None:
+            attached(envs.num_envs)
+        self._stream: EventsLike = envs.events()
+        _owners[envs] = weakref.ref(self)
+        self._note_run()
+        self._publish()
+
+    def _optional(self, name: str) -> Callable[..., Any] | None:
+        found = getattr(self.strategy, name, None)
+        return found if callable(found) else None
+
+    # ---- the one coroutine
+
+    async def run(self) -> None:
+        """Read, fold, decide, publish, until the envs are closed.
+
+        Ends with the exception of a strategy or rule that raises: nothing is swallowed. Cancelling it stops
+        it cleanly: what was read is folded, and the envs are free for another coordinator.
+        """
+        if self._running or self._stopped:
+            raise CoordinatorError(f"run() {'is already running' if self._running else 'has ended'}")
+        self._running = True
+        try:
+            while True:
+                try:
+                    batch = await self._stream.next_batch()
+                except StopAsyncIteration:
+                    break
+                self._folding = True
+                self._fold(batch)
+                self._folding = False
+                self._wake()
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._running, self._folding, self._stopped = False, False, True
+            self._wake()
+            if self._owns_journal and self._journal is not None:
+                self._journal.close()
+            await self._stream.aclose()
+
+    async def settled(self) -> None:
+        """Every hand-out so far is folded and its directive published; at once, without a turn of the loop,
+        if so.
+
+        Awaited between `recv` and `send`, it makes decisions hold for that very step. Raises what ended
+        `run()`. Cancelling it loses nothing.
+        """
+        while self._error is None and not self._stopped and (self._stream.behind or self._folding):
+            if not self._running:
+                await asyncio.sleep(0)  # run() may be a task that has not had its first turn yet
+                self._expect_running()
+                continue
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        if isinstance(self._error, asyncio.CancelledError):
+            raise CoordinatorError("run() was cancelled: nobody decides any more")
+        if self._error is not None:
+            raise self._error
+
+    def _expect_running(self) -> None:
+        if not self._running and not self._stopped:
+            raise CoordinatorError("events wait, but run() is not running: start it as a task")
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    def _fold(self, batch: EventBatchLike) -> None:
+        """All events of one hand-out, then one check, then at most one directive."""
+        started: list[Any] = []
+        ended: list[Any] = []
+        for event in batch.events:
+            (ended if hasattr(event, "outcome") else started).append(event)
+        if len(ended) > 1:
+            ended.sort(key=_by_order)
+        if self._journal is not None:
+            result = self._result
+            results = [
+                (e, None if result is None or e.outcome == "aborted" else float(result(e))) for e in ended
+            ]
+            self._journal.batch(batch.number, batch.watermark, started, results)
+        if self._started is not None:
+            for event in started:
+                self._started(event)
+        observe = self.strategy.observe
+        for event in ended:
+            observe(event)
+        if self._settle is not None:
+            for decision in self._settle(batch.watermark) or ():
+                self._decide(decision)
+        self.folded += 1
+        if not self._held:
+            self._publish()
+
+    def _decide(self, decision: Decision) -> None:
+        self.decisions.append(decision)
+        if self._journal is not None:
+            self._journal.decision(decision)
+
+    def _publish(self) -> Any:
+        """Broadcast the directive if it changed; the receipt of the one in force."""
+        directive = self.strategy.directive()
+        if directive is not self._directive and directive != self._directive:
+            self._receipt = self._envs.broadcast(directive, topic=TOPIC, apply="now")
+            self.published += 1
+            if self._journal is not None:
+                self._journal.write(
+                    "published",
+                    version=self._receipt.version,
+                    stage=directive.stage,
+                    ratios=dict(zip(directive.stages, directive.ratios)),
+                    mix=directive.mix,
+                )
+            if self._published is not None:
+                self._published(self._receipt.version)
+        self._directive = directive
+        return self._receipt
+
+    def _note_run(self) -> None:
+        if self._journal is not None:
+            config = self._optional("config")
+            self._journal.write(
+                "run",
+                schema=SCHEMA,
+                num_envs=self._envs.num_envs,
+                config={"strategy": type(self.strategy).__name__} if config is None else config(),
+                state=self.strategy.state_dict(),
+            )
+
+    # ---- commands
+
+    def set_stage(self, name: str, *, by: str | None = None, why: str | None = None) -> Any:
+        """Begin a stay in that stage, now; returns the broadcast receipt. The current stage
+        again: a no-op.
+        """
+        decision = self._command("set_stage", (name,), by, why)
+        if isinstance(decision, Decision):
+            self._decide(replace(decision, by=by, why=why))
+        return self._publish()
+
+    def set_mixing_ratio(
+        self, stage: str, ratio: float | None, *, by: str | None = None, why: str | None = None
+    ) -> Any:
+        """Fix a stage's mixing ratio, or with None give it back to the rules; returns the
+        broadcast receipt.
+        """
+        self._command("set_mixing_ratio", (stage, ratio), by, why)
+        self._decide(self._plain_decision("set_mixing_ratio", by, why, {"stage": stage, "ratio": ratio}))
+        return self._publish()
+
+    def hold(self, *, by: str | None = None, why: str | None = None) -> Any:
+        """Keep counting, decide nothing; returns the receipt of the directive in force."""
+        self._command("hold", (), by, why, required=False)
+        if not self._held:
+            self._decide(self._plain_decision("hold", by, why, {}))
+        self._held = True
+        return self._receipt
+
+    def release(self, *, by: str | None = None, why: str | None = None) -> Any:
+        """Decide again; returns the broadcast receipt."""
+        self._command("release", (), by, why, required=False)
+        if self._held:
+            self._decide(self._plain_decision("release", by, why, {}))
+        self._held = False
+        return self._publish()
+
+    def _command(
+        self, name: str, arguments: tuple[Any, ...], by: str | None, why: str | None, *, required: bool = True
+    ) -> Any:
+        if self._stopped:
+            raise CoordinatorError(f"{name}: run() has ended")
+        command = self._optional(name)
+        if command is None and required:
+            raise CommandError(f"{type(self.strategy).__name__} has no {name}")
+        result = None if command is None else command(*arguments)  # raises before anything is noted
+        if self._journal is not None:
+            self._journal.write("command", command=name, arguments=list(arguments), by=by, why=why)
+        return result
+
+    def _plain_decision(
+        self, kind: str, by: str | None, why: str | None, counts: Mapping[str, Any]
+    ) -> Decision:
+        return Decision(kind, self.stage, None, (), getattr(self.strategy, "total", 0), counts, by, why)
+
+    def record_scores(self, parts: Iterable[Any]) -> None:
+        """What the learner measured on parts of episodes, for strategies that ask for it;
+        others ignore it.
+        """
+        record = self._optional("record_scores")
+        if record is not None:
+            record(parts)
+            if not self._held and not self._stopped:
+                self._publish()
+
+    # ---- what is in force
+
+    @property
+    def stage(self) -> str | None:
+        """The current stage; None for strategies without stages."""
+        stage: str | None = getattr(self.strategy, "stage", None)
+        return stage
+
+    @property
+    def solved(self) -> bool:
+        """The last stage has met its own rule."""
+        return bool(getattr(self.strategy, "solved", False))
+
+    @property
+    def alive(self) -> bool:
+        """run() has not ended: these envs have their one writer."""
+        return not self._stopped
+
+    @property
+    def held(self) -> bool:
+        """Decisions are on hold."""
+        return self._held
+
+    @property
+    def receipt(self) -> Any:
+        """The receipt of the directive in force."""
+        return self._receipt
+
+    def mixing_ratio(self, stage: str) -> float:
+        """The mixing ratio of a stage, as published."""
+        return self.strategy.directive().mixing_ratio(stage)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """One row per stage (or level): success rate, outcomes, what is missing to advance, ratio, trend."""
+        progress = self._optional("progress")
+        return [] if progress is None else list(progress())
+
+    def explain(self) -> str:
+        """Why the last decision was what it was."""
+        explain = self._optional("explain")
+        return (
+            f"{type(self.strategy).__name__} does not explain itself" if explain is None else str(explain())
+        )
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, with a schema version."""
+        return {
+            "schema": 1,
+            "held": self._held,
+            "decisions": [decision.as_dict() for decision in self.decisions],
+            "strategy": self.strategy.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue a run on these envs, and publish. StateError, and nothing changed, if the state does not
+        fit.
+        """
+        if need(state, "schema", int, "Coordinator state") != 1:
+            raise StateError(f"Coordinator state: schema: expected 1, got {state['schema']}")
+        held = need(state, "held", bool, "Coordinator state")
+        saved = need(state, "decisions", list, "Coordinator state")
+        try:
+            decisions = [Decision.from_dict(decision) for decision in saved]
+        except (TypeError, KeyError) as error:
+            raise StateError(f"Coordinator state: decisions: {error}") from error
+        self.strategy.load_state_dict(need(state, "strategy", dict, "Coordinator state"))
+        self.decisions, self._held = decisions, held
+        attached = self._optional("attached")
+        if attached is not None:
+            attached(self._envs.num_envs)
+        self._note_run()
+        self._publish()
+        if self._published is not None:
+            self._published(self._receipt.version)
+
+
+def _by_order(episode: Any) -> int:
+    order: int = episode.order
+    return order

@@ -1,0 +1,166 @@
+"""`CurriculumEnv`: the Gymnasium wrapper that draws its task at reset from the newest directive."""
+# child: synchronous; under a vec env it only draws, it never counts and never decides
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+from curriculum.directive import Directive, Draws
+from curriculum.errors import DirectiveError, LevelError
+from curriculum.levels import Level, LevelSet
+from curriculum.strategies.base import FinishedEpisode, Strategy
+
+__all__ = ["CurriculumEnv"]
+
+
+class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """Draws a task at each reset, loads its level, and stamps the episode with it.
+
+    `load(env, level)` puts a level into the env inside; without it the level is passed on as
+    `reset(options={"level": level.data})`. The reset info gets `task` (stage, level, generator, role) and the
+    flat keys `curriculum_stage` and `curriculum_level_id`; the last step's info gets the flat keys again.
+
+    Under a vec env, directives come from the coordinator; what is broadcast and is not a directive is handed
+    to the env inside. Alone, with `strategy=`, it is the only one who counts: it tracks its own episodes, and
+    the strategy checks every 10 of them.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        levels: LevelSet,
+        *,
+        load: Callable[[gym.Env[Any, Any], Level], object] | None = None,
+        strategy: Strategy | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.levels = levels
+        self.strategy = strategy
+        self._load = load
+        self._draws = Draws(secrets.randbits(64))
+        self._directive: Directive | None = None
+        self._version = 0
+        self._task: dict[str, str] = {}
+        self._episode: tuple[int, int, float, int] | None = (
+            None  # index, length, return, version; while one runs
+        )
+        self._episodes = 0
+        if strategy is not None:
+            self._call("attached", 1)
+            self._publish()
+
+    # ---- updates
+
+    def on_broadcast(self, payload: Any, version: int) -> None:
+        """Store a directive for the next reset; hand anything else to the env inside."""
+        if not isinstance(payload, Directive):
+            if self.env.has_wrapper_attr("on_broadcast"):
+                self.env.get_wrapper_attr("on_broadcast")(payload, version)
+            return
+        if self.strategy is not None:
+            raise DirectiveError(
+                "a directive arrived, but this env has a strategy of its own: "
+                "give the strategy to the Coordinator only"
+            )
+        payload.check_fits(self.levels)
+        self._directive, self._version = payload, version
+
+    @property
+    def directive(self) -> Directive:
+        """What the next task is drawn from; DirectiveError before any has arrived."""
+        if self._directive is None:
+            raise DirectiveError(
+                "no directive has arrived: make a Coordinator on the vec env before its first reset, "
+                "or give this env a strategy of its own"
+            )
+        return self._directive
+
+    def get_mixing_ratio(self, stage: str) -> float:
+        """The mixing ratio that this env uses for a stage."""
+        return self.directive.mixing_ratio(stage)
+
+    @property
+    def task(self) -> dict[str, str]:
+        """The stamp of the episode that runs; empty before the first reset."""
+        return dict(self._task)
+
+    # ---- episodes
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Draw a task, load its level, reset the env inside, stamp the info."""
+        self._end("aborted", {})
+        directive = self.directive
+        if seed is not None:
+            self._draws = Draws(int(seed))
+        number, stage, generator, role = self._draws.next(directive, self.levels)
+        level = self.levels[number]
+        try:
+            if self._load is not None:
+                self._load(self.env, level)
+                obs, info = self.env.reset(seed=seed, options=options)
+            else:
+                obs, info = self.env.reset(seed=seed, options={**(options or {}), "level": level.data})
+        except LevelError:
+            raise
+        except Exception as error:
+            error.add_note(f"while starting level {level.id!r} of stage {stage!r} ({generator})")
+            raise
+        self._task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
+        self._episode = (self._episodes, 0, 0.0, self._version)
+        self._episodes += 1
+        if self.strategy is not None:
+            self._call("started", self._finished("", {}))
+        return obs, {**info, "task": self.task, **self._flat()}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step the env inside; the last step's info names stage and level."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if self._episode is not None:
+            index, length, total, version = self._episode
+            self._episode = (index, length + 1, total + float(reward), version)
+        if terminated or truncated:
+            self._end("terminated" if terminated else "truncated", info)
+            info = {**info, **self._flat()}
+        return obs, reward, terminated, truncated, info
+
+    def _flat(self) -> dict[str, str]:
+        return {"curriculum_stage": self._task["stage"], "curriculum_level_id": self._task["level"]}
+
+    # ---- alone
+
+    def _finished(self, outcome: str, info: dict[str, Any]) -> FinishedEpisode:
+        assert self._episode is not None
+        index, length, total, version = self._episode
+        return FinishedEpisode(0, index, index, length, total, outcome, version, self._task, info)
+
+    def _end(self, outcome: str, info: dict[str, Any]) -> None:
+        """Without a strategy of its own, nothing is counted here: the coordinator is the only
+        one who counts.
+        """
+        if self._episode is None:
+            return
+        if self.strategy is not None:
+            self.strategy.observe(self._finished(outcome, info))
+            self._call("settle", None)
+            self._publish()
+        self._episode = None
+
+    def _publish(self) -> None:
+        assert self.strategy is not None
+        directive = self.strategy.directive()
+        if directive is not self._directive and directive != self._directive:
+            directive.check_fits(self.levels)
+            self._directive = directive
+            self._version += 1
+            self._call("published", self._version)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        method = getattr(self.strategy, name, None)
+        if method is not None:
+            method(*arguments)

@@ -1,0 +1,162 @@
+"""What a strategy is: the small protocol, the episode it is given, and the decision it may report."""
+# pure: definitions and one-line readings of an episode
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from curriculum.directive import Directive
+from curriculum.errors import StampError, StateError
+
+__all__ = [
+    "Decision",
+    "EpisodeLike",
+    "FinishedEpisode",
+    "Score",
+    "StartedLike",
+    "Strategy",
+    "Success",
+    "is_success",
+    "need",
+    "success_score",
+    "task_of",
+]
+
+
+class StartedLike(Protocol):
+    """What is read of the start of an episode."""
+
+    @property
+    def env_id(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def task(self) -> Any: ...
+
+
+class EpisodeLike(StartedLike, Protocol):
+    """What is read of a finished episode; the runtime's `Episode` has all of it."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def episode_return(self) -> float: ...
+    @property
+    def outcome(self) -> Any: ...
+    @property
+    def final_info(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEpisode:
+    """An episode made by hand: by the single-env mode, by a replay, in tests."""
+
+    env_id: int
+    index: int
+    order: int
+    length: int
+    episode_return: float
+    outcome: str  # terminated, truncated or aborted
+    version: int
+    task: Any
+    final_info: Mapping[str, Any] = field(default_factory=dict)
+
+
+Success: TypeAlias = Callable[[Any], bool]
+Score: TypeAlias = Callable[[Any], float]
+
+
+class Strategy(Protocol):
+    """Four methods are enough; all are plain functions of plain data, deterministic given their inputs.
+
+    A strategy may also have any of these, which the coordinator calls where they exist:
+
+    - `attached(num_envs)`: it now serves these envs; their orders and versions start anew.
+    - `started(event)`: an episode began.
+    - `settle(watermark) -> Sequence[Decision] | None`: all events of one hand-out have been given; decide.
+    - `published(version)`: its newest directive is out, under that version.
+    - `set_stage(name)`, `set_mixing_ratio(stage, ratio)`, `hold()`, `release()`: an operator's commands.
+    - `record_scores(parts)`: what the learner measured on parts of episodes.
+    - `stage`, `solved`, `progress()`, `explain()`, `mixing_ratio(stage)`: what the coordinator shows.
+    - `success(episode) -> bool` or `score(episode) -> float`: what the journal notes of an episode.
+    """
+
+    def observe(self, episode: Any, /) -> object:
+        """Take in a finished episode. Episodes of one hand-out come in the order in which they started."""
+
+    def directive(self) -> Directive:
+        """What workers shall draw from. Return the same object, or an equal one, while nothing changed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of its state as plain data (what json can write), with a schema version."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take over what `state_dict()` gave; StateError, and nothing changed, if it does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision, with the counts it was taken on."""
+
+    kind: (
+        str  # advance, regress, solved, stalled, or the operator's set_stage, set_mixing_ratio, hold, release
+    )
+    stage: str | None  # the stage it was taken in
+    to: str | None = None  # the stage it moved to
+    reasons: tuple[str, ...] = ()
+    total: int = 0  # ended episodes so far, aborted ones not counted
+    counts: Mapping[str, Any] = field(default_factory=dict)  # k, length, n, threshold, …
+    by: str | None = None
+    why: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "reasons": list(self.reasons), "counts": dict(self.counts)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Decision:
+        """What `as_dict` gave."""
+        return cls(**{**data, "reasons": tuple(data["reasons"])})
+
+
+def is_success(episode: EpisodeLike) -> bool:
+    """`final_info["is_success"]`, else `["success"]`, else false."""
+    info = episode.final_info
+    value = info.get("is_success")
+    return bool(info.get("success", False) if value is None else value)
+
+
+def success_score(episode: EpisodeLike) -> float:
+    """1.0 for a success, else 0.0."""
+    return float(is_success(episode))
+
+
+def task_of(event: StartedLike) -> Mapping[str, Any]:
+    """The stamp of an episode; StampError that names its env if there is none."""
+    task = event.task
+    if not isinstance(task, Mapping) or "stage" not in task or "level" not in task:
+        raise StampError(
+            f"env {event.env_id}: episode {event.index} has no task stamp "
+            f"(info['task'] at reset is {task!r}); wrap the env in CurriculumEnv"
+        )
+    return task
+
+
+def need(state: Any, key: str, kinds: type | tuple[type, ...], where: str) -> Any:
+    """state[key] of one of these types; StateError that says what is missing or wrong. True and False are no
+    ints.
+    """
+    if not isinstance(state, Mapping) or key not in state:
+        raise StateError(f"{where}: expected a key {key!r}")
+    value = state[key]
+    allowed: Sequence[type] = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, tuple(allowed)) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(kind.__name__ for kind in allowed)
+        raise StateError(f"{where}: {key}: expected {names}, got {value!r:.60}")
+    return value

@@ -1,0 +1,158 @@
+"""What the staged strategy counts of one stage: windows, sequential statistics, lengths, totals."""
+# pure: counts in, counts out
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from curriculum import rules
+from curriculum.errors import StateError
+from curriculum.rules import RATIOS, WINDOW, cusum, exact
+from curriculum.stages import Stage
+from curriculum.strategies.base import need
+from curriculum.windows import Window
+
+__all__ = ["Guard", "Tally"]
+
+_TOTALS = ("ended", "succeeded", "aborted", "passed_over", "late", "earlier_stay", "regressions")
+
+
+@dataclass(slots=True)
+class Guard:
+    """The failure test of one stage in one stay: is it below its floor?"""
+
+    floor: Fraction | None
+    window: Window = field(default_factory=Window)
+    statistic: int = 0  # CUSUM of failures against T' = 1 - floor
+    armed: bool = False
+
+    def clear(self, *, armed: bool = False) -> None:
+        """A new stay."""
+        self.window.clear()
+        self.statistic, self.armed = 0, armed
+
+    def add(self, success: bool, patience: int) -> None:
+        """Take in one outcome; arms once the stage was learned in this stay, or at n ≥ patience (4·M)."""
+        self.window.add(success)
+        if self.floor is None:
+            return
+        self.statistic = cusum(1 - self.floor).step(self.statistic, not success)
+        if self.armed:
+            return
+        if rules.learned(self.window.successes, len(self.window), self.floor):
+            self.armed = True
+            self.statistic = 0  # failures from before it was learned are no evidence of forgetting
+        elif self.window.n >= patience:
+            self.armed = True
+
+    def fails(self, sequential: bool) -> bool:
+        """Armed, and below the floor by the test in force."""
+        if self.floor is None or not self.armed:
+            return False
+        if sequential:
+            return self.statistic >= cusum(1 - self.floor).limit
+        return rules.regression(self.window.successes, len(self.window), self.window.n, self.floor)
+
+
+class Tally:
+    """All counts of one stage."""
+
+    def __init__(self, stage: Stage, base_ratio: float) -> None:
+        self.stage = stage
+        self.threshold = exact(stage.threshold)
+        self.window = Window()  # for advance: outcomes passed over are failures in it
+        self.mixing = Window()  # for the mixing ratio: without them
+        self.statistic = 0  # CUSUM of successes against the threshold
+        floor = None if stage.floor is None else exact(stage.floor)
+        self.guard = Guard(floor)  # regression from this stage, or to it by probes
+        self.band: int | None = None
+        self.ratio = base_ratio
+        self.lengths: deque[int] = deque(maxlen=WINDOW)
+        self.passed = False  # it was once left by its own rule
+        self.totals = dict.fromkeys(_TOTALS, 0)
+
+    @property
+    def factor(self) -> int:
+        """What regressions from this stage have made of M and the cooldown: 1, 2, 4, at most 8."""
+        return int(min(2 ** self.totals["regressions"], rules.BACKOFF_LIMIT))
+
+    @property
+    def min_episodes(self) -> int:
+        """M, in force."""
+        return self.stage.min_episodes * self.factor
+
+    def begin_stay(self) -> None:
+        """w, n and the statistics start empty; the ratio stays until there are five outcomes."""
+        self.window.clear()
+        self.mixing.clear()
+        self.statistic = 0
+        self.guard.clear()
+
+    def add(self, success: bool, *, sequential: bool) -> None:
+        """An outcome of this stage, for advance and mixing."""
+        self.window.add(success)
+        self.statistic = cusum(self.threshold).step(self.statistic, success)
+        mixing = self.mixing
+        mixing.add(success)
+        length = len(mixing)
+        if length < rules.MIXING_OUTCOMES:
+            return
+        if sequential and length == WINDOW and self.band is not None:
+            self.band = rules.hysteresis_band(self.band, mixing.successes)
+        else:
+            self.band = rules.mixing_band(mixing.successes, length)
+        self.ratio = RATIOS[self.band]
+
+    def add_passed_over(self) -> None:
+        """An episode of this stage was passed over: a failure for advance, nothing for
+        regression and mixing.
+        """
+        self.window.add(False)
+        self.statistic = cusum(self.threshold).step(self.statistic, False)
+
+    def mean_length(self) -> Fraction | None:
+        """Mean length of the newest 50 admitted episodes; None with fewer than five."""
+        known = len(self.lengths)
+        return None if known < rules.MIXING_OUTCOMES else Fraction(sum(self.lengths), known)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "window": self.window.state(),
+            "mixing": self.mixing.state(),
+            "statistic": self.statistic,
+            "guard": {
+                "window": self.guard.window.state(),
+                "statistic": self.guard.statistic,
+                "armed": self.guard.armed,
+            },
+            "band": self.band,
+            "ratio": self.ratio,
+            "lengths": list(self.lengths),
+            "passed": self.passed,
+            "totals": dict(self.totals),
+        }
+
+    def load(self, state: Any, where: str) -> None:
+        """Take over what `state()` gave."""
+        self.window.load(need(state, "window", list, where), f"{where}: window")
+        self.mixing.load(need(state, "mixing", list, where), f"{where}: mixing")
+        self.statistic = need(state, "statistic", int, where)
+        guard = need(state, "guard", dict, where)
+        self.guard.window.load(need(guard, "window", list, f"{where}: guard"), f"{where}: guard: window")
+        self.guard.statistic = need(guard, "statistic", int, f"{where}: guard")
+        self.guard.armed = need(guard, "armed", bool, f"{where}: guard")
+        self.band = need(state, "band", (int, type(None)), where)
+        if self.band is not None and not 0 <= self.band < len(RATIOS):
+            raise StateError(f"{where}: band: expected 0 to {len(RATIOS) - 1}, got {self.band}")
+        self.ratio = float(need(state, "ratio", (float, int), where))
+        lengths = need(state, "lengths", list, where)
+        if not all(isinstance(length, int) for length in lengths):
+            raise StateError(f"{where}: lengths: expected whole numbers, got {lengths!r:.60}")
+        self.lengths = deque(lengths, maxlen=WINDOW)
+        self.passed = need(state, "passed", bool, where)
+        totals = need(state, "totals", dict, where)
+        self.totals = {key: need(totals, key, int, f"{where}: totals") for key in _TOTALS}
