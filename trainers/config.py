@@ -86,7 +86,9 @@ class NetworkConfig:
     """The actor-critic network. Images get a small CNN in front, chosen by their size."""
 
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers; policy and value have layers of their own."""
+    """Widths of the hidden layers."""
+    shared: bool = False
+    """Policy and value share the hidden layers, or have layers of their own."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the hidden layers."""
     normalise_obs: bool = False
@@ -112,6 +114,8 @@ class TrainConfig:
     """Move through the stages; off: only the last stage is played, from the start."""
     window: Literal["started", "completed"] = "started"
     """Count outcomes in the order in which episodes started, or in which they ended."""
+    rules: Literal["reference", "sequential"] = "reference"
+    """Advance by success windows, or by a sequential test that seldom advances by luck."""
     seed: int = 0
     """Every random stream of the run derives from it."""
     total_steps: int = 1_000_000
@@ -183,6 +187,10 @@ class TrainConfig:
         _require(
             not (self.deterministic and self.collect != "lockstep"),
             "deterministic=True needs collect='lockstep': who is ready first depends on time",
+        )
+        _require(
+            not (self.rules == "sequential" and self.window == "completed"),
+            "rules='sequential' needs window='started'",
         )
         _require(
             self.ppo.minibatches <= self.batch_size,

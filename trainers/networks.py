@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
@@ -173,7 +173,7 @@ def _encoder(path: str, leaf: gym.Space[Any], normalise: bool) -> OneHot | Flat 
 
 
 class ActorCritic(nn.Module):
-    """An encoder per leaf, concatenated; then layers of their own for policy and value.
+    """An encoder per leaf, concatenated; then hidden layers, shared by policy and value or not.
 
     Orthogonal initialisation: √2 in hidden layers, 0.01 for the policy's last (it starts near uniform), 1 for
     the value's.
@@ -190,14 +190,16 @@ class ActorCritic(nn.Module):
             width = sum(cast(int, encoder.width) for encoder in self.encoders)
             gaussian = isinstance(head, Gaussian)
             outputs = head.size // 2 if gaussian else head.size
-            self.actor = _tower(width, config, outputs, gain=0.01)
-            self.critic = _tower(width, config, 1, gain=1.0)
+            together, apart = (config.hidden, ()) if config.shared else ((), config.hidden)
+            self.body, width = _hidden(width, together, config)
+            self.actor = _tower(width, apart, config, outputs, gain=0.01)
+            self.critic = _tower(width, apart, config, 1, gain=1.0)
             self.log_std = nn.Parameter(torch.zeros(outputs)) if gaussian else None
 
     def forward(self, obs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Leaves (n, …) → the action head's `params` (n, size) and values (n,)."""
         parts = [encoder(obs[key]) for key, encoder in zip(self.keys, self.encoders)]
-        features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        features = self.body(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
         params = self.actor(features)
         if self.log_std is not None:
             params = torch.cat((params, self.log_std.expand_as(params)), dim=1)
@@ -210,10 +212,17 @@ class ActorCritic(nn.Module):
                 encoder.observe(obs[key])
 
 
-def _tower(width: int, config: NetworkConfig, outputs: int, gain: float) -> nn.Sequential:
+def _hidden(width: int, sizes: Sequence[int], config: NetworkConfig) -> tuple[nn.Sequential, int]:
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]
     layers: list[nn.Module] = []
-    for hidden in config.hidden:
+    for hidden in sizes:
         layers += [_orthogonal(nn.Linear(width, hidden), math.sqrt(2)), activation()]
         width = hidden
-    return nn.Sequential(*layers, _orthogonal(nn.Linear(width, outputs), gain))
+    return nn.Sequential(*layers), width
+
+
+def _tower(
+    width: int, sizes: Sequence[int], config: NetworkConfig, outputs: int, gain: float
+) -> nn.Sequential:
+    hidden, width = _hidden(width, sizes, config)
+    return nn.Sequential(*hidden, _orthogonal(nn.Linear(width, outputs), gain))

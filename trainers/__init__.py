@@ -1,0 +1,50 @@
+"""Learn, and be run: PPO on a moving curriculum."""
+# the door: re-exports, each loaded on first use, so that the command line's help does not wait for torch
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.checkpoint import CheckpointError
+    from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
+    from trainers.metrics import Report, StageReport, Timing
+    from trainers.presets import Job, Preset, load_preset
+    from trainers.run import Run, train, training
+    from trainers.summary import StageEntry, Summary
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Job",
+    "NetworkConfig",
+    "PPOConfig",
+    "Preset",
+    "Report",
+    "Run",
+    "StageEntry",
+    "StageReport",
+    "Summary",
+    "Timing",
+    "TrainConfig",
+    "load_preset",
+    "train",
+    "training",
+]
+
+_ROOMS = {
+    "checkpoint": ("CheckpointError",),
+    "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
+    "metrics": ("Report", "StageReport", "Timing"),
+    "presets": ("Job", "Preset", "load_preset"),
+    "run": ("Run", "train", "training"),
+    "summary": ("StageEntry", "Summary"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOM_OF:
+        return getattr(importlib.import_module(f"trainers.{_ROOM_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

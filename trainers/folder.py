@@ -1,0 +1,107 @@
+"""The run folder: config.toml, metrics.jsonl, journal.jsonl, checkpoints/, summary.json, curve.png."""
+# resource: owns one folder on disk
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.config import ConfigError, TrainConfig, from_mapping, to_toml
+from trainers.metrics import wall_clock
+
+__all__ = ["RunFolder", "load_config"]
+
+LOGS = ("metrics.jsonl", "journal.jsonl")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what it leaves."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """A fresh folder with the config in it. Raises `ConfigError` if it exists or cannot be made."""
+        name = config.name or f"{config.title}-seed{config.seed}-{wall_clock()}"
+        path = config.runs / name
+        number = 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if config.name is not None:
+                    raise ConfigError(
+                        f"{path} exists: choose another name, or go on with --resume {path}"
+                    ) from None
+                number += 1
+                path = config.runs / f"{name}-{number}"
+            except OSError as error:
+                raise ConfigError(f"cannot make the run folder {path}: {error.strerror}") from None
+        folder = cls(path)
+        folder.save_config(config)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run's folder. Raises `ConfigError` if there is none."""
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such run folder")
+        if not (path / "config.toml").is_file():
+            raise ConfigError(f"{path}: not a run folder: it has no config.toml")
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
+
+    def config(self) -> TrainConfig:
+        """The config that the run was started with."""
+        return load_config(self.path / "config.toml")
+
+    def save_config(self, config: TrainConfig) -> None:
+        (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes of each log."""
+        return {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
+
+    def cut_logs(self, sizes: dict[str, int]) -> None:
+        """Drop what the logs hold beyond `sizes`: it happened after the checkpoint, and will happen again."""
+        for name in LOGS:
+            with contextlib.suppress(FileNotFoundError):
+                if (self.path / name).stat().st_size > sizes.get(name, 0):
+                    os.truncate(self.path / name, sizes.get(name, 0))
+
+
+def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
+    """Read a config file, over `base`. Raises `ConfigError` with file, key or line, and what was expected."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return from_mapping(TrainConfig, data, source=str(path), base=base)

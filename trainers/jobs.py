@@ -1,0 +1,119 @@
+"""From a config to what is trained on: preset, the user's own env, plan and levels, each checked by name."""
+# edge: imports the user's module and reads the user's files; every mistake is one `ConfigError`
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+import curriculum as cu
+from trainers.config import ConfigError, TrainConfig
+from trainers.presets import Job, load_preset
+
+__all__ = ["resolve_job"]
+
+
+def resolve_job(config: TrainConfig) -> Job:
+    """What `config` names. Raises `ConfigError` (or the curriculum's errors, with file and line)."""
+    if config.preset is None and config.env is None:
+        raise ConfigError("nothing to train on: name a preset, or an env as MODULE:FACTORY or Gymnasium id")
+    job = None if config.preset is None else load_preset(config.preset).job()
+    plan: cu.StagePlan | None
+    levels = cu.LevelSet.from_directory(config.levels) if config.levels is not None else None
+    if config.plan is not None:
+        plan = cu.StagePlan.from_toml(config.plan)
+    elif levels is not None and levels.plan is not None:
+        plan = levels.plan
+    else:
+        plan = job.plan if job is not None else None
+    if config.env is not None:
+        make_env = _with_curriculum(_factory(config.env), levels, plan)
+        job = Job(plan if plan is not None else cu.StagePlan([cu.Stage(NO_STAGES)]), make_env)
+    elif levels is not None:
+        raise ConfigError("--levels needs --env: a preset brings its own levels")
+    assert job is not None
+    if not config.curriculum:
+        plan = cu.StagePlan([job.plan.stages[-1]])
+        return Job(plan, job.make_env, job.success)
+    return Job(plan if plan is not None else job.plan, job.make_env, job.success)
+
+
+NO_STAGES = "all"  # the one stage of an env that was given no plan
+
+
+def _with_curriculum(factory: Callable[[], Any], levels: Any, plan: Any) -> Callable[[], Any]:
+    """`factory`, wrapped in a `CurriculumEnv` unless it makes one itself."""
+    plain = levels is None and plan is None
+    if levels is None:
+        names = [NO_STAGES] if plan is None else plan.names
+        levels = cu.LevelSet([cu.Level(id=name, stage=name, data={"stage": name}) for name in names])
+
+    def make_env() -> Any:  # travels by value: what it needs it imports where it runs
+        import curriculum
+
+        env = factory()
+        inner = env
+        while inner is not None:
+            if isinstance(inner, curriculum.CurriculumEnv):
+                return env
+            inner = getattr(inner, "env", None)
+        if plain:  # nothing to load: the env is reset as it always was
+            return curriculum.CurriculumEnv(env, levels, load=lambda env, level: None)
+        return curriculum.CurriculumEnv(env, levels)
+
+    return make_env
+
+
+def _factory(name: str) -> Callable[[], Any]:
+    """The factory that MODULE:FACTORY or a Gymnasium id names."""
+    if ":" in name:
+        return _own_factory(*name.split(":", 1))
+    try:
+        spec = gym.spec(name)
+    except gym.error.Error as error:
+        raise ConfigError(f"unknown env {name!r}: {error}") from None
+
+    def make() -> Any:
+        import gymnasium
+
+        return gymnasium.make(spec, disable_env_checker=True)
+
+    return make
+
+
+def _own_factory(module_name: str, attribute: str) -> Callable[[], Any]:
+    if not module_name or not attribute:
+        raise ConfigError(f"env {module_name}:{attribute}: expected MODULE:FACTORY")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"env {module_name}:{attribute}: no module named {error.name!r}") from None
+        raise _import_failed(module_name, attribute, error) from error
+    except Exception as error:
+        raise _import_failed(module_name, attribute, error) from error
+    factory: Any = module
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            near = difflib.get_close_matches(part, dir(factory), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"env {module_name}:{attribute}: {module_name} has no {part!r}{hint}")
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise ConfigError(f"env {module_name}:{attribute}: not callable but {type(factory).__name__}")
+    made: Callable[[], Any] = factory
+    return made
+
+
+def _import_failed(module_name: str, attribute: str, error: Exception) -> ConfigError:
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return ConfigError(
+        f"env {module_name}:{attribute}: importing it failed: {type(error).__name__}: {error}{at}"
+    )

@@ -1,0 +1,40 @@
+"""How late the event loop is: a ticker, and what it saw."""
+# async: one task that sleeps
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+__all__ = ["LoopLag"]
+
+TICK_S = 0.010
+WARN_S = 0.100
+log = logging.getLogger("trainers")
+
+
+class LoopLag:
+    """Lateness of a 10 ms ticker, in seconds; the newest 65,536 ticks are kept."""
+
+    def __init__(self) -> None:
+        self.all: deque[float] = deque(maxlen=65_536)
+        self._since: list[float] = []
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + TICK_S
+            await asyncio.sleep(TICK_S)
+            late = max(0.0, loop.time() - due)
+            self.all.append(late)
+            self._since.append(late)
+            if late > WARN_S:
+                log.warning("the event loop was blocked for %.0f ms", late * 1000)
+
+    def take(self) -> Sequence[float]:
+        """What was seen since the last call."""
+        seen, self._since = self._since, []
+        return seen

@@ -1,0 +1,102 @@
+"""The learner: model, optimiser and rollout of one run, and what each random stream derives from."""
+# pure (torch): learns from what was stored; who calls it decides in which thread
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from trainers.actions import action_head
+from trainers.checkpoint import CheckpointError
+from trainers.config import ConfigError, TrainConfig
+from trainers.networks import ActorCritic, has_image, leaf_spaces
+from trainers.policy import Policy
+from trainers.ppo import UpdateStats, make_optimiser, update
+from trainers.rollout import Rollout
+
+__all__ = ["Learner", "env_seeds", "stream", "torch_threads"]
+
+ACT, LEARN, RESET, EVAL = range(4)  # what a random stream is for
+
+
+def stream(seed: int, purpose: int, index: int) -> np.random.Generator:
+    """A generator of its own for each (run seed, purpose, index): a counter is all the state there is."""
+    return np.random.default_rng((seed, purpose, index))
+
+
+def env_seeds(seed: int, index: int, num_envs: int, purpose: int = RESET) -> list[int]:
+    """Seeds for a reset of all envs before update `index`; they do not depend on the workers."""
+    return [int(n) for n in stream(seed, purpose, index).integers(2**31, size=num_envs)]
+
+
+def torch_threads(config: TrainConfig, num_workers: int) -> int:
+    """Threads for torch: what the workers leave of the CPUs this process may use, at least one."""
+    if config.deterministic:
+        return 1
+    if config.torch_threads is not None:
+        return config.torch_threads
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus - (num_workers if config.backend == "process" else 0))
+
+
+class Learner:
+    """Everything that learns. `masked`: actions come with masks of what is allowed."""
+
+    def __init__(
+        self, config: TrainConfig, obs_space: gym.Space[Any], action_space: gym.Space[Any], *, masked: bool
+    ) -> None:
+        self.config = config
+        self.obs_space = obs_space
+        self.head = action_head(action_space)
+        if masked and not self.head.mask_size:
+            raise ConfigError(f"an action mask was given, but {action_space} cannot be masked")
+        self.device = _device(config.device, obs_space)
+        self.model = ActorCritic(obs_space, self.head, config.network, seed=config.seed).to(self.device)
+        self.optimiser = make_optimiser(self.model, config.ppo)
+        self.policy = Policy(self.model, self.head, self.device)
+        self.rollout = Rollout(
+            config.ppo.num_steps,
+            config.num_envs,
+            leaf_spaces(obs_space),
+            action_shape=self.head.shape,
+            action_dtype=self.head.dtype,
+            mask_size=self.head.mask_size if masked else 0,
+        )
+
+    def learn(self, last_obs: dict[str, Any], index: int, progress: float) -> UpdateStats:
+        """Update `index` from the full rollout; `progress` in [0, 1] anneals the learning rate."""
+        config = self.config.ppo
+        lr = config.lr * max(0.0, 1 - progress) if config.anneal_lr else config.lr
+        return update(
+            self.model,
+            self.optimiser,
+            self.head,
+            self.rollout,
+            self.policy.values(last_obs),
+            config,
+            lr=lr,
+            rng=stream(self.config.seed, LEARN, index),
+        )
+
+    def load(self, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
+        """Take over saved parameters. Raises `CheckpointError` if they are of another network."""
+        try:
+            self.model.load_state_dict(model)
+            if optimiser is not None:
+                self.optimiser.load_state_dict(optimiser)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"the saved network does not fit this config and env: {reason}") from None
+
+
+def _device(wanted: str, obs_space: gym.Space[Any]) -> torch.device:
+    if wanted == "auto":  # a small MLP is faster on the CPU: each of its layers takes less time than a launch
+        return torch.device("cuda" if has_image(obs_space) and torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,195 @@
+"""What a run reports, number by number, and the files it goes to."""
+# resource: owns metrics.jsonl of one run folder, and TensorBoard's event file if asked
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from trainers.config import ConfigError
+
+__all__ = [
+    "Logger",
+    "MetricsFile",
+    "Report",
+    "StageReport",
+    "TensorBoard",
+    "Timing",
+    "percentile",
+    "wall_clock",
+]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage, as the curriculum counts it at the end of the update."""
+
+    name: str
+    """The stage's name."""
+    success_rate: float
+    """Successes among the newest admitted outcomes (at most 50); 0 while there are none."""
+    outcomes: int
+    """Admitted outcomes in that window."""
+    episodes: int
+    """Episodes played on it in this run that ended, aborted ones not counted."""
+    mixing_ratio: float
+    """Probability that an episode is drawn from the previous stage instead, while this one is current."""
+    missing: str
+    """What keeps it from advancing, in words; empty where nothing does."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What depends on the machine and the moment: all that two equal runs may differ in."""
+
+    wall_s: float
+    """Seconds since the run began, over all its parts."""
+    steps_per_s: float
+    """Env steps of this update over its collecting and learning time."""
+    collect_s: float
+    """Seconds spent collecting this update's rows."""
+    learn_s: float
+    """Seconds spent learning from them, in the learner's thread."""
+    policy_s: float
+    """Of the collecting: seconds the event loop spent on inference and on storing rows."""
+    loop_lag_p99_s: float
+    """How late a 10 ms ticker on the event loop was, 99th percentile over this update."""
+    loop_lag_max_s: float
+    """The same, the worst."""
+    applied: int
+    """How many of the `published` directives every worker has taken (or a newer one instead)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One update: one line of metrics.jsonl."""
+
+    update: int
+    """Updates learned so far."""
+    env_steps: int
+    """Rows collected so far, reset rows included."""
+    episodes: int
+    """Episodes ended so far, aborted ones not counted."""
+    aborted: int
+    """Episodes of this update that were given up (a lost worker, a reset): neither success nor failure."""
+    stage: str
+    """The current stage."""
+    mixing_ratio: float
+    """Probability that an episode is drawn from the previous stage instead of the current one."""
+    published: int
+    """Directives the curriculum has published so far, in this part of the run."""
+    episode_return: float | None
+    """Mean undiscounted return of the episodes that ended in this update; None: none ended."""
+    episode_length: float | None
+    """Their mean number of executed steps; None: none ended."""
+    policy_loss: float
+    """Clipped surrogate, to be minimised; near 0 by construction, its size says little."""
+    value_loss: float
+    """Half the mean squared error of the values against the returns."""
+    entropy: float
+    """Mean entropy of the policy in nats; falls to 0 as it becomes certain."""
+    approx_kl: float
+    """KL divergence from the policy that collected, in the last pass: mean(ratio - 1 - log ratio)."""
+    clip_fraction: float
+    """Share of rows whose probability ratio left 1 ± clip."""
+    grad_norm: float
+    """Norm of the gradient before it was clipped, mean over minibatches."""
+    explained_variance: float
+    """1 - Var(returns - values) / Var(returns), before the update: 1 is perfect, 0 as good as the mean."""
+    learning_rate: float
+    """Adam's, in this update."""
+    valid_rows: int
+    """Rows that entered the loss: those whose action was executed."""
+    passes: int
+    """Passes over the rollout; fewer than `ppo.epochs` where `ppo.target_kl` ended it."""
+    stages: tuple[StageReport, ...]
+    """Every stage, in order."""
+    timing: Timing
+    """Everything that is not reproducible."""
+
+
+class Logger(Protocol):
+    """Where reports go."""
+
+    def write(self, report: Report) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """metrics.jsonl: one report per line, flushed with each, so that a crash loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, report: Report) -> None:
+        self._file.write(json.dumps(dataclasses.asdict(report), ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TensorBoard:
+    """The same numbers as scalars over env steps (extra `tensorboard`)."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "tensorboard=True needs the extra: pip install 'aio-vecenv[tensorboard]'"
+            ) from None
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def write(self, report: Report) -> None:
+        for name, value in _scalars(dataclasses.asdict(report)):
+            self._writer.add_scalar(name, value, report.env_steps)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _scalars(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                found += _scalars(item, f"{prefix}{key}/{item['name']}/")
+        elif isinstance(value, (int, float)):
+            found.append((prefix + key, float(value)))
+    return found
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """The percentile of samples; 0 where there are none."""
+    return float(np.percentile(samples, percent)) if len(samples) else 0.0
+
+
+def wall_clock() -> str:
+    """The date and time, for names and logs; nothing is decided by it."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line that was cut short is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]

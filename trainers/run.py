@@ -1,0 +1,419 @@
+"""The composition root: opens the envs, starts the coordinator, closes the loop, and learns in a thread."""
+# async: `training()` is the only place where the three packages meet
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import aio_vecenv as av
+import curriculum as cu
+from trainers.checkpoint import Checkpoint, Checkpoints
+from trainers.config import ConfigError, TrainConfig
+from trainers.feed import Feed
+from trainers.folder import RunFolder
+from trainers.jobs import resolve_job
+from trainers.lag import LoopLag
+from trainers.learner import ACT, Learner, env_seeds, stream, torch_threads
+from trainers.metrics import Logger, MetricsFile, Report, TensorBoard, Timing, percentile
+from trainers.networks import MASK
+from trainers.presets import Job
+from trainers.seen import Seen, is_masked
+from trainers.summary import RunTally, Summary, stage_reports
+
+__all__ = ["Run", "train", "training"]
+
+T = TypeVar("T")
+Ids = NDArray[np.int64]
+log = logging.getLogger("trainers")
+
+
+def train(
+    config: TrainConfig, *, job: Job | None = None, on_report: Callable[[Report], object] | None = None
+) -> Summary:
+    """Train to the end, in an event loop of its own; `on_report` is called after every update."""
+
+    async def main() -> Summary:
+        async with training(config, job=job) as run:
+            async for report in run.reports():
+                if on_report is not None:
+                    on_report(report)
+            return await run.wait()
+
+    return av.run(main())
+
+
+@contextlib.asynccontextmanager
+async def training(
+    config: TrainConfig | None = None, *, resume: Path | str | None = None, job: Job | None = None
+) -> AsyncIterator[Run]:
+    """A run inside the caller's loop; no signals, no prints, no policy changes. It runs until it is solved or spent,
+    `stop()` is called, or the context is left: then its state is saved and everything is closed.
+
+    `resume`: a run folder to go on with; its own config holds unless `config` is given. `job`: an env factory (with
+    a `CurriculumEnv` inside) and a plan, instead of those that `config` names. Raises `ConfigError`,
+    `CheckpointError`, or what the other packages raise, before anything is left open; leaving raises what ended the
+    run, if that was an error that nobody has seen.
+    """
+    if config is None and resume is None:
+        raise ConfigError("training() needs a config, or a run folder to resume")
+    folder = RunFolder.open(Path(resume)) if resume is not None else None
+    if config is None and folder is not None:
+        config = folder.config()
+    assert config is not None
+    job = resolve_job(config) if job is None else job
+    saved = None
+    if folder is not None:
+        saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()
+    async with contextlib.AsyncExitStack() as stack:
+        limit = config.step_timeout_s
+        envs = await stack.enter_async_context(
+            av.AsyncVecEnv(
+                job.make_env,
+                config.num_envs,
+                num_workers=config.num_workers,
+                backend=config.backend,
+                info=[MASK],  # what else envs say stays with them; tasks and final infos always come
+                copy=False,  # the rollout and `Seen` keep copies of their own
+                timeouts=av.Timeouts(reset=limit, step=limit),
+            )
+        )
+        threads = torch_threads(config, envs.num_workers)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        executor = ThreadPoolExecutor(1, "trainers.learner", torch.set_num_threads, (threads,))
+        stack.callback(executor.shutdown)
+        if folder is None:
+            folder = RunFolder.create(config)
+        elif saved is not None:
+            folder.cut_logs(saved[0].sizes)
+            folder.save_config(config)
+        loggers: list[Logger] = [MetricsFile(folder.metrics)]
+        stack.callback(loggers[0].close)
+        if config.tensorboard:
+            loggers.append(TensorBoard(folder.path / "tensorboard"))
+            stack.callback(loggers[1].close)
+        success = {} if job.success is None else {"success": job.success}
+        strategy = cu.Staged(job.plan, window=config.window, rules=config.rules, **success)
+        coordinator = cu.Coordinator(strategy, envs, journal=folder.journal)
+        run = Run(config, folder, envs, coordinator, executor, loggers)
+        stack.push_async_callback(run._quiet)
+        await run._open(saved)
+        try:
+            yield run
+        except BaseException:
+            run.request_stop()
+            await asyncio.wait([run._task])
+            raise
+        if not run._error_seen:
+            await run.stop()
+
+
+class Run:
+    """A run in progress, made by `training()`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        envs: av.AsyncVecEnv,
+        coordinator: cu.Coordinator,
+        executor: ThreadPoolExecutor,
+        loggers: list[Logger],
+    ) -> None:
+        self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
+        self.warnings: list[str] = []  # what went wrong without ending the run
+        self.last_report: Report | None = None
+        self._executor, self._loggers = executor, loggers
+        self._checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+        self._checkpoint_path: Path | None = None
+        self._tally, self._lag, self._feed = RunTally(), LoopLag(), Feed[Report]()
+        self._all: Ids = np.arange(config.num_envs)
+        self._learner: Learner
+        self._seen: Seen
+        self._task: asyncio.Task[Summary]
+        self._helpers: list[asyncio.Task[None]] = []
+        self._in_thread: asyncio.Future[Any] | None = None
+        self._stop_asked = self._error_seen = False
+        self._receipts: list[Any] = []  # of directives that some worker may not have taken yet
+        self._summary: Summary | None = None
+        self._began_s = time.monotonic()  # earlier parts of the run are as if they had run just before
+        self._policy_s = 0.0
+
+    # ---- what its owner does with it
+
+    async def reports(self) -> AsyncIterator[Report]:
+        """The report of every update from now on, until the run ends; raises what ended it, if that was an error.
+
+        A reader that falls 256 behind misses the oldest. Cancelling or leaving the iteration ends only itself.
+        """
+        async for report in self._feed.read():
+            yield report
+        await self.wait()
+
+    async def wait(self) -> Summary:
+        """The summary, once the run has ended. Raises what ended it. Cancelling leaves the run as it is."""
+        try:
+            return await asyncio.shield(self._task)
+        except Exception:
+            self._error_seen = True
+            raise
+
+    async def stop(self) -> Summary:
+        """Finish the env step, write a checkpoint and the summary, and end the run; leaving the context closes it.
+
+        May be called again, and after the run has ended. Cancelling it does not take the request back.
+        """
+        self.request_stop()
+        return await self.wait()
+
+    def request_stop(self) -> None:
+        """`stop()` without waiting."""
+        self._stop_asked = True
+
+    @property
+    def stage(self) -> str:
+        """The current stage."""
+        return self.coordinator.stage or ""
+
+    @property
+    def env_steps(self) -> int:
+        """Rows collected so far, reset rows included."""
+        return self._tally.env_steps
+
+    def summary(self) -> Summary:
+        """The run so far; once it has ended, as it ended."""
+        return self._summary if self._summary is not None else self._summarise("running")
+
+    # ---- the run
+
+    async def _open(self, saved: tuple[Checkpoint, Path, list[str]] | None) -> None:
+        """Take over a checkpoint, begin the first episodes, build the learner for what they show; then go."""
+        tally = self._tally
+        if saved is not None:
+            state, self._checkpoint_path, refused = saved
+            self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
+            self.coordinator.load_state_dict(state.curriculum)
+            tally.load_state_dict(state.tally)
+            self._began_s -= state.train_time_s
+        self._helpers = [
+            asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"),
+            asyncio.create_task(self._lag.run(), name="trainers.lag"),
+        ]
+        space = self.envs.single_observation_space
+        obs, infos = await self.envs.reset(seed=self._seeds())
+        await self.coordinator.settled()
+        masked = is_masked(space, infos)
+        self._learner = Learner(self.config, space, self.envs.single_action_space, masked=masked)
+        self._seen = Seen(space, self.config.num_envs, self._learner.head.mask_size if masked else 0)
+        if saved is not None:
+            self._learner.load(saved[0].model, saved[0].optimiser)
+        self._note(self._all, obs, infos)
+        self._task = asyncio.create_task(self._main(), name="trainers.run")
+
+    async def _main(self) -> Summary:
+        try:
+            if self._tally.updates == 0:
+                await self._checkpoint()  # a disk that cannot take it is better known now
+            reason = await self._train()
+            if not (
+                self.config.exact_resume and reason == "stopped"
+            ):  # there, the last one is where to go on
+                await self._checkpoint(final=True)
+            summary = self._summarise(reason)
+            text = json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n"
+            await self._thread(self.folder.summary.write_text, text, "utf-8")
+            self._summary = summary
+            return summary
+        finally:
+            self._feed.close()
+
+    async def _train(self) -> str:
+        """Collect and learn until the run is solved, its steps are spent, or someone stops it: which."""
+        config, tally = self.config, self._tally
+        while tally.updates < config.num_updates:
+            began = time.monotonic()
+            self._policy_s = 0.0
+            complete = tally.solved_at is None and not self._stop_asked and await self._collect()
+            if not complete:
+                return "solved" if tally.solved_at is not None else "stopped"
+            collected = time.monotonic()
+            progress = tally.updates / config.num_updates
+            stats = await self._thread(self._learner.learn, self._seen.obs, tally.updates, progress)
+            learned = time.monotonic()
+            lags = self._lag.take()
+            published, applied = self._versions()
+            timing = Timing(
+                wall_s=learned - self._began_s,
+                steps_per_s=config.batch_size / (learned - began),
+                collect_s=collected - began,
+                learn_s=learned - collected,
+                policy_s=self._policy_s,
+                loop_lag_p99_s=percentile(lags, 99),
+                loop_lag_max_s=max(lags, default=0.0),
+                applied=applied,
+            )
+            stages = stage_reports(self.coordinator.progress())
+            self._publish(tally.report(stats, stages, self.stage, published, timing))
+            if tally.updates % config.checkpoint_every == 0:
+                await self._checkpoint()
+        return "steps"
+
+    async def _collect(self) -> bool:
+        """**The loop of the system**: results → coordinator → policy → workers → results, until every env has
+        contributed its T rows. False: solved or stopped before that; what was collected is not learned from.
+
+        first_ready: an env whose column is full waits; so those that are fast contribute no more than the others.
+        """
+        config, envs, rollout = self.config, self.envs, self._learner.rollout
+        lockstep = config.collect == "lockstep"
+        quorum = config.num_envs if lockstep else config.min_envs or max(1, config.num_envs // 4)
+        rng = stream(config.seed, ACT, self._tally.updates)
+        rollout.clear()
+        ready = self._all
+        while not rollout.full:
+            if len(ready):
+                envs.send(self._act(ready, rng), None if lockstep else ready)
+            batch = await envs.recv(quorum)
+            await self.coordinator.settled()  # what is decided on this batch holds for the very next step
+            ready = self._store(batch)
+            if self._tally.solved_at is not None or self._stop_asked:
+                return False
+        return True
+
+    def _act(self, ids: Ids, rng: np.random.Generator) -> NDArray[Any]:
+        """Actions for these envs, noted in the rollout. On the event loop: it takes a fraction of a millisecond."""
+        began = time.perf_counter()
+        learner = self._learner
+        obs, masks = self._seen.of(ids)
+        actions, log_probs, values = learner.policy.act(obs, rng, masks)
+        learner.rollout.act(ids, obs, actions, log_probs, values, masks)
+        self._policy_s += time.perf_counter() - began
+        return learner.head.to_env(actions)
+
+    def _store(self, batch: av.Batch) -> Ids:
+        """Note what came of the actions; the envs that go on."""
+        began = time.perf_counter()
+        tally = self._tally
+        going_on = self._learner.rollout.outcome(
+            batch.env_ids, batch.rewards, batch.terminations, batch.truncations, batch.first
+        )
+        tally.batch(len(batch.env_ids), batch.episodes)
+        self._note(batch.env_ids, batch.obs, batch.infos)
+        if batch.episodes and self._reached_goal():
+            tally.solved_at = tally.env_steps
+        self._policy_s += time.perf_counter() - began
+        return going_on
+
+    def _note(self, ids: Ids, obs: Any, infos: dict[str, Any]) -> None:
+        self._seen.update(ids, obs, infos)
+        self._tally.enter(self.stage)
+        receipt = self.coordinator.receipt
+        if receipt is not None and (not self._receipts or self._receipts[-1] is not receipt):
+            self._receipts.append(receipt)
+
+    def _reached_goal(self) -> bool:
+        """The newest `solve_window` admitted outcomes of the last stage are good enough."""
+        if self.config.solve_rate is None:
+            return False
+        row = self.coordinator.progress()[-1]
+        enough: bool = row["window"] >= self.config.solve_window
+        return enough and row["successes"] >= self.config.solve_rate * row["window"]
+
+    # ---- state
+
+    def _seeds(self) -> list[int]:
+        """Of a reset of all envs: they say how far the run is, so that a resumed run never plays its start again."""
+        return env_seeds(self.config.seed, self._tally.updates, self.config.num_envs)
+
+    async def _begin_anew(self) -> None:
+        """End all running episodes (aborted), and begin those that a run resumed from here begins.
+
+        Twice: the first closes the books, which may change the directive that the second draws from.
+        """
+        for _ in range(2):
+            obs, infos = await self.envs.reset(seed=self._seeds())
+            await self.coordinator.settled()
+            self._note(self._all, obs, infos)
+
+    async def _checkpoint(self, *, final: bool = False) -> None:
+        """Save the run. If that fails on the way (a full disk), the previous one stands and training goes on."""
+        if self.config.exact_resume and not final:
+            await self._begin_anew()
+        state = Checkpoint(
+            model=self._learner.model.state_dict(),
+            optimiser=self._learner.optimiser.state_dict(),
+            curriculum=self.coordinator.state_dict(),
+            tally=self._tally.state_dict(),
+            env_steps=self._tally.env_steps,
+            train_time_s=time.monotonic() - self._began_s,
+            sizes=self.folder.log_sizes(),
+        )
+        try:
+            self._checkpoint_path = await self._thread(self._checkpoints.save, state)
+        except OSError as error:
+            if final or self._tally.updates == 0:
+                raise
+            self.warnings.append(f"checkpoint not written, the previous one stands: {error}")
+            log.warning(self.warnings[-1])
+
+    # ---- small parts
+
+    async def _thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Run `work` in the learner's thread. Cancelled: it goes on there, and `_quiet` waits for it."""
+        self._in_thread = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        result: T = await asyncio.shield(self._in_thread)
+        return result
+
+    async def _quiet(self) -> None:
+        """End all tasks of the run, and wait for what is still in the learner's thread."""
+        tasks = [*self._helpers, *([self._task] if hasattr(self, "_task") else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._in_thread is not None and not self._in_thread.done():
+            await asyncio.wait([self._in_thread])
+
+    def _publish(self, report: Report) -> None:
+        self.last_report = report
+        for logger in self._loggers:
+            logger.write(report)
+        self._feed.put(report)
+
+    def _versions(self) -> tuple[int, int]:
+        """Directives published in this part of the run, and how many of them every worker has taken."""
+        self._receipts = [receipt for receipt in self._receipts if receipt.pending] or self._receipts[-1:]
+        published = self.coordinator.published
+        return published, published - sum(bool(receipt.pending) for receipt in self._receipts)
+
+    def _summarise(self, reason: str) -> Summary:
+        tally, wall_s = self._tally, time.monotonic() - self._began_s
+        published, applied = self._versions()
+        path = self._checkpoint_path
+        return Summary(
+            reason=reason,
+            env_steps=tally.env_steps,
+            updates=tally.updates,
+            episodes=tally.episodes,
+            solved_at=tally.solved_at,
+            timeline=tuple(tally.timeline),
+            stages=stage_reports(self.coordinator.progress()),
+            wall_s=wall_s,
+            steps_per_s=tally.env_steps / wall_s,
+            loop_lag_p99_s=percentile(self._lag.all, 99),
+            published=published,
+            applied=applied,
+            resumes=tally.resumes,
+            checkpoint=str(path.relative_to(self.folder.path)) if path is not None else "",
+        )

@@ -1,0 +1,162 @@
+"""What a run adds up: the tally kept while it runs, each update's report, and the summary at its end."""
+# pure: counts come in, plain data goes out; no clock
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainers.metrics import Report, StageReport, Timing
+from trainers.ppo import UpdateStats
+
+__all__ = ["RunTally", "StageEntry", "Summary", "stage_reports", "wilson"]
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """The run entered a stage."""
+
+    stage: str
+    env_steps: int
+    """Rows collected by then, reset rows included."""
+    update: int
+    """Updates learned by then."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole run: summary.json."""
+
+    reason: str
+    """Why it ended: solved (the goal was reached), steps (the budget is spent), stopped (someone asked)."""
+    env_steps: int
+    """Rows collected, reset rows included."""
+    updates: int
+    """Updates learned."""
+    episodes: int
+    """Episodes ended, aborted ones not counted."""
+    solved_at: int | None
+    """Env steps at which `solve_rate` was reached; None: it was not."""
+    timeline: tuple[StageEntry, ...]
+    """Each entry into a stage, in order."""
+    stages: tuple[StageReport, ...]
+    """Every stage at the end."""
+    wall_s: float
+    """Seconds from the first reset to the end, over all parts of the run."""
+    steps_per_s: float
+    """env_steps / wall_s."""
+    loop_lag_p99_s: float
+    """How late a 10 ms ticker on the event loop was, 99th percentile, in this part of the run."""
+    published: int
+    """Directives published, in this part of the run."""
+    applied: int
+    """How many of them every worker has taken (or a newer one instead)."""
+    resumes: int
+    """How often the run was resumed."""
+    checkpoint: str
+    """The last checkpoint, within the run folder."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON takes it."""
+        return dataclasses.asdict(self)
+
+
+class RunTally:
+    """What a run has added up so far; survives in the checkpoint as plain data."""
+
+    def __init__(self) -> None:
+        self.updates = self.env_steps = self.episodes = self.resumes = 0
+        self.solved_at: int | None = None
+        self.timeline: list[StageEntry] = []
+        self._ended = self._aborted = self._steps = 0  # of this update
+        self._return = 0.0
+
+    def batch(self, rows: int, episodes: Iterable[Any]) -> None:
+        """Take in what one recv handed out."""
+        self.env_steps += rows
+        for episode in episodes:
+            if episode.outcome == "aborted":
+                self._aborted += 1
+            else:
+                self._ended += 1
+                self._return += episode.episode_return
+                self._steps += episode.length
+                self.episodes += 1
+
+    def enter(self, stage: str) -> None:
+        """Note the current stage, if it is not the one noted last."""
+        if not self.timeline or self.timeline[-1].stage != stage:
+            self.timeline.append(StageEntry(stage, self.env_steps, self.updates))
+
+    def report(
+        self, stats: UpdateStats, stages: Sequence[StageReport], stage: str, published: int, timing: Timing
+    ) -> Report:
+        """One update is learned: its report; the counts per update start anew."""
+        self.updates += 1
+        ended = self._ended
+        report = Report(
+            update=self.updates,
+            env_steps=self.env_steps,
+            episodes=self.episodes,
+            aborted=self._aborted,
+            stage=stage,
+            mixing_ratio=next((row.mixing_ratio for row in stages if row.name == stage), 0.0),
+            published=published,
+            episode_return=self._return / ended if ended else None,
+            episode_length=self._steps / ended if ended else None,
+            stages=tuple(stages),
+            timing=timing,
+            **dataclasses.asdict(stats),
+        )
+        self._ended = self._aborted = self._steps = 0
+        self._return = 0.0
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, as a checkpoint keeps it."""
+        return {
+            "updates": self.updates,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "resumes": self.resumes,
+            "solved_at": self.solved_at,
+            "timeline": [dataclasses.asdict(entry) for entry in self.timeline],
+            "of_update": [self._ended, self._aborted, self._steps, self._return],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.updates, self.env_steps = state["updates"], state["env_steps"]
+        self.episodes, self.resumes = state["episodes"], state["resumes"] + 1
+        self.solved_at = state["solved_at"]
+        self.timeline = [StageEntry(**entry) for entry in state["timeline"]]
+        self._ended, self._aborted, self._steps, self._return = state["of_update"]
+
+
+def stage_reports(rows: Iterable[Mapping[str, Any]]) -> tuple[StageReport, ...]:
+    """The coordinator's progress table as stage reports."""
+    return tuple(
+        StageReport(
+            name=row["stage"],
+            success_rate=row["success_rate"] or 0.0,
+            outcomes=row["window"],
+            episodes=row["ended"],
+            mixing_ratio=row["mixing_ratio"],
+            missing=row["missing"],
+        )
+        for row in rows
+    )
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Confidence interval of a rate (Wilson 1927); z = 1.96: 95 %. (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate = successes / trials
+    centre = rate + z * z / (2 * trials)
+    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
