@@ -1,0 +1,89 @@
+"""A vectorised env for Gymnasium, native to asyncio: worker processes, shared memory, and a broadcast channel.
+
+async with AsyncVecEnv("CartPole-v1", num_envs=64) as envs:
+    obs, infos = await envs.reset(seed=7)
+    batch = await envs.step(envs.action_space.sample())
+    await envs.broadcast({"gravity": 3.7})
+"""
+# the door: names are imported when they are first used, since a worker needs few of them
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gymnasium.vector import AutoresetMode
+
+    from .batch import Batch, Episode, EpisodeStarted, EventBatch
+    from .channel import Receipt
+    from .errors import (
+        BadActions,
+        BusyError,
+        ClosedError,
+        EnvError,
+        SpaceMismatch,
+        VecEnvError,
+        WorkerLost,
+        WorkerTimeout,
+        WrongLoopError,
+    )
+    from .events import EventStream
+    from .loop import run
+    from .restart import RestartBudget, Timeouts
+    from .statistics import Statistics
+    from .vec_env import AsyncVecEnv
+
+__all__ = [
+    "AsyncVecEnv",
+    "AutoresetMode",
+    "BadActions",
+    "Batch",
+    "BusyError",
+    "ClosedError",
+    "EnvError",
+    "Episode",
+    "EpisodeStarted",
+    "EventBatch",
+    "EventStream",
+    "Receipt",
+    "RestartBudget",
+    "SpaceMismatch",
+    "Statistics",
+    "Timeouts",
+    "VecEnvError",
+    "WorkerLost",
+    "WorkerTimeout",
+    "WrongLoopError",
+    "run",
+]
+
+_HOME = {
+    "AsyncVecEnv": "vec_env",
+    "Batch": "batch",
+    "Episode": "batch",
+    "EpisodeStarted": "batch",
+    "EventBatch": "batch",
+    "EventStream": "events",
+    "Receipt": "channel",
+    "RestartBudget": "restart",
+    "Statistics": "statistics",
+    "Timeouts": "restart",
+    "run": "loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    if name == "AutoresetMode":
+        value = importlib.import_module("gymnasium.vector").AutoresetMode
+    else:
+        value = getattr(importlib.import_module(f".{_HOME.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,82 @@
+"""What a backend is: workers that hold the conversation of `protocol`, wherever they run."""
+# pure: definitions only
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..protocol import Conversation
+from ..wire import Message
+
+if TYPE_CHECKING:
+    from ..worker import Attachment, Setup, Spaces
+
+__all__ = ["Backend", "Listener", "Loss", "Worker"]
+
+
+class Loss(Exception):
+    """Why a worker is gone, in words; `exit_status` is negative for a signal, None where nobody knows."""
+
+    def __init__(self, reason: str, exit_status: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.exit_status = exit_status
+
+
+class Listener(Protocol):
+    """Who hears from the workers. Plain functions, called on the event loop, one at a time."""
+
+    def replied(self, worker: Worker, message: Message) -> None:
+        """A reply came in."""
+
+    def took(self, worker: Worker, version: int) -> None:
+        """The worker acknowledged an update."""
+
+    def lost(self, worker: Worker, loss: Loss) -> None:
+        """The worker is gone, reaped, and will say nothing more. Called once, only after `attach` returned."""
+
+
+class Worker(Protocol):
+    """One incarnation of one worker, seen from the parent."""
+
+    index: int
+    conversation: Conversation
+
+    async def make(self, setup: Setup) -> Spaces:
+        """Start, make the envs. Raises Loss, or what `Setup` brought about. Cancelling leaves `close` to clean up."""
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Map the shared block; from here on commands are taken. Raises Loss."""
+
+    def send(self, message: Message) -> None:
+        """Send a command; never waits."""
+
+    def push(self, message: Message) -> None:
+        """Send an update; never waits; the one call that is allowed from any thread (under the caller's lock)."""
+
+    def pump(self) -> bool:
+        """Do one piece of work in the caller's thread, if that is where this backend works; whether there was any."""
+
+    def poll(self) -> None:
+        """Take in what has arrived already, without waiting."""
+
+    def kill(self, reason: str, *, stack: bool = False) -> None:
+        """Give the worker up; `lost` follows. With `stack`, first ask for the stack it is stuck in."""
+
+    async def close(self, grace_s: float | None) -> None:
+        """Say goodbye, wait at most `grace_s` seconds, then kill; always ends with nothing left."""
+
+
+class Backend(Protocol):
+    """Makes workers."""
+
+    block_fd: int  # -1: memory need not be shared
+
+    def worker(self, index: int, incarnation: int, listener: Listener) -> Worker:
+        """A new worker; nothing is started yet."""
+
+    def allocate(self, size_bytes: int) -> Any:
+        """A writable buffer of that size which the workers can attach. Raises MemoryError."""
+
+    def close(self) -> None:
+        """Release what belongs to no worker."""

@@ -1,0 +1,135 @@
+"""The same conversation without a process, in the caller's thread: for pdb, for tests, for very cheap envs."""
+# async: nothing here waits; commands are done in `pump`, in order of sending
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from .. import env_groups
+from ..broadcast import Inbox
+from ..env_group import EnvGroup
+from ..protocol import Conversation
+from ..report import describe, rebuild
+from ..wire import Kind, Message
+from ..worker import Attachment, Setup, Spaces, execute, make_envs, take_update
+from .base import Listener
+
+__all__ = ["InlineBackend", "InlineWorker"]
+
+
+class InlineBackend:
+    """Workers in the caller's thread. Timeouts and crashes do not apply; memory is ordinary memory."""
+
+    block_fd = -1
+
+    def __init__(self) -> None:
+        self.block: Any = None
+
+    def worker(self, index: int, incarnation: int, listener: Listener) -> InlineWorker:
+        return InlineWorker(self, index, incarnation, listener)
+
+    def allocate(self, size_bytes: int) -> Any:
+        self.block = np.zeros(size_bytes, np.uint8)
+        return self.block
+
+    def close(self) -> None:
+        self.block = None
+
+
+class InlineWorker:
+    """One worker's envs, here. Factories are called as they are; payloads of updates and replies are pickled as ever."""
+
+    def __init__(self, backend: InlineBackend, index: int, incarnation: int, listener: Listener) -> None:
+        self.index = index
+        self.conversation = Conversation(incarnation)
+        self._backend, self._listener = backend, listener
+        self._queue: deque[Message] = deque()
+        self._news: deque[Message] = deque()
+        self._group: EnvGroup | None = None
+        self._envs: list[Any] = []
+        self._inbox = Inbox(0)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def pid(self) -> int:
+        return -1
+
+    async def make(self, setup: Setup) -> Spaces:
+        self.conversation.received(Kind.HELLO)
+        self.conversation.sent(Kind.SETUP)
+        self._setup = setup
+        try:
+            self._envs, self._spaces = make_envs(setup)
+        except Exception as error:
+            failed = rebuild(describe(error, "make"), getattr(error, "env_id", -1), self.index)
+            failed.__cause__ = error
+            raise failed from error
+        self.conversation.received(Kind.SPACES)
+        return self._spaces
+
+    async def attach(self, attachment: Attachment) -> None:
+        self.conversation.sent(Kind.ATTACH)
+        self._inbox = Inbox(len(self._envs))
+        self._group = env_groups.build(
+            self._envs,
+            self._spaces,
+            self._setup,
+            attachment,
+            self._backend.block,
+            self._inbox,
+            self._catch_up,
+        )
+        self.conversation.received(Kind.ATTACHED)
+
+    def send(self, message: Message) -> None:
+        self.conversation.sent(message.kind, message.number)
+        self._queue.append(message)
+
+    def push(self, message: Message) -> None:
+        """An idle worker takes an update as soon as the loop turns, like a process does."""
+        self._news.append(message)
+        self._loop.call_soon_threadsafe(self._take_all)
+
+    def _take_all(self) -> None:
+        while self._news:
+            message = self._news.popleft()
+            take_update(self._inbox, message)
+            self._listener.took(self, message.version)
+
+    def _catch_up(self, version: int) -> None:
+        while self._inbox.covered < version:
+            self._take_all()
+
+    def pump(self) -> bool:
+        if not self._queue or self._group is None:
+            return False
+        message = self._queue.popleft()
+        if message.version > self._inbox.covered:
+            self._catch_up(message.version)
+        payload = execute(self._group, message)
+        self.conversation.received(Kind.REPLY, message.number)
+        self._listener.replied(self, Message(Kind.REPLY, message.number, self._inbox.covered, payload))
+        return True
+
+    def poll(self) -> None:
+        pass
+
+    def kill(self, reason: str, *, stack: bool = False) -> None:
+        pass
+
+    async def close(self, grace_s: float | None) -> None:
+        envs, self._envs, self._group = self._envs, [], None
+        errors: list[Exception] = []
+        for env in envs:
+            try:
+                env.close()
+            except Exception as error:
+                errors.append(error)
+        self._queue.clear()
+        self._news.clear()
+        if errors:
+            raise ExceptionGroup("closing envs", errors)

@@ -1,0 +1,351 @@
+"""One worker process seen from the parent: start, converse, always reap."""
+# async: one reader per socket; callers only await futures
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from typing import Any
+
+from .. import wire
+from ..launcher import Child, launch
+from ..memory import SharedBlock, oom_kills
+from ..protocol import Conversation, State
+from ..report import rebuild
+from ..wire import Decoder, Kind, Message, ProtocolError, encode
+from ..worker import Attachment, Setup, Spaces
+from .base import Listener, Loss
+
+__all__ = ["ProcessBackend", "ProcessWorker"]
+
+_STACK_GRACE_S = 0.1  # for a stuck worker's faulthandler to write its stack: it takes about a millisecond
+
+
+class ProcessBackend:
+    """Workers in processes of their own; `spares` warm interpreters wait to replace a lost one."""
+
+    def __init__(self, spares: int = 0) -> None:
+        self._block = SharedBlock()
+        self.block_fd = self._block.fd
+        self._wanted_spares = spares
+        self._spares: list[Child] = []
+
+    def worker(self, index: int, incarnation: int, listener: Listener) -> ProcessWorker:
+        spare = self._spares.pop() if incarnation and self._spares else None
+        return ProcessWorker(index, incarnation, listener, self.block_fd, spare)
+
+    def stock(self) -> None:
+        """Start as many warm interpreters as are missing."""
+        while len(self._spares) < self._wanted_spares:
+            self._spares.append(launch(self.block_fd))
+
+    def allocate(self, size_bytes: int) -> Any:
+        return self._block.allocate(size_bytes)
+
+    def close(self) -> None:
+        for child in self._spares:
+            child.kill()
+        for child in self._spares:
+            child.close()
+        self._spares.clear()
+        self._block.close()
+
+
+class ProcessWorker:
+    """One incarnation of one worker process."""
+
+    def __init__(
+        self, index: int, incarnation: int, listener: Listener, block_fd: int, spare: Child | None = None
+    ) -> None:
+        self.index = index
+        self.conversation = Conversation(incarnation)
+        self._listener = listener
+        self._block_fd = block_fd
+        self._child: Child | None = spare
+        self._loop = asyncio.get_running_loop()
+        self._decoder, self._acks = Decoder(), Decoder()
+        self._out = bytearray()  # of the data pipe: at most one command per env
+        self._news_out = bytearray()  # of the broadcast pipe: at most one update per topic
+        self._flushing_news = False
+        self._waiter: asyncio.Future[Message] | None = None  # of make and attach
+        self._gone: asyncio.Future[Loss] = self._loop.create_future()
+        self._burial: asyncio.Task[None] | None = None
+        self._verdict = ""  # why we killed it, where we did
+        self._attached = False
+        self._oom_kills = 0
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child else -1
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    async def make(self, setup: Setup) -> Spaces:
+        payload = wire.dumps(setup, "envs")
+        self._oom_kills = oom_kills()
+        if self._child is None:
+            self._child = launch(self._block_fd)
+        self._loop.add_reader(self._child.data.fileno(), self._readable)
+        self._loop.add_reader(self._child.news.fileno(), self._acks_readable)
+        await self._answer()  # HELLO
+        self.send(Message(Kind.SETUP, payload=payload, incarnation=self.conversation.incarnation))
+        spaces: Spaces = wire.loads((await self._answer()).payload)
+        return spaces
+
+    async def attach(self, attachment: Attachment) -> None:
+        self.send(Message(Kind.ATTACH, payload=wire.dumps(attachment)))
+        await self._answer()  # ATTACHED
+        self._attached = True
+
+    async def _answer(self) -> Message:
+        if self._gone.done():
+            raise self._gone.result()
+        self._waiter = self._loop.create_future()
+        try:
+            message = await self._waiter
+        finally:
+            self._waiter = None
+        if message.kind is Kind.FAILED:
+            env_id, report = wire.loads(message.payload)
+            raise rebuild(report, -1 if env_id is None else env_id, self.index)
+        return message
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        self.conversation.sent(message.kind, message.number)
+        if self._child is None or self._gone.done() or self._burial is not None:
+            return  # its loss is on the way to the listener
+        data = encode(message)
+        if not self._out:
+            sent = _send(self._child.data, data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+            self._loop.add_writer(self._child.data.fileno(), self._flush)
+        self._out += data
+
+    def _flush(self) -> None:
+        assert self._child is not None
+        del self._out[: _send(self._child.data, self._out)]
+        if not self._out:
+            self._loop.remove_writer(self._child.data.fileno())
+
+    def push(self, message: Message) -> None:
+        child = self._child
+        if child is None or not child.alive or self._burial is not None:
+            return
+        data = encode(message)
+        if not self._news_out:
+            sent = _send(child.news, data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._news_out += data
+        if not self._flushing_news:
+            self._flushing_news = True
+            self._on_loop(self._start_flushing_news)
+
+    def _on_loop(self, callback: Any) -> None:
+        if threading.get_ident() == getattr(self._listener, "thread_id", None):
+            callback()
+        else:
+            self._loop.call_soon_threadsafe(callback)
+
+    def _start_flushing_news(self) -> None:
+        if self._child is not None and self._child.alive and self._burial is None:
+            self._loop.add_writer(self._child.news.fileno(), self._flush_news)
+
+    def _flush_news(self) -> None:
+        assert self._child is not None
+        with self._listener.lock:
+            del self._news_out[: _send(self._child.news, self._news_out)]
+            if not self._news_out:
+                self._flushing_news = False
+                self._loop.remove_writer(self._child.news.fileno())
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    def pump(self) -> bool:
+        return False
+
+    def poll(self) -> None:
+        if self._child is not None and self._burial is None:
+            self._readable()
+            if self._burial is None:
+                self._acks_readable()
+
+    def _readable(self) -> None:
+        assert self._child is not None
+        try:
+            data = self._child.data.recv(1 << 18)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._bury("in the middle of a message" if self._decoder.mid_message else "")
+            return
+        try:
+            for message in self._decoder.feed(data):
+                self.conversation.received(message.kind, message.number, self._incarnation_of(message))
+                if message.kind is Kind.REPLY:
+                    self._listener.replied(self, message)
+                elif self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_result(message)
+        except ProtocolError as error:
+            self._verdict = f"broke the protocol: {error}"
+            self._bury()
+
+    def _incarnation_of(self, message: Message) -> int | None:
+        return message.incarnation if message.kind in (Kind.REPLY, Kind.TAKEN) else None
+
+    def _acks_readable(self) -> None:
+        assert self._child is not None
+        try:
+            data = self._child.news.recv(1 << 16)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:  # the data pipe tells the end; both end together
+            self._loop.remove_reader(self._child.news.fileno())
+            return
+        try:
+            for message in self._acks.feed(data):
+                self.conversation.received(message.kind, message.number, self._incarnation_of(message))
+                self._listener.took(self, message.version)
+        except ProtocolError as error:
+            self._verdict = f"broke the protocol: {error}"
+            self._bury()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def kill(self, reason: str, *, stack: bool = False) -> None:
+        if self._child is None or self._burial is not None:
+            return
+        self._verdict = reason
+        if stack:
+            self._child.dump_stack()
+            self._loop.call_later(_STACK_GRACE_S, self._child.kill)
+        else:
+            self._child.kill()
+
+    def _bury(self, detail: str = "") -> None:
+        """The pipe is at its end: nothing more will come. Kill the group, reap, then tell."""
+        if self._burial is not None:
+            return
+        child = self._child
+        assert child is not None
+        for sock in (child.data, child.news):
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+        child.kill()
+        self._burial = self._loop.create_task(self._reap(child, detail), name=f"reap worker {self.index}")
+
+    async def _reap(self, child: Child, detail: str) -> None:
+        said_goodbye = self.conversation.state is State.CLOSED
+        await _exited(child.pid)
+        report = child.crash_report()
+        with self._listener.lock:
+            status = child.close()
+        reason = self._verdict or describe_exit(status)
+        if status == -signal.SIGKILL and not self._verdict and oom_kills() > self._oom_kills:
+            reason += ", probably because it ran out of memory"
+        if detail:
+            reason += f", {detail}"
+        if report:
+            reason += f"\nits last words:\n{report}"
+        if not said_goodbye:
+            self.conversation.lost()
+        loss = Loss(reason, status)
+        self._gone.set_result(loss)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(loss)
+        if self._attached:
+            self._listener.lost(self, loss)
+
+    async def close(self, grace_s: float | None) -> None:
+        """Cancelling skips the grace: the process is killed and reaped all the same."""
+        if self._child is None:
+            return
+        try:
+            if self._burial is None and not self._gone.done():
+                self._attached = False  # its end is no loss any more
+                try:
+                    self.send(Message(Kind.CLOSE))
+                except ProtocolError:
+                    self._child.kill()
+                async with asyncio.timeout(grace_s):
+                    await asyncio.shield(self._gone)
+            else:
+                await asyncio.shield(self._gone)
+        except TimeoutError:
+            self._verdict = f"did not close within {grace_s} s"
+        finally:
+            self._child.kill()
+            if not self._gone.done():
+                for sock in (self._child.data, self._child.news):
+                    if sock.fileno() >= 0:
+                        self._loop.remove_reader(sock.fileno())
+                        self._loop.remove_writer(sock.fileno())
+                if self._burial is not None:
+                    self._burial.cancel()
+                self._child.close()  # waits for a killed process: a few milliseconds
+
+
+def _send(sock: Any, data: bytes | bytearray) -> int:
+    """How many bytes went out. A dead peer takes everything: its end-of-file tells."""
+    try:
+        return int(sock.send(data))
+    except (BlockingIOError, InterruptedError):
+        return 0
+    except OSError:
+        return len(data)
+
+
+def describe_exit(status: int | None) -> str:
+    """In words: an exit status as `subprocess` gives it."""
+    if status is None:
+        return "ended"
+    if status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+    return f"exited with status {status}"
+
+
+async def _exited(pid: int) -> None:
+    """Wait until a child has exited, without reaping it."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def finish() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    if hasattr(os, "pidfd_open"):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:  # somebody else reaped it
+            return
+        try:
+            loop.add_reader(fd, finish)
+            await done
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+    else:  # pragma: no cover - macOS
+
+        def watch() -> None:
+            try:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                pass
+            loop.call_soon_threadsafe(finish)
+
+        threading.Thread(target=watch, daemon=True).start()
+        await done

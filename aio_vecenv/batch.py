@@ -1,0 +1,73 @@
+"""What the caller gets back: `Batch`, and the events of an episode's life, with order and watermark."""
+# pure: plain data, no loop, no process, no clock
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Batch", "Episode", "EpisodeStarted", "EventBatch", "Outcome"]
+
+Outcome = Literal["terminated", "truncated", "aborted"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeStarted:
+    """An episode began: the reply with its first observation reached the parent."""
+
+    env_id: int
+    index: int  # 0, 1, 2, … per env
+    order: (
+        int  # number of the send or reset that began it × num_envs + env_id; sorts a run's episodes by start
+    )
+    version: int  # the newest update its worker had taken when it began; 0 = none
+    task: Any  # the reset info's "task", if any
+    seed: int | None  # the seed passed to its reset, else None
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """An episode ended. Every episode that began is reported exactly once."""
+
+    env_id: int
+    index: int
+    order: int
+    length: int  # executed steps
+    episode_return: float  # undiscounted sum of its rewards
+    outcome: Outcome
+    version: int  # as at its start
+    task: Any  # as at its start
+    final_info: dict[str, Any]  # the last step's info; empty for aborted episodes
+    seed: int | None
+    batch: int  # number of the batch it ended in
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """The events that one `recv` or `reset` handed out together, in order."""
+
+    number: int  # Batch.number
+    watermark: int  # Batch.watermark
+    events: tuple[EpisodeStarted | Episode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One row per env that finished its step; n rows, sorted by `env_ids`."""
+
+    env_ids: NDArray[np.int64]  # (n,)
+    obs: Any  # batched as the observation space says: (n, …) arrays, or a tuple for spaces without a fixed size
+    rewards: NDArray[np.float64]  # (n,) undiscounted, this step only
+    terminations: NDArray[np.bool_]  # (n,)
+    truncations: NDArray[np.bool_]  # (n,)
+    first: NDArray[np.bool_]  # (n,) the action was not executed: autoreset, or a lost worker
+    infos: dict[str, Any]  # Gymnasium's dict of arrays with `_key` masks; row j belongs to env_ids[j]
+    versions: NDArray[np.int64]  # (n,) the update under which each row's current episode began
+    episodes: tuple[Episode, ...]  # those that ended in this batch
+    number: int  # 0, 1, 2, … counts what recv and reset handed out
+    watermark: int  # every episode with a smaller order had ended when this batch was complete
+    final_obs: Any = None  # SAME_STEP only: n rows, meaningless where no episode ended
+    final_infos: dict[str, Any] = field(default_factory=dict)  # SAME_STEP only: as `infos`

@@ -1,0 +1,168 @@
+"""The broadcast channel in the parent: publish from any thread, receipts, what each worker has applied."""
+# async: `publish` never waits; acknowledgements come in on the loop
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from . import wire
+from .backends.base import Worker
+from .broadcast import Apply, Update, Updates, encode_update, update_message
+from .errors import ClosedError, WrongLoopError
+from .protocol import State
+
+__all__ = ["Channel", "Receipt"]
+
+_LATENCIES = 4096  # of the newest acknowledgements, for the percentiles
+
+
+class Receipt:
+    """What `broadcast` returned. `await receipt` waits until every live worker has applied it, or a newer one.
+
+    Reading the properties is allowed from any thread; awaiting from the loop that opened the vec env.
+    """
+
+    __slots__ = ("_channel", "topic", "version")
+
+    def __init__(self, channel: Channel, topic: str, version: int) -> None:
+        self._channel = channel
+        self.topic = topic
+        self.version = version
+
+    @property
+    def applied(self) -> tuple[int, ...]:
+        """The live workers that have applied it, or a newer one of its topic."""
+        return self._channel.applied(self.topic, self.version)
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """The live workers that have not."""
+        return self._channel.pending(self.topic, self.version)
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        return self.wait().__await__()
+
+    async def wait(self, timeout: float | None = None) -> Receipt:
+        """Wait until nothing is pending. Cancelling, or the timeout's TimeoutError, changes nothing.
+
+        Raises ClosedError if the vec env is closed meanwhile.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._channel.wait(self.topic, self.version)
+        except TimeoutError:
+            raise TimeoutError(
+                f"update {self.version} of {self.topic!r}: workers {list(self.pending)} have not applied it "
+                f"within {timeout} s"
+            ) from None
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.topic!r} version {self.version}: {len(self.pending)} pending>"
+
+
+class Channel:
+    """Publishes to all live workers. `mark(version)` makes a version visible in the shared block."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, workers: Sequence[Worker]) -> None:
+        self.lock = threading.RLock()  # held for non-blocking work only
+        self.thread_id = threading.get_ident()
+        self.updates = Updates()
+        self.mark: Callable[[int], None] = lambda version: None
+        self.latencies_s: deque[float] = deque(maxlen=_LATENCIES)
+        self.bytes_sent = 0
+        self._loop = loop
+        self._workers = workers
+        self._waiters: list[tuple[str, int, asyncio.Future[None]]] = []
+        self.closed = False
+
+    @property
+    def version(self) -> int:
+        """The newest version that was published; 0 = none."""
+        return self.updates.version
+
+    def publish(self, payload: Any, topic: str, apply: Apply) -> Receipt:
+        """Publish now; never waits. Raises TypeError or ValueError if the payload cannot travel."""
+        body = encode_update(topic, wire.dumps(payload, "payload"))
+        with self.lock:
+            if self.closed:
+                raise ClosedError("the vec env is closed")
+            update = self.updates.publish(topic, apply, body, time.monotonic())
+            self.mark(update.version)
+            for worker in self._workers:
+                self._push(worker)
+        return Receipt(self, topic, update.version)
+
+    def join(self, worker: Worker) -> None:
+        """A worker is ready: the newest update of every topic goes to it."""
+        with self.lock:
+            self.updates.join(worker.index)
+            self._push(worker)
+
+    def leave(self, index: int) -> None:
+        """A worker is gone; receipts wait for the others."""
+        with self.lock:
+            self.updates.leave(index)
+            self._wake()
+
+    def took(self, worker: Worker, version: int) -> None:
+        """A worker acknowledged an update. Raises ProtocolError if it was not sent any such."""
+        with self.lock:
+            update: Update = self.updates.taken(worker.index, version)
+            self.latencies_s.append(time.monotonic() - update.published_at)
+            self._push(worker)
+            if self._waiters:
+                self._wake()
+
+    def applied(self, topic: str, version: int) -> tuple[int, ...]:
+        with self.lock:
+            return self.updates.applied(topic, version)
+
+    def pending(self, topic: str, version: int) -> tuple[int, ...]:
+        with self.lock:
+            return self.updates.pending(topic, version)
+
+    async def wait(self, topic: str, version: int) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError("this receipt belongs to the event loop that opened its vec env")
+        with self.lock:
+            if not self.updates.pending(topic, version):
+                return
+            if self.closed:
+                raise ClosedError("the vec env was closed before every worker had applied the update")
+            future: asyncio.Future[None] = self._loop.create_future()
+            entry = (topic, version, future)
+            self._waiters.append(entry)
+        try:
+            await future
+        finally:
+            if entry in self._waiters:
+                self._waiters.remove(entry)
+
+    def close(self) -> None:
+        """End every receipt that is still waited for with ClosedError."""
+        with self.lock:
+            self.closed = True
+            for _, _, future in self._waiters:
+                if not future.done():
+                    future.set_exception(
+                        ClosedError("the vec env was closed before every worker had applied the update")
+                    )
+
+    def _push(self, worker: Worker) -> None:
+        if worker.conversation.state not in (State.READY, State.CLOSING):
+            return
+        while frame := self.updates.next_frame(worker.index):
+            message = update_message(frame, worker.conversation.incarnation)
+            self.bytes_sent += len(message.payload)
+            worker.push(message)
+
+    def _wake(self) -> None:
+        for topic, version, future in self._waiters:
+            if not future.done() and not self.updates.pending(topic, version):
+                future.set_result(None)

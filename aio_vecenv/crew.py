@@ -1,0 +1,337 @@
+"""The workers of one vec env: started together, replaced when lost, timed, and always closed."""
+# async: owns the workers and the tasks that replace them
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .backends.base import Backend, Loss, Worker
+from .channel import Channel
+from .errors import VecEnvError, WorkerLost, WorkerTimeout
+from .ledger import Command
+from .restart import RestartLog, Timeouts
+from .slab import Field
+from .statistics import Recorder
+from .wire import Kind, Message
+from .worker import Attachment, Setup, Spaces
+
+__all__ = ["Boss", "Crew", "Shift"]
+
+_LATE_S = 0.1  # a timer this late means that the loop, or the machine, stood still: nobody's time was fairly measured
+
+
+class Shift:
+    """What one worker does: its factories, rows, commands under way, and the incarnation that does it now."""
+
+    def __init__(self, index: int, setup: Setup) -> None:
+        self.index = index
+        self.setup = setup
+        self.rows = range(0)  # env ids
+        self.incarnation = 0
+        self.commands: dict[int, Command] = {}  # sent or waiting for a replacement, oldest first
+        self.progress_at = 0.0  # loop time of the last reply
+        self.timer: asyncio.TimerHandle | None = None
+        self.due_at = 0.0
+        self.worker: Worker | None = None
+        self.ready = False
+
+
+class Boss(Protocol):
+    """The vec env, as its crew sees it."""
+
+    def replied(self, command: Command, message: Message) -> None:
+        """A command was answered."""
+
+    def lost(self, shift: Shift, reason: str) -> list[int | None]:
+        """A worker is being replaced: the seeds of its envs' next episodes. Calls in flight have been taken off."""
+
+    def failed(self, error: VecEnvError) -> None:
+        """It is over: every call but aclose raises this."""
+
+
+class Crew:
+    """Starts, feeds, replaces and closes the workers."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        setups: Sequence[Setup],
+        boss: Boss,
+        timeouts: Timeouts,
+        log: RestartLog,
+        recorder: Recorder,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._backend, self._boss = backend, boss
+        self._timeouts, self._log, self._recorder = timeouts, log, recorder
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.workers: list[Worker] = []
+        self.channel = Channel(self._loop, self.workers)
+        self.lock = self.channel.lock
+        self.thread_id = threading.get_ident()
+        self.shifts = [Shift(index, setup) for index, setup in enumerate(setups)]
+        self.fields: tuple[Field, ...] = ()
+        self.size_bytes = 0
+        self.num_envs = 0
+        self.failure: VecEnvError | None = None
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    async def make(self, progress: Callable[[int, int], None] | None = None) -> list[Spaces]:
+        """Start all workers and make their envs. The first failure ends it; `close` cleans up, also if cancelled."""
+        self.workers[:] = [self._backend.worker(shift.index, 0, self) for shift in self.shifts]
+        for shift, worker in zip(self.shifts, self.workers):
+            shift.worker = worker
+        ready = 0
+
+        async def start(worker: Worker, setup: Setup) -> Spaces:
+            nonlocal ready
+            spaces = await self._start(worker, setup)
+            ready += 1
+            if progress is not None:
+                progress(ready, len(self.shifts))
+            return spaces
+
+        tasks = [asyncio.ensure_future(start(w, s.setup)) for w, s in zip(self.workers, self.shifts)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except Loss as loss:
+            raise WorkerLost(
+                f"a worker {loss.reason} while starting", worker=-1, env_ids=(), reason=loss.reason
+            ) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self, worker: Worker, setup: Setup) -> Spaces:
+        limit_s = self._timeouts.start
+        try:
+            async with asyncio.timeout(limit_s):
+                return await worker.make(setup)
+        except TimeoutError:
+            raise WorkerTimeout(
+                f"worker {worker.index} (envs {setup.env_ids[0]}-{setup.env_ids[-1]}) did not start within {limit_s} s",
+                worker=worker.index,
+                limit_s=float(limit_s or 0),
+            ) from None
+
+    async def attach(
+        self, rows: Sequence[range], num_envs: int, fields: tuple[Field, ...], size_bytes: int
+    ) -> None:
+        """Tell every worker where its rows are; afterwards commands are taken."""
+        self.fields, self.size_bytes, self.num_envs = fields, size_bytes, num_envs
+        for shift, mine in zip(self.shifts, rows):
+            shift.rows = mine
+        await asyncio.gather(
+            *(w.attach(self._attachment(s, None)) for s, w in zip(self.shifts, self.workers))
+        )
+        for shift, worker in zip(self.shifts, self.workers):
+            shift.ready = True
+            self.channel.join(worker)
+
+    def _attachment(self, shift: Shift, reborn: list[int | None] | None) -> Attachment:
+        return Attachment(shift.rows.start, self.num_envs, self.fields, self.size_bytes, reborn)
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def post(self, command: Command) -> None:
+        """Send a command now, or when the worker's replacement is ready."""
+        shift = self.shifts[command.worker]
+        command.sent_at = self._loop.time()
+        command.version = self.channel.version
+        shift.commands[command.sequence] = command
+        if shift.ready:
+            self._send(shift, command)
+
+    def _send(self, shift: Shift, command: Command) -> None:
+        worker = shift.worker
+        assert worker is not None
+        worker.send(
+            Message(
+                command.kind,
+                command.sequence,
+                command.version,
+                command.payload,
+                command.flags,
+                shift.incarnation,
+            )
+        )
+        if shift.timer is None:
+            self._arm(shift)
+
+    def pump(self) -> bool:
+        """Let workers that live in this thread do the oldest command; whether there was one."""
+        for shift in sorted((s for s in self.shifts if s.commands), key=lambda s: next(iter(s.commands))):
+            assert shift.worker is not None
+            if shift.worker.pump():
+                return True
+        return False
+
+    # -- what workers say (Listener) -----------------------------------------------------------------------------
+
+    def replied(self, worker: Worker, message: Message) -> None:
+        shift = self.shifts[worker.index]
+        command = shift.commands.pop(message.number)
+        now = self._loop.time()
+        self._recorder.replied(worker.index, now - max(command.sent_at, shift.progress_at), command, message)
+        shift.progress_at = now
+        self._boss.replied(command, message)
+
+    def took(self, worker: Worker, version: int) -> None:
+        self.channel.took(worker, version)
+
+    def lost(self, worker: Worker, loss: Loss) -> None:
+        shift = self.shifts[worker.index]
+        shift.ready = False
+        self.channel.leave(worker.index)
+        self._disarm(shift)
+        if self._closing or self.failure is not None:
+            return
+        self._replace_or_fail(shift, loss.reason, loss.exit_status)
+
+    def _replace_or_fail(self, shift: Shift, reason: str, exit_status: int | None = None) -> None:
+        ids = list(shift.rows)
+        text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason}"
+        if not self.count_loss(text, shift, exit_status):
+            return
+        task = self._loop.create_task(self._replace(shift, reason), name=f"replace worker {shift.index}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def count_loss(self, text: str, shift: Shift, exit_status: int | None = None) -> bool:
+        """Count it against the restart budget; False if that is spent, and the vec env has failed."""
+        if self._log.allow(self._loop.time(), text):
+            return True
+        budget = self._log.budget
+        spent = (
+            "restarts are off"
+            if budget is None
+            else f"the restart budget of {budget.restarts} in {budget.per_s:g} s is spent"
+        )
+        error = WorkerLost(
+            f"{text}; {spent}",
+            worker=shift.index,
+            env_ids=list(shift.rows),
+            reason=text,
+            crashes=self._log.reasons,
+        )
+        error.exit_status = exit_status
+        self.fail(error)
+        return False
+
+    def fail(self, error: VecEnvError) -> None:
+        """It is over. Everything that still runs is killed; `close` reaps it."""
+        if self.failure is None:
+            self.failure = error
+            self._boss.failed(error)
+
+    async def _replace(self, shift: Shift, reason: str) -> None:
+        """Start a new incarnation, and send it what the old one still owed."""
+        shift.incarnation += 1
+        began = self._loop.time()
+        seeds = self._boss.lost(shift, reason)
+        worker = self._backend.worker(shift.index, shift.incarnation, self)
+        old, shift.worker = shift.worker, worker
+        with self.lock:
+            self.workers[shift.index] = worker
+        try:
+            if old is not None:
+                await old.close(0)
+            await self._start(worker, shift.setup)
+            async with asyncio.timeout(self._timeouts.start):
+                await worker.attach(self._attachment(shift, seeds))
+        except (Loss, VecEnvError, TimeoutError, OSError) as error:
+            await worker.close(0)
+            if self.failure is None and not self._closing:
+                self._replace_or_fail(shift, f"could not be replaced: {error}")
+            return
+        shift.ready = True
+        self.channel.join(worker)
+        self._recorder.restarted(shift.index, self._loop.time() - began)
+        shift.progress_at = self._loop.time()
+        for command in list(shift.commands.values()):
+            self._send(shift, command)
+        stock = getattr(self._backend, "stock", None)
+        if stock is not None:
+            stock()
+
+    # -- timeouts ------------------------------------------------------------------------------------------------
+
+    def abort(self, workers: Sequence[int], reason: str) -> None:
+        """Give these workers up now."""
+        for index in workers:
+            worker = self.shifts[index].worker
+            if worker is not None and self.shifts[index].ready:
+                worker.kill(reason)
+
+    def _limit(self, command: Command) -> float | None:
+        return {Kind.STEP: self._timeouts.step, Kind.RESET: self._timeouts.reset}.get(command.kind)
+
+    def _arm(self, shift: Shift) -> None:
+        """Watch the oldest command; the time before it was that worker's turn does not count."""
+        for command in shift.commands.values():
+            limit_s = self._limit(command)
+            if limit_s is None:
+                return
+            shift.due_at = max(command.sent_at, shift.progress_at, shift.due_at - limit_s) + limit_s
+            shift.timer = self._loop.call_at(shift.due_at, self._expired, shift)
+            return
+
+    def _expired(self, shift: Shift) -> None:
+        shift.timer = None
+        now = self._loop.time()
+        if now - shift.due_at > _LATE_S:
+            shift.progress_at = now  # the loop stood still: measure again
+            self._arm(shift)
+            return
+        assert shift.worker is not None
+        shift.worker.poll()
+        for command in shift.commands.values():
+            limit_s = self._limit(command)
+            if limit_s is not None and now - max(command.sent_at, shift.progress_at) >= limit_s - 1e-3:
+                what = command.kind.name.lower()
+                shift.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
+            else:
+                self._arm(shift)
+            return
+
+    def _disarm(self, shift: Shift) -> None:
+        if shift.timer is not None:
+            shift.timer.cancel()
+            shift.timer = None
+
+    # -- closing ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Close every worker within its grace, then the memory. Always ends with nothing left, also if cancelled."""
+        self._closing = True
+        self.channel.close()
+        for shift in self.shifts:
+            self._disarm(shift)
+        for task in tuple(self._tasks):
+            task.cancel()
+        grace_s = self._timeouts.close if self.failure is None else 0
+        closings = [asyncio.ensure_future(worker.close(grace_s)) for worker in self.workers]
+        try:
+            await asyncio.gather(*self._tasks, *closings, return_exceptions=True)
+        finally:
+            for closing in closings:
+                closing.cancel()
+            try:
+                await asyncio.gather(*closings, return_exceptions=True)
+            finally:
+                self._backend.close()
+
+
+def derive_seed(seed: int | None, env_id: int, restarts: int) -> int | None:
+    """The seed of an env that is made again, from (seed, env_id, restart count); None stays None."""
+    if seed is None:
+        return None
+    return int(np.random.SeedSequence([seed & (2**63 - 1), env_id, restarts]).generate_state(1)[0])

@@ -1,0 +1,430 @@
+"""The envs of one worker, stepped in turn: autoreset, info filter, updates applied at reset, errors kept apart.
+
+Used by every backend: in a child process by `worker`, in the caller's thread by `backends.inline`. One env's failure
+never touches its neighbours; what went wrong is reported with the reply.
+"""
+# pure: calls the user's envs and writes their rows; no pipe, no process, no clock
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from . import wire
+from .broadcast import Inbox
+from .report import describe
+from .slab import Leaf, Slab, SpaceTree, exact
+
+__all__ = ["EnvGroup", "Extras", "InfoFilter", "RowError", "Settings"]
+
+InfoFilter = Literal["all", "episode"] | tuple[str, ...]
+OnEnvError = Literal["raise", "reset"]
+Extras = dict[str, list[tuple[int, Any]]]  # what does not fit the block, by kind; rows are local indices
+
+_REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all envs of a vec env have in common."""
+
+    autoreset: AutoresetMode = AutoresetMode.NEXT_STEP
+    info: InfoFilter = "all"
+    check: Literal["finite"] | None = None
+    on_env_error: OnEnvError = "raise"
+
+
+class RowError(Exception):
+    """An env returned something that does not fit its row."""
+
+    def __init__(self, what: str, expected: str, got: str, leaf: str | None = None) -> None:
+        super().__init__(f"{what}: expected {expected}, got {got}")
+        self.expected = expected
+        self.got = got
+        self.leaf = leaf
+
+
+class _Rows(NamedTuple):
+    """Where one set of observations goes: per leaf, per local env, a writable view; None for loose leaves."""
+
+    views: list[list[np.ndarray[Any, Any]] | None]
+
+    @classmethod
+    def of(cls, columns: Sequence[np.ndarray[Any, Any] | None], start: int, stop: int) -> _Rows:
+        return cls([None if c is None else [c[i, ...] for i in range(start, stop)] for c in columns])
+
+
+class EnvGroup:
+    """`envs[i]` is env `first + i` of the vec env and owns that row of the slab while it has a command.
+
+    `catch_up(version)` must return only once the inbox covers `version`; it is called just before a reset if the
+    newest version in the block is ahead. Errors of envs come back in the extras; nothing else is raised.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[gym.Env[Any, Any]],
+        first: int,
+        slab: Slab,
+        obs: SpaceTree,
+        action: SpaceTree,
+        settings: Settings,
+        inbox: Inbox,
+        catch_up: Callable[[int], None],
+        reborn: Sequence[int | None] | None = None,
+    ) -> None:
+        self.envs = list(envs)
+        count = len(self.envs)
+        self.settings = settings
+        self._inbox, self._catch_up = inbox, catch_up
+        self._obs, self._action = obs, action
+        self._steps = [env.step for env in self.envs]
+        self._hooks = [hook_of(env) for env in self.envs]
+        # A fresh env resets at its first command: in the first incarnation always a reset command, which brings its
+        # seed; after a restart whatever comes, with the seeds in `reborn`.
+        self._pending = [True] * count
+        self._reborn: dict[int, int | None] = dict(enumerate(reborn)) if reborn is not None else {}
+        self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
+
+        stop = first + count
+        self._newest = slab.newest
+        self._rows = _Rows.of(slab.obs, first, stop)
+        self._final_rows = _Rows.of(slab.final_obs, first, stop)
+        self._rewards = memoryview(slab.rewards[first:stop])
+        self._terminations = slab.terminations[first:stop]
+        self._truncations = slab.truncations[first:stop]
+        self._ended = memoryview(self._terminations.view(np.uint8))
+        self._cut = memoryview(self._truncations.view(np.uint8))
+        self._versions = memoryview(slab.versions[first:stop])
+        self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
+        self._all = range(count)
+
+    # -- commands: each returns what the reply carries beside the block ------------------------------------------
+
+    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> Extras:
+        """Step each of `envs` (local indices; None = all) with the action in its row; autoreset where one is due.
+
+        `loose[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
+        """
+        extras: Extras = {}
+        inbox = self._inbox
+        if inbox.has_now:
+            self._deliver_now()
+        rows = self._rows.views[0] if self._obs.is_leaf else None
+        leaf = self._obs.leaves[0]
+        dtype, shape = leaf.dtype, leaf.shape
+        if self.settings.check == "finite":
+            rows = None  # every observation goes through the careful path
+        pending, steps, rewards, ended, cut = (
+            self._pending,
+            self._steps,
+            self._rewards,
+            self._ended,
+            self._cut,
+        )
+        all_infos = self.settings.info == "all"
+        ndarray, bools = np.ndarray, (True, False)
+        for i, action in zip(self._all if envs is None else envs, self._actions(envs, loose)):
+            if pending[i] or self._refused:
+                if error := self._refused.pop(i, None):
+                    self._fail(i, "on_broadcast", error, extras)
+                    continue
+                if pending[i]:
+                    self._autoreset(i, extras)
+                    continue
+            try:
+                obs, reward, terminated, truncated, info = steps[i](action)
+            except Exception as error:
+                self._fail(i, "step", error, extras)
+                continue
+            try:
+                if type(reward) not in _REWARD_TYPES or not isfinite(reward):
+                    reward = _reward(reward)
+                if terminated not in bools or truncated not in bools or type(info) is not dict:
+                    raise _bad_flags(terminated, truncated, info)
+                done = terminated or truncated
+                if done:
+                    self._end(i, obs, reward, bool(terminated), bool(truncated), info, extras)
+                    continue
+                if rows is not None and type(obs) is ndarray and obs.dtype == dtype and obs.shape == shape:
+                    rows[i][...] = obs
+                else:
+                    self._write(i, obs, self._rows, "objects", extras)
+            except Exception as error:
+                self._fail(i, "step", error, extras)
+                continue
+            rewards[i] = reward
+            ended[i] = cut[i] = 0
+            if info:
+                if all_infos:
+                    extras.setdefault("infos", []).append((i, info))
+                else:
+                    self._info(i, info, extras, edge=False)
+        return extras
+
+    def reset(
+        self, envs: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None
+    ) -> Extras:
+        """Reset each of `envs` with its seed; also the way back for an env that has failed."""
+        extras: Extras = {}
+        if self._inbox.has_now:
+            self._deliver_now()
+        for i, seed in zip(envs, seeds):
+            if error := self._refused.pop(i, None):
+                self._fail(i, "on_broadcast", error, extras)
+                continue
+            self._begin(i, seed, None if options is None else dict(options), extras)
+        return extras
+
+    def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
+        """`op`: "call" (values: args, kwargs), "get", or "set" (values: one per env). Per env (ok, result or report)."""
+        results: list[tuple[bool, Any]] = []
+        if self._inbox.has_now:
+            self._deliver_now()
+        for position, i in enumerate(envs):
+            env = self.envs[i]
+            try:
+                if op == "set":
+                    env.set_wrapper_attr(name, values[position])
+                    result: Any = None
+                else:
+                    result = env.get_wrapper_attr(name)
+                    if op == "call" and callable(result):
+                        args, kwargs = values
+                        result = result(*args, **kwargs)
+                results.append((True, result))
+            except Exception as error:
+                results.append((False, describe(error, op)))
+        return results
+
+    def close(self) -> None:
+        """Close every env; the errors of all, if any, in one ExceptionGroup."""
+        errors: list[Exception] = []
+        for env in self.envs:
+            try:
+                env.close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("closing envs", errors)
+
+    # -- one env ----------------------------------------------------------------------------------------------
+
+    def _actions(self, envs: Sequence[int] | None, loose: Sequence[Any]) -> Iterable[Any]:
+        """One action per env of the command: ints for Discrete, an array of its own otherwise."""
+        columns: list[Iterable[Any]] = []
+        for index, column in enumerate(self._action_columns):
+            if column is None:
+                columns.append(loose[index])
+            else:
+                values = column.copy() if envs is None else column[list(envs)]
+                columns.append(values if values.ndim > 1 else values.tolist())
+        if self._action.is_leaf:
+            return columns[0]
+        return (self._action.join(leaves) for leaves in zip(*columns))
+
+    def _autoreset(self, i: int, extras: Extras) -> None:
+        self._begin(i, self._reborn.get(i), None, extras)
+
+    def _begin(
+        self, i: int, seed: int | None, options: dict[str, Any] | None, extras: Extras, *, again: bool = True
+    ) -> None:
+        """Reset env `i`; its episode begins with the look at the newest version."""
+        inbox = self._inbox
+        newest = int(self._newest[0])
+        if newest > inbox.covered:
+            self._catch_up(newest)
+            if inbox.has_now:
+                self._deliver_now(skip=i)
+        op = "on_broadcast"
+        try:
+            version = inbox.covered
+            inbox.deliver(i, self._hooks[i])
+            op = "reset"
+            result = self.envs[i].reset(seed=seed, options=options)
+            obs, info = _reset_result(result)
+            self._write(i, obs, self._rows, "objects", extras)
+        except Exception as error:
+            self._fail(i, op, error, extras, again=again)
+            return
+        self._pending[i] = False
+        self._reborn.pop(i, None)
+        self._versions[i] = version
+        self._rewards[i] = 0.0
+        self._ended[i] = self._cut[i] = 0
+        if info:
+            self._info(i, info, extras, edge=True)
+            if "task" in info and isinstance(self.settings.info, tuple) and "task" not in self.settings.info:
+                extras.setdefault("tasks", []).append((i, info["task"]))
+
+    def _end(
+        self,
+        i: int,
+        obs: Any,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        info: dict[str, Any],
+        extras: Extras,
+    ) -> None:
+        """The step that ended an episode; under SAME_STEP the next one begins at once."""
+        same_step = self.settings.autoreset is AutoresetMode.SAME_STEP
+        if same_step:
+            # Snapshotted before the reset: the env may use its buffers and dicts again.
+            self._write(i, obs, self._final_rows, "final_objects", extras)
+            info = wire.loads(wire.dumps(info, "infos")) if info else info
+            self._begin(i, None, None, extras)
+        else:
+            self._write(i, obs, self._rows, "objects", extras)
+            self._pending[i] = self.settings.autoreset is AutoresetMode.NEXT_STEP
+        self._rewards[i] = reward
+        self._ended[i], self._cut[i] = terminated, truncated
+        if info:
+            self._info(i, info, extras, edge=True, kind="final_infos" if same_step else "infos")
+            if isinstance(self.settings.info, tuple):
+                extras.setdefault("ends", []).append((i, info))
+
+    def _write(self, i: int, obs: Any, rows: _Rows, loose_kind: str, extras: Extras) -> None:
+        """Write one observation, leaf by leaf, after checking all of it."""
+        tree = self._obs
+        try:
+            values = tree.split(obs)
+        except (KeyError, TypeError, IndexError) as error:
+            raise RowError("the observation", str(tree.space), str(error.args[0])) from None
+        fitting: list[Any] = []
+        loose: list[Any] = []
+        finite = self.settings.check == "finite"
+        for leaf, value, views in zip(tree.leaves, values, rows.views):
+            if views is None:
+                if not leaf.fixed and leaf.stackable:
+                    value = _fit(leaf, value, finite).copy()
+                loose.append(value)
+            else:
+                fitting.append(_fit(leaf, value, finite))
+        fixed = iter(fitting)
+        for views in rows.views:
+            if views is not None:
+                views[i][...] = next(fixed)
+        if loose:
+            extras.setdefault(loose_kind, []).append((i, loose))
+
+    def _info(self, i: int, info: dict[str, Any], extras: Extras, *, edge: bool, kind: str = "infos") -> None:
+        wanted = self.settings.info
+        if isinstance(wanted, tuple):
+            info = {name: info[name] for name in wanted if name in info}
+        elif wanted == "episode" and not edge:
+            return
+        if info:
+            extras.setdefault(kind, []).append((i, info))
+
+    def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:
+        """Env `i` raised. With on_env_error="reset" it begins anew at once; if that fails too it has failed."""
+        report = describe(error, op)
+        self._rewards[i] = 0.0
+        self._ended[i] = self._cut[i] = 0
+        for items in extras.values():
+            items[:] = [item for item in items if item[0] != i]
+        self._pending[i] = True
+        if self.settings.on_env_error == "reset" and again and op == "step":
+            self._begin(i, None, None, extras, again=False)
+            if not self._pending[i]:
+                extras.setdefault("env_errors", []).append((i, report))
+            return
+        extras.setdefault("errors", []).append((i, report))
+
+    def _deliver_now(self, skip: int = -1) -> None:
+        self._inbox.has_now = False
+        for i, hook in enumerate(self._hooks):
+            if i == skip:
+                continue  # it gets everything in its reset
+            try:
+                self._inbox.deliver_now(i, hook)
+            except Exception as error:
+                self._refused[i] = error
+
+    # -- the reply ----------------------------------------------------------------------------------------------
+
+    def encode(self, extras: Extras) -> bytes:
+        """The payload of the reply. What cannot be pickled, or is too large, fails its own env only."""
+        if not extras:
+            return b""
+        try:
+            payload = wire.dumps(extras, "infos")
+            if len(payload) <= wire.MAX_PAYLOAD:
+                return payload
+        except TypeError:
+            pass
+        share = wire.MAX_PAYLOAD // max(1, len(self.envs))
+        for kind in [kind for kind in extras if kind not in ("errors", "env_errors")]:
+            for i, value in list(extras.get(kind, ())):
+                if error := _unsendable(kind, value, share):
+                    self._fail(i, "step", error, extras, again=False)
+        return wire.dumps(extras, "infos")
+
+
+def hook_of(env: Any) -> Callable[[Any, int], None] | None:
+    """The outermost `on_broadcast` of an env and what it wraps."""
+    try:
+        hook = env.get_wrapper_attr("on_broadcast")
+    except AttributeError:
+        return None
+    return hook if callable(hook) else None
+
+
+def _fit(leaf: Leaf, value: Any, finite: bool) -> Any:
+    fitting = exact(leaf, value)
+    if fitting is None:
+        got = (
+            f"{value.dtype} {value.shape}"
+            if isinstance(value, (np.ndarray, np.generic))
+            else f"{type(value).__name__} {str(value)[:80]}"
+        )
+        raise RowError(f"obs{leaf}", f"{leaf.dtype} {leaf.shape}", got, f"obs{leaf}")
+    array = np.asarray(fitting)
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
+    return array
+
+
+def _reward(reward: Any) -> float:
+    """A finite Python float, from any real scalar. Raises RowError."""
+    try:
+        if np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub" and isfinite(reward):
+            return float(reward)
+    except (TypeError, ValueError):
+        pass
+    raise RowError("the reward", "a finite number", f"{type(reward).__name__} {str(reward)[:80]}")
+
+
+def _bad_flags(terminated: Any, truncated: Any, info: Any) -> RowError:
+    if not isinstance(info, dict):
+        return RowError("the info", "a dict", type(info).__name__)
+    name, value = ("terminated", terminated) if terminated not in (True, False) else ("truncated", truncated)
+    return RowError(name, "a bool", f"{type(value).__name__} {str(value)[:80]}")
+
+
+def _reset_result(result: Any) -> tuple[Any, dict[str, Any]]:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+        raise RowError("what reset returned", "(observation, info dict)", type(result).__name__)
+    return result
+
+
+def _unsendable(kind: str, value: Any, share: int) -> Exception | None:
+    name = "observation" if "objects" in kind else "infos"
+    try:
+        size = len(wire.dumps(value, name))
+    except TypeError as error:
+        return error
+    if size <= share:
+        return None
+    where = name
+    if isinstance(value, dict):
+        key = max(value, key=lambda key: len(wire.dumps(value[key])))
+        where = f'{name}["{key}"]'
+    return ValueError(f"{where} is too large: {size} bytes pickled, {wire.MAX_PAYLOAD} for all of a reply")

@@ -1,0 +1,116 @@
+"""The exception tree, named by what the caller should do next.
+
+VecEnvError
+ ├ ClosedError                          you closed it: fix the calling code
+ ├ WrongLoopError                       another loop or thread opened it: call broadcast, or hop
+ ├ BusyError                            two tasks stepping the same env at once: fix the calling code
+ ├ SpaceMismatch(env_id, expected, got) the envs disagree: fix the factory
+ ├ BadActions(expected, got)            wrong shape, dtype or count: nothing was sent, the env is still usable
+ ├ EnvError(env_id)                     your env raised; its exception is the cause, its traceback a note
+ ├ WorkerLost(worker, env_ids, reason)  the process is gone: the restart budget is spent, or a call was in flight
+ └ WorkerTimeout(worker, limit_s)       no start in time; also a TimeoutError and multiprocessing.TimeoutError
+"""
+# pure: definitions only
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+
+__all__ = [
+    "BadActions",
+    "BusyError",
+    "ClosedError",
+    "EnvError",
+    "SpaceMismatch",
+    "VecEnvError",
+    "WorkerLost",
+    "WorkerTimeout",
+    "WrongLoopError",
+]
+
+
+class VecEnvError(Exception):
+    """Anything that goes wrong in the runtime. The remote traceback, where there is one, is a note."""
+
+
+class ClosedError(VecEnvError):
+    """The vec env is closed, or not open yet."""
+
+
+class WrongLoopError(VecEnvError):
+    """Called from another event loop or thread than the one that opened it; only `broadcast` may be."""
+
+
+class BusyError(VecEnvError):
+    """Two tasks use the same env at once, or an env that still owes a reply was sent an action."""
+
+
+class SpaceMismatch(VecEnvError):
+    """An env's space, observation or step result is not what was agreed.
+
+    `leaf` is the path inside the space, as in `obs["image"]`; `None` where the whole is meant.
+    """
+
+    def __init__(
+        self, message: str, *, env_id: int, expected: str, got: str, leaf: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.env_id = env_id
+        self.expected = expected
+        self.got = got
+        self.leaf = leaf
+
+
+class BadActions(VecEnvError, ValueError):
+    """Actions of the wrong shape, dtype or count. Nothing was sent; the vec env is as it was."""
+
+    def __init__(self, message: str, *, expected: str, got: str) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.got = got
+
+
+class EnvError(VecEnvError):
+    """The user's env raised. `__cause__` is its exception where that survives pickling.
+
+    `type_name` is the remote type's name, also where the exception itself could not travel;
+    `op` is what was being done: `make`, `reset`, `step`, `call`, `on_broadcast`, …
+    """
+
+    def __init__(
+        self, message: str, *, env_id: int, worker: int = -1, op: str = "", type_name: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.env_id = env_id
+        self.worker = worker
+        self.op = op
+        self.type_name = type_name
+
+
+class WorkerLost(VecEnvError):
+    """A worker process is gone. `crashes` holds the reason of every loss that the restart budget counted."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: int,
+        env_ids: Sequence[int],
+        reason: str,
+        crashes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.env_ids = tuple(env_ids)
+        self.reason = reason
+        self.crashes = tuple(crashes)
+
+
+class WorkerTimeout(VecEnvError, multiprocessing.TimeoutError, TimeoutError):
+    """A worker did not start within `limit_s` seconds."""
+
+    def __init__(self, message: str, *, worker: int, limit_s: float) -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.limit_s = limit_s

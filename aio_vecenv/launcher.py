@@ -1,0 +1,160 @@
+"""Starts fresh child interpreters by exec, in process groups of their own, tied to the parent by a lifeline."""
+# resource: owns one child process and the parent's ends of its pipes
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+
+__all__ = ["Child", "launch"]
+
+# The child must find this package before it can import anything, and never runs the user's __main__.
+_BOOT = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from aio_vecenv.worker import main; main(*map(int, sys.argv[2:]))"
+)
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+class Child:
+    """One child process, and our ends of its pipes. `close()` kills the whole group, reaps, and closes them all."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        data: socket.socket,
+        news: socket.socket,
+        lifeline: int,
+        crash: int,
+    ) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.data = data
+        self.news = news
+        self._crash = crash
+        # Runs also when the object is dropped, and at the interpreter's end; never in a fork of this process.
+        self._cleanup = weakref.finalize(self, _destroy, os.getpid(), process, data, news, lifeline, crash)
+
+    @property
+    def alive(self) -> bool:
+        return self._cleanup.alive
+
+    def kill(self) -> None:
+        """SIGKILL for the child and everything in its process group. The end-of-file on its pipes follows."""
+        if self._cleanup.alive:
+            _kill_group(self.process)
+
+    def dump_stack(self) -> None:
+        """Ask a stuck child for its Python stack; `crash_report` has it a moment later."""
+        if self.process.returncode is None:
+            try:
+                os.kill(self.pid, signal.SIGUSR2)
+            except ProcessLookupError:
+                pass
+
+    def crash_report(self) -> str:
+        """What the child's faulthandler has written so far."""
+        if not self._cleanup.alive:
+            return ""
+        try:
+            return os.pread(self._crash, 1 << 16, 0).decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def close(self) -> int | None:
+        """Kill what is left, reap, release. The exit status; None if somebody else took it. Can be called twice."""
+        self._cleanup()
+        code = self.process.returncode
+        return code if isinstance(code, int) else None
+
+
+def launch(block_fd: int) -> Child:
+    """Start one interpreter that will attach to the shared block of `block_fd`. Raises OSError."""
+    opened: list[Callable[[], None]] = []
+    try:
+        data, child_data = socket.socketpair()
+        opened += [data.close, child_data.close]
+        news, child_news = socket.socketpair()
+        opened += [news.close, child_news.close]
+        child_lifeline, lifeline = os.pipe()
+        opened += [lambda: os.close(lifeline), lambda: os.close(child_lifeline)]
+        crash = _anonymous_file()
+        opened += [lambda: os.close(crash)]
+        for sock in (data, news):
+            sock.setblocking(False)
+        fds = (child_data.fileno(), child_news.fileno(), child_lifeline, block_fd, crash)
+        arguments = [str(number) for number in (*fds, os.getpid())]
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        process = subprocess.Popen(
+            [sys.executable, *_interpreter_flags(), "-c", _BOOT, path, *arguments],
+            stdin=subprocess.DEVNULL,
+            pass_fds=fds,
+            process_group=0,
+            env={**dict.fromkeys(_THREAD_LIMITS, "1"), **os.environ},
+        )
+    except BaseException:
+        for close in opened:
+            close()
+        raise
+    child_data.close()
+    child_news.close()
+    os.close(child_lifeline)
+    return Child(process, data, news, lifeline, crash)
+
+
+def _interpreter_flags() -> list[str]:
+    """The options of this interpreter that change what user code means: warnings stay those of each process."""
+    flags = ["-O" * sys.flags.optimize] if sys.flags.optimize else []
+    if sys.flags.utf8_mode:
+        flags += ["-X", "utf8"]
+    if sys.flags.dev_mode:
+        flags += ["-X", "dev"]
+    return flags
+
+
+def _anonymous_file() -> int:
+    if sys.platform == "linux":
+        return os.memfd_create("aio_vecenv-crash", os.MFD_CLOEXEC)
+    import tempfile  # pragma: no cover - macOS
+
+    with tempfile.TemporaryFile() as file:  # pragma: no cover - macOS
+        return os.dup(file.fileno())
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is not None:
+        return  # reaped: the number may belong to somebody else by now
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _destroy(
+    owner_pid: int,
+    process: subprocess.Popen[bytes],
+    data: socket.socket,
+    news: socket.socket,
+    lifeline: int,
+    crash: int,
+) -> None:
+    if os.getpid() != owner_pid:  # a fork of the parent owns nothing
+        return
+    _kill_group(process)
+    process.wait()
+    data.close()
+    news.close()
+    os.close(lifeline)
+    os.close(crash)

@@ -1,0 +1,94 @@
+"""An exception as it crosses a pipe: text always, the exception itself where it survives a round trip."""
+# pure: exceptions in, plain data out, and back
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+import cloudpickle
+
+from . import wire
+from .errors import EnvError, SpaceMismatch, VecEnvError
+
+__all__ = ["ErrorReport", "describe", "rebuild"]
+
+_MAX_TEXT = 64 * 1024  # characters of a message or traceback that travel
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """What an env raised, told by the side that saw it."""
+
+    op: str  # make, reset, step, on_broadcast, call, get, set
+    type_name: str
+    message: str
+    traceback: str
+    pickled: bytes | None  # the exception, if pickling and unpickling it worked where it was raised
+    expected: str = ""  # of what did not fit its row
+    got: str = ""
+    leaf: str | None = None
+
+
+def describe(error: BaseException, op: str) -> ErrorReport:
+    """Report `error`, whatever is wrong with it."""
+    try:
+        message = str(error)[:_MAX_TEXT]
+    except Exception as worse:
+        message = f"<its __str__ raised {type(worse).__name__}>"
+    try:
+        text = "".join(traceback.format_exception(error))[-_MAX_TEXT:]
+    except Exception:
+        text = ""
+    pickled: bytes | None
+    try:
+        pickled = cloudpickle.dumps(error)
+        if len(pickled) > _MAX_TEXT or type(wire.loads(pickled)) is not type(error):
+            pickled = None
+    except Exception:
+        pickled = None
+    return ErrorReport(
+        op,
+        type(error).__name__,
+        message,
+        text,
+        pickled,
+        getattr(error, "expected", "") if _is_row_error(error) else "",
+        getattr(error, "got", "") if _is_row_error(error) else "",
+        getattr(error, "leaf", None) if _is_row_error(error) else None,
+    )
+
+
+def _is_row_error(error: BaseException) -> bool:
+    return type(error).__name__ == "RowError" and type(error).__module__.startswith(
+        __package__ or "aio_vecenv"
+    )
+
+
+def rebuild(report: ErrorReport, env_id: int, worker: int, where: str = "") -> VecEnvError:
+    """The exception that the caller sees. `where` says which episode and step."""
+    place = f"env {env_id} (worker {worker}{where})"
+    if report.expected:
+        mismatch = SpaceMismatch(
+            f"{place}: {report.message}",
+            env_id=env_id,
+            expected=report.expected,
+            got=report.got,
+            leaf=report.leaf,
+        )
+        mismatch.add_note(report.traceback)
+        return mismatch
+    error = EnvError(
+        f"{place} raised {report.type_name} in {report.op}: {report.message}",
+        env_id=env_id,
+        worker=worker,
+        op=report.op,
+        type_name=report.type_name,
+    )
+    error.add_note("the traceback in the worker:\n" + report.traceback)
+    if report.pickled is not None:
+        try:
+            error.__cause__ = wire.loads(report.pickled)
+        except Exception:  # its module is not importable here: the text has to do
+            pass
+    return error

@@ -1,0 +1,75 @@
+"""The restart budget: when to restart, when to give up. Erlang's: more than N in a sliding period ends it all."""
+# pure: time is an argument
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+__all__ = ["RestartBudget", "RestartLog", "Timeouts"]
+
+
+@dataclass(frozen=True)
+class RestartBudget:
+    """At most `restarts` replacements of workers in any `per_s` seconds; one more fails the whole vec env."""
+
+    restarts: int = 3
+    per_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 0:
+            raise ValueError(f"RestartBudget: restarts is {self.restarts!r}, not a whole number ≥ 0")
+        _check_limit("RestartBudget: per_s", self.per_s)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Limits in seconds; None waits for ever."""
+
+    start: float | None = 60.0  # from the start of the interpreter to its envs being made
+    reset: float | None = None  # for a reset command
+    step: float | None = None  # for a step command, autoresets included
+    close: float | None = 5.0  # from "please" to SIGKILL
+
+    def __post_init__(self) -> None:
+        for name in ("start", "reset", "step", "close"):
+            limit_s = getattr(self, name)
+            if limit_s is not None:
+                _check_limit(f"Timeouts: {name}", limit_s)
+
+
+def _check_limit(name: str, limit_s: object) -> None:
+    if isinstance(limit_s, bool) or not isinstance(limit_s, (int, float)) or not 0 < limit_s < math.inf:
+        raise ValueError(f"{name} is {limit_s!r}, not a number of seconds > 0")
+
+
+class RestartLog:
+    """The losses that a budget counts, with their reasons. `budget=None` never restarts."""
+
+    def __init__(self, budget: RestartBudget | None) -> None:
+        self.budget = budget
+        self.total = 0
+        self._recent: deque[tuple[float, str]] = deque()
+
+    def allow(self, now: float, reason: str) -> bool:
+        """Count a loss at `now` seconds; whether its worker may be replaced."""
+        self._recent.append((now, reason))
+        if self.budget is None:
+            return False
+        while self._recent and now - self._recent[0][0] >= self.budget.per_s:
+            self._recent.popleft()
+        if len(self._recent) > self.budget.restarts:
+            return False
+        self.total += 1
+        return True
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Of the losses inside the period, oldest first."""
+        return tuple(reason for _, reason in self._recent)
+
+
+def overdue(since: float, now: float, limit_s: float | None) -> bool:
+    """Whether what began at `since` has taken `limit_s` seconds or more at `now`."""
+    return limit_s is not None and now - since >= limit_s

@@ -1,0 +1,220 @@
+"""Where each env's observation, action, reward and flags lie in the shared block.
+
+A space is flattened into leaves. Box, Discrete, MultiDiscrete and MultiBinary have a fixed size and lie in the
+block, one array per leaf with a row per env; every other leaf travels pickled with the message ("loose").
+"""
+# pure: arithmetic and views; who owns the memory is decided elsewhere
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+__all__ = ["Field", "Leaf", "SharedMemory", "Slab", "SpaceTree", "exact", "layout"]
+
+SharedMemory = Literal["auto", True, False]
+Path = tuple[str | int, ...]
+
+_FIXED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_ALIGN = 64  # a cache line: rows of two workers share one at a leaf's borders only
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of a space. `dtype` and `shape` are those of one env's value."""
+
+    path: Path
+    space: gym.Space[Any]
+    fixed: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.space.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.space.shape or ())
+
+    @property
+    def stackable(self) -> bool:
+        """Whether values of several envs make one array, however they travel."""
+        return isinstance(self.space, _FIXED)
+
+    def __str__(self) -> str:
+        return "".join(f"[{part!r}]" for part in self.path).replace("'", '"')
+
+
+class SpaceTree:
+    """A space and its leaves, in a fixed order; takes values apart and puts batches together."""
+
+    def __init__(self, space: gym.Space[Any], shared_memory: SharedMemory = "auto") -> None:
+        self.space = space
+        self.leaves = tuple(_leaves(space, (), shared_memory))
+        self.is_leaf = len(self.leaves) == 1 and self.leaves[0].path == ()
+        if shared_memory is True:
+            for leaf in self.leaves:
+                if not leaf.fixed:
+                    raise ValueError(
+                        f"shared_memory=True, but the leaf obs{leaf} has no fixed size: {leaf.space}; "
+                        'use "auto" to send it pickled'
+                    )
+
+    def split(self, value: Any) -> list[Any]:
+        """The leaves of one env's `value`, in order. Raises KeyError, TypeError or IndexError where it has not the
+        structure of the space."""
+        if self.is_leaf:
+            return [value]
+        _check_structure(self.space, value, "")
+        return [_at(value, leaf.path) for leaf in self.leaves]
+
+    def join(self, columns: Sequence[Any]) -> Any:
+        """The batch whose leaves are `columns`, nested as the space is."""
+        if self.is_leaf:
+            return columns[0]
+        return _join(self.space, iter(columns))
+
+
+def _leaves(space: gym.Space[Any], path: Path, shared_memory: SharedMemory) -> list[Leaf]:
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, sub in space.items() for leaf in _leaves(sub, (*path, key), shared_memory)]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for i, sub in enumerate(space) for leaf in _leaves(sub, (*path, i), shared_memory)]
+    return [Leaf(path, space, isinstance(space, _FIXED) and shared_memory is not False)]
+
+
+def _at(value: Any, path: Path) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _check_structure(space: gym.Space[Any], value: Any, where: str) -> None:
+    if isinstance(space, spaces.Dict):
+        if not isinstance(value, dict):
+            raise TypeError(f"obs{where} is {type(value).__name__}, not a dict")
+        if value.keys() != space.spaces.keys():
+            missing = sorted(map(repr, space.spaces.keys() - value.keys()))
+            extra = sorted(map(repr, value.keys() - space.spaces.keys()))
+            raise KeyError(
+                f"obs{where}: missing keys [{', '.join(missing)}], extra keys [{', '.join(extra)}]"
+            )
+        for key, sub in space.items():
+            _check_structure(sub, value[key], f'{where}["{key}"]')
+    elif isinstance(space, spaces.Tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
+            got = f"{len(value)} items" if isinstance(value, (tuple, list)) else type(value).__name__
+            raise TypeError(f"obs{where} is {got}, not a tuple of {len(space.spaces)}")
+        for i, sub in enumerate(space):
+            _check_structure(sub, value[i], f"{where}[{i}]")
+
+
+def _join(space: gym.Space[Any], columns: Any) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _join(sub, columns) for key, sub in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_join(sub, columns) for sub in space)
+    return next(columns)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of the block: (num_envs, *shape) of `dtype`, `offset` bytes into it."""
+
+    name: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+def layout(
+    obs: SpaceTree, action: SpaceTree, num_envs: int, *, final_obs: bool
+) -> tuple[tuple[Field, ...], int]:
+    """The fields of the block and its size in bytes. Field "newest", the newest update's version, comes first."""
+    wanted: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [("newest", np.dtype(np.int64), (1,))]
+    wanted += [
+        ("rewards", np.dtype(np.float64), (num_envs,)),
+        ("versions", np.dtype(np.int64), (num_envs,)),
+        ("terminations", np.dtype(np.bool_), (num_envs,)),
+        ("truncations", np.dtype(np.bool_), (num_envs,)),
+    ]
+    for name, tree in (("action", action), ("obs", obs), ("final_obs", obs)):
+        if name != "final_obs" or final_obs:
+            wanted += [
+                (f"{name}{index}", leaf.dtype, (num_envs, *leaf.shape))
+                for index, leaf in enumerate(tree.leaves)
+                if leaf.fixed
+            ]
+    fields: list[Field] = []
+    offset = 0
+    for name, dtype, shape in wanted:
+        field = Field(name, offset, dtype.str, shape)
+        fields.append(field)
+        offset += -(-field.size_bytes // _ALIGN) * _ALIGN
+    return tuple(fields), max(offset, _ALIGN)
+
+
+class Slab:
+    """Views of a block, by field. The views keep the buffer alive; nothing here frees anything."""
+
+    def __init__(self, buffer: Any, fields: Sequence[Field], obs: SpaceTree, action: SpaceTree) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+        for field in fields:
+            count = int(np.prod(field.shape, dtype=np.int64))
+            flat = np.frombuffer(buffer, dtype=field.dtype, count=count, offset=field.offset)
+            self.arrays[field.name] = flat.reshape(field.shape)
+        self.newest: NDArray[np.int64] = self.arrays["newest"]
+        self.rewards: NDArray[np.float64] = self.arrays["rewards"]
+        self.versions: NDArray[np.int64] = self.arrays["versions"]
+        self.terminations: NDArray[np.bool_] = self.arrays["terminations"]
+        self.truncations: NDArray[np.bool_] = self.arrays["truncations"]
+        self.obs = self._columns("obs", obs)
+        self.final_obs = self._columns("final_obs", obs)
+        self.action = self._columns("action", action)
+
+    def _columns(self, name: str, tree: SpaceTree) -> list[NDArray[Any] | None]:
+        """Per leaf its (num_envs, *shape) array; None where the leaf is loose or the field is not there."""
+        return [self.arrays.get(f"{name}{index}") for index in range(len(tree.leaves))]
+
+
+def exact(leaf: Leaf, value: Any) -> NDArray[Any] | np.generic | int | float | bool | None:
+    """`value` if it fits `leaf` exactly or by a cast that loses nothing, else None.
+
+    A value fits if it has the leaf's shape and its dtype can be cast safely (numpy's "safe"), or, for integers and
+    Python numbers, if the value itself survives the cast: a Python int for a Discrete, a list for a Box.
+    """
+    try:
+        array = np.asarray(value)
+    except Exception:
+        return None
+    if array.shape != leaf.shape or array.dtype == object:
+        return None
+    if np.can_cast(array.dtype, leaf.dtype, "safe"):
+        return array
+    # An integer keeps its value in another integer type if it is in range; a Python float, a list of floats has no
+    # dtype of its own, so it may become the float type of the space.
+    if array.dtype.kind in "iu" and leaf.dtype.kind in "iu":
+        cast = array.astype(leaf.dtype)
+        return cast if bool((cast.astype(array.dtype) == array).all()) and _same_sign(cast, array) else None
+    if (
+        not isinstance(value, (np.ndarray, np.generic))
+        and leaf.dtype.kind == "f"
+        and array.dtype.kind in "fiu"
+    ):
+        with np.errstate(over="ignore"):
+            cast = array.astype(leaf.dtype)
+        return cast if bool((np.isfinite(cast) == np.isfinite(array)).all()) else None
+    return None
+
+
+def _same_sign(cast: NDArray[Any], array: NDArray[Any]) -> bool:
+    return bool(((cast < 0) == (array < 0)).all())

@@ -1,0 +1,103 @@
+"""What the runtime counts and times; `statistics()` gives a frozen snapshot, the same to tests and operators."""
+# pure: numbers come in as arguments
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .wire import HEADER_BYTES, Kind, Message
+
+if TYPE_CHECKING:
+    from .ledger import Command
+
+__all__ = ["Percentiles", "Recorder", "Statistics", "WorkerStatistics"]
+
+_WINDOW = 2048  # newest durations kept per worker
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of the newest durations, in seconds; 0.0 where there are none yet."""
+
+    p50_s: float = 0.0
+    p99_s: float = 0.0
+
+    @classmethod
+    def of(cls, durations_s: Iterable[float]) -> Percentiles:
+        values = list(durations_s)
+        if not values:
+            return cls()
+        p50, p99 = np.percentile(values, (50, 99))
+        return cls(float(p50), float(p99))
+
+
+@dataclass(frozen=True)
+class WorkerStatistics:
+    """One worker. A command's time runs from when the worker could begin it to its reply in the parent."""
+
+    worker: int
+    pid: int  # -1: no process of its own
+    incarnation: int  # how often it was replaced
+    step_time: Percentiles  # per step command, all its envs
+    compute_share: float  # of the time since opening: had a command to work on
+    wait_share: float  # had none
+    version: int  # newest update that it has applied
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot of a vec env."""
+
+    executed_steps: int  # actions executed, over all envs
+    terminated: int  # episodes by outcome, as far as they were handed out
+    truncated: int
+    aborted: int
+    restarts: int
+    recovery: Percentiles  # from a loss to its replacement being ready
+    bytes_sent: int  # over the pipes, headers included; the shared block's rows are not counted
+    bytes_received: int
+    version: int  # newest update that was published
+    broadcast: Percentiles  # from broadcast() to a worker's acknowledgement
+    workers: tuple[WorkerStatistics, ...]
+
+    @property
+    def stragglers(self) -> tuple[int, ...]:
+        """Worker indices, slowest first, by median step time."""
+        ranked = sorted(self.workers, key=lambda worker: -worker.step_time.p50_s)
+        return tuple(worker.worker for worker in ranked)
+
+    @property
+    def episodes(self) -> Mapping[str, int]:
+        """Episodes by outcome."""
+        return {"terminated": self.terminated, "truncated": self.truncated, "aborted": self.aborted}
+
+
+class Recorder:
+    """Where the crew writes what it sees."""
+
+    def __init__(self, workers: int, opened_at: float) -> None:
+        self.opened_at = opened_at
+        self.step_times_s = [deque[float](maxlen=_WINDOW) for _ in range(workers)]
+        self.busy_s = [0.0] * workers
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.recoveries_s: deque[float] = deque(maxlen=_WINDOW)
+
+    def replied(self, worker: int, took_s: float, command: Command, message: Message) -> None:
+        self.busy_s[worker] += took_s
+        if command.kind is Kind.STEP:
+            self.step_times_s[worker].append(took_s)
+        self.bytes_sent += HEADER_BYTES + len(command.payload)
+        self.bytes_received += HEADER_BYTES + len(message.payload)
+
+    def restarted(self, worker: int, took_s: float) -> None:
+        self.recoveries_s.append(took_s)
+
+    def share(self, worker: int, now: float) -> float:
+        """Of the time since opening that the worker had a command."""
+        return min(1.0, self.busy_s[worker] / max(now - self.opened_at, 1e-9))

@@ -1,0 +1,775 @@
+"""`AsyncVecEnv`: the object a user holds."""
+# async: checks and waits here; who owes what is in `ledger`, the workers are in `crew`
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from . import factories, wire
+from .actions import ActionPort
+from .backends.base import Backend
+from .batch import Batch, EventBatch
+from .broadcast import Apply
+from .channel import Receipt
+from .crew import Crew, Shift, derive_seed
+from .env_group import Settings
+from .errors import BusyError, ClosedError, SpaceMismatch, VecEnvError, WorkerLost, WrongLoopError
+from .events import EventHub, EventStream
+from .ledger import Command, Ledger
+from .report import ErrorReport, rebuild
+from .restart import RestartBudget, RestartLog, Timeouts
+from .slab import SharedMemory, Slab, SpaceTree, layout
+from .statistics import Percentiles, Recorder, Statistics, WorkerStatistics
+from .wire import Kind, Message
+from .worker import PICKLED, SUBSET, Setup, Spaces
+
+__all__ = ["AsyncVecEnv", "EnvFactory"]
+
+EnvFactory = Callable[[], Any]
+EnvIds = NDArray[np.int64]
+T = TypeVar("T")
+
+
+class AsyncVecEnv:
+    """Many Gymnasium environments, stepped in worker processes, from asyncio.
+
+    Args:
+        envs: an env id, an `EnvSpec`, one factory, or a list of factories (their spaces must agree). A factory may
+            return a Gymnasium `VectorEnv`: its sub-envs are the rows. Factories travel by cloudpickle.
+        num_envs: how many envs to make; not with a list of factories.
+        num_workers: default: the CPUs this process may use, at most one per env.
+        backend: "process", "inline" (no processes: for pdb and for very cheap envs), or a `Backend`.
+        autoreset: Gymnasium's `AutoresetMode`.
+        info: "all", "episode" (only at the start and the end of an episode), or names. Filtered in the worker.
+        copy: whether `Batch.obs` is the caller's own; else views, valid until the next `send` or `reset` of the envs.
+        shared_memory: "auto" decides per observation leaf, True insists (ValueError), False never.
+        timeouts: seconds, see `Timeouts`.
+        restart: how many lost workers may be replaced, see `RestartBudget`; None: none.
+        on_env_error: "raise", or "reset": the env begins a new episode, its row says so (info `env_error`).
+        check: "finite" also refuses observations with NaN or infinities.
+        spares: warm interpreters kept for replacements.
+
+    Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
+    `broadcast` alone may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        envs: str | gym.envs.registration.EnvSpec | EnvFactory | Sequence[EnvFactory],
+        num_envs: int | None = None,
+        *,
+        num_workers: int | None = None,
+        backend: Literal["process", "inline"] | Backend = "process",
+        autoreset: AutoresetMode = AutoresetMode.NEXT_STEP,
+        info: Literal["all", "episode"] | Sequence[str] = "all",
+        copy: bool = True,
+        shared_memory: SharedMemory = "auto",
+        timeouts: Timeouts = Timeouts(),
+        restart: RestartBudget | None = RestartBudget(3, per_s=60),
+        on_env_error: Literal["raise", "reset"] = "raise",
+        check: Literal["finite"] | None = None,
+        spares: int = 0,
+    ) -> None:
+        self._closed = True  # until opened: makes __del__ safe if what follows raises
+        self._factories = factories.resolve(envs, num_envs)
+        self.num_envs = len(self._factories)
+        wanted = factories.usable_cpus() if num_workers is None else num_workers
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise ValueError(f"num_workers is {num_workers!r}, not a whole number ≥ 1")
+        self.num_workers = min(wanted, self.num_envs)
+        autoreset = AutoresetMode(autoreset)
+        if info not in ("all", "episode"):
+            if isinstance(info, str) or not all(isinstance(name, str) for name in info):
+                raise ValueError(f"info is {info!r}, not 'all', 'episode' or a list of names")
+            info = tuple(info)
+        _one_of("on_env_error", on_env_error, ("raise", "reset"))
+        _one_of("check", check, (None, "finite"))
+        _one_of("shared_memory", shared_memory, ("auto", True, False))
+        if isinstance(spares, bool) or not isinstance(spares, int) or spares < 0:
+            raise ValueError(f"spares is {spares!r}, not a whole number ≥ 0")
+        if isinstance(backend, str):
+            _one_of("backend", backend, ("process", "inline"))
+        self._settings = Settings(autoreset, info, check, on_env_error)  # type: ignore[arg-type]
+        self._backend_choice, self._spares = backend, spares
+        self._shared_memory, self._copy = shared_memory, copy
+        self._timeouts, self._budget = timeouts, restart
+        self._opened = False
+        self._pid = os.getpid()
+
+    # -- opening and closing -------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, *args: Any, **kwargs: Any) -> Self:
+        """Construct and open. Cancelling closes what was started."""
+        return await cls(*args, **kwargs).__aenter__()
+
+    async def __aenter__(self) -> Self:
+        """Start the workers and make the envs. Raises what went wrong, after stopping everything. Cancelling too."""
+        if self._opened:
+            raise ClosedError("this vec env was opened already: construct a new one")
+        self._opened = True
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._hub = EventHub()
+        self._sequence = 0
+        self._seed: list[int | None] = []
+        self._restarts: list[int] = []
+        self._receiving = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._need = 0
+        self._watchers: list[asyncio.Future[None]] = []
+        self._calls: dict[int, asyncio.Future[list[tuple[bool, Any]]]] = {}
+        self._dropped: set[int] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._log = RestartLog(self._budget)
+        self._recorder = Recorder(self.num_workers, self._loop.time())
+        self._backend = self._make_backend()
+        self._closed = False
+        try:
+            self._crew = Crew(self._backend, self._setups(), self, self._timeouts, self._log, self._recorder)
+            await self._open_crew()
+        except BaseException:
+            self._closed = True
+            if hasattr(self, "_crew"):
+                await asyncio.shield(asyncio.ensure_future(self._crew.close()))
+            else:
+                self._backend.close()
+            raise
+        return self
+
+    def _make_backend(self) -> Backend:
+        if self._backend_choice == "inline":
+            from .backends.inline import InlineBackend
+
+            return InlineBackend()
+        if self._backend_choice == "process":
+            from .backends.process import ProcessBackend
+
+            return ProcessBackend(self._spares)
+        return self._backend_choice
+
+    def _setups(self) -> list[Setup]:
+        bounds = np.linspace(0, self.num_envs, self.num_workers + 1).astype(int).tolist()
+        return [
+            Setup(self._factories[a:b], list(range(a, b)), self._settings, self._shared_memory)
+            for a, b in zip(bounds, bounds[1:])
+        ]
+
+    async def _open_crew(self) -> None:
+        made = await self._crew.make()
+        self._spaces = _agree(made, [shift.setup.env_ids[0] for shift in self._crew.shifts])
+        bounds = np.cumsum([0, *(sum(spaces.rows) for spaces in made)]).tolist()
+        rows = [range(a, b) for a, b in zip(bounds, bounds[1:])]
+        self.num_envs = bounds[-1]
+        self._vectorised = self._spaces.vectorised
+        self._seed = [None] * self.num_envs
+        self._restarts = [0] * self.num_workers
+        obs = SpaceTree(self._spaces.observation, self._shared_memory)
+        action = SpaceTree(self._spaces.action)
+        same_step = self._settings.autoreset is AutoresetMode.SAME_STEP
+        fields, size_bytes = layout(obs, action, self.num_envs, final_obs=same_step)
+        slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
+        self.single_observation_space = self._spaces.observation
+        self.single_action_space = self._spaces.action
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {**self._spaces.metadata, "autoreset_mode": self._settings.autoreset}
+        self.spec = self._spaces.spec
+        self._ledger = Ledger(self.num_envs, slab, obs, self._settings.autoreset, copy=self._copy)
+        self._port = ActionPort(action, slab)
+        self._starts = np.array([r.start for r in rows])
+        self._ranges = [np.arange(r.start, r.stop) for r in rows]
+        newest = memoryview(slab.newest)
+        self._crew.channel.mark = lambda version: newest.__setitem__(0, version)
+        await self._crew.attach(rows, self.num_envs, fields, size_bytes)
+        stock = getattr(self._backend, "stock", None)
+        if stock is not None:
+            stock()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all envs and workers. Always closes; an error from it means that an env's own close() failed.
+
+        Can be called twice, at once from several tasks, after any failure, and in a cancelled task: cancelling
+        skips the grace, never the closing.
+        """
+        if self._closed and getattr(self, "_closing", None) is None:
+            return
+        self._check_loop()
+        if self._closing is None:
+            self._closed = True
+            self._end_calls(ClosedError("the vec env was closed"))
+            self._release(self._ledger.close())
+            self._hub.close()
+            self._closing = self._loop.create_task(self._crew.close(), name="close vec env")
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            self._closing.cancel()
+            await asyncio.wait([self._closing])
+            raise
+
+    def __del__(self) -> None:
+        if not self._closed and os.getpid() == self._pid:
+            self._closed = True
+            warnings.warn(
+                f"{self!r} was not closed: use `async with`, or aclose()", ResourceWarning, source=self
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<AsyncVecEnv {self.num_envs} envs in {self.num_workers} workers, {state}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is not open: not yet, or no more."""
+        return self._closed
+
+    # -- stepping --------------------------------------------------------------------------------------------------
+
+    async def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        env_ids: Sequence[int] | EnvIds | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset envs; (observations, infos), rows in the order of `env_ids` (default: all).
+
+        An int seed gives env i the seed `seed + i`; a sequence gives each row its own; None does not reseed. Waits
+        for the replies that its envs owe and discards those rows, not their events. Unfinished episodes: aborted.
+
+        Raises EnvError (an ExceptionGroup if several); the healthy envs' rows stay owed, for `recv`. After a cancelled
+        reset those envs accept only reset; its replies are dropped.
+        """
+        self._check_open()
+        ids = self._env_ids(env_ids)
+        seeds = self._seeds(seed, ids)
+        if self._receiving and self._ledger.owes[ids].any():
+            raise BusyError("reset() of envs that a recv() in another task waits for")
+        if options is not None:
+            wire.dumps(options, "options")
+        await self._all_ready(ids)
+        self._ledger.take_errors(
+            ids
+        )  # their episodes are over; what went wrong with them does not matter any more
+        if stale := self._ledger.select(ids):
+            self._release(self._ledger.hand_out(stale)[1])
+        number = self._next_number()
+        by_env = dict(zip(ids.tolist(), seeds))
+        for env_id, given in by_env.items():
+            self._seed[env_id] = given if given is not None else self._seed[env_id]
+        in_order = np.sort(ids)
+        self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
+        posted: list[Command] = []
+        for worker, mine in self._by_worker(in_order):
+            command = Command(Kind.RESET, self._next(), number, worker, mine, options=options)
+            command.seeds = [by_env[e] for e in mine.tolist()]
+            posted.append(self._post_reset(command))
+        try:
+            await self._all_ready(in_order)
+        except asyncio.CancelledError:
+            self._dropped.update(command.sequence for command in posted if not self._is_ready(command))
+            self._ledger.drop(in_order)
+            raise
+        self._raise_errors(self._ledger.take_errors(ids))
+        batch, events = self._ledger.hand_out(self._ledger.select(ids))
+        self._release(events)
+        if (in_order == ids).all():
+            return batch.obs, batch.infos
+        order = np.searchsorted(in_order, ids)
+        return _take(batch.obs, order), _take_infos(batch.infos, order)
+
+    def send(self, actions: Any, env_ids: Sequence[int] | EnvIds | None = None) -> None:
+        """Send one action to each env of `env_ids` (default: all); never waits.
+
+        Raises BadActions or BusyError before anything is sent.
+        """
+        self._check_open()
+        ids = None if env_ids is None else self._env_ids(env_ids)
+        ledger = self._ledger
+        ledger.check_send(ids)
+        n = self.num_envs if ids is None else len(ids)
+        columns = self._port.check(actions, n)
+        if ids is None:
+            loose = self._port.write(columns, slice(None))
+        else:
+            if self._vectorised:
+                self._check_whole_workers(ids)
+            loose = self._port.write(columns, ids)
+            if loose:
+                order = np.argsort(ids)
+                loose = [None if c is None else [c[j] for j in order.tolist()] for c in loose]
+            ids = np.sort(ids)
+        if loose:
+            wire.dumps(loose, "actions")
+        number = self._next_number()
+        ledger.sent(ids, number)
+        post = self._crew.post
+        if ids is None:
+            for worker, mine in enumerate(self._ranges):
+                command = Command(Kind.STEP, self._next(), number, worker, mine)
+                if loose:
+                    self._load(command, None, loose, mine)
+                post(command)
+            return
+        for worker, mine in self._by_worker(ids):
+            command = Command(Kind.STEP, self._next(), number, worker, mine)
+            if len(mine) < len(self._ranges[worker]):
+                local = mine - self._starts[worker]
+                if loose:
+                    self._load(command, local.tolist(), loose, np.searchsorted(ids, mine))
+                else:
+                    command.flags, command.payload = SUBSET, local.astype(np.uint32).tobytes()
+            elif loose:
+                self._load(command, None, loose, np.searchsorted(ids, mine))
+            post(command)
+
+    async def recv(self, min_envs: int | None = None) -> Batch:
+        """The envs whose replies are in, at least `min_envs` of them (default, and cap: all that owe one).
+
+        Raises EnvError (an ExceptionGroup if several) if an env raised; the healthy rows stay owed, and the next
+        `recv` returns them. Raises ValueError if nothing is owed, BusyError if another task receives.
+        Cancelling loses nothing: the replies stay owed.
+        """
+        self._check_open()
+        if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
+            raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
+        if self._receiving:
+            raise BusyError("two tasks call recv() at once: share the batches of one")
+        self._receiving = True
+        ledger = self._ledger
+        try:
+            if self._hub.slowest() is not None:
+                await self._hub.wait_for_readers()
+            while True:
+                owed = ledger.owed
+                if not owed:
+                    raise ValueError("recv() with nothing owed: send() first")
+                need = owed if min_envs is None else min(min_envs, owed)
+                if ledger.ready_rows >= need:
+                    break
+                if not self._crew.pump():
+                    self._need = need
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                self._check_alive()
+        finally:
+            self._receiving = False
+        if ledger.any_errors:
+            self._raise_errors(ledger.take_errors())
+        batch, events = ledger.hand_out(ledger.take_ready())
+        self._release(events)
+        return batch
+
+    async def step(self, actions: Any) -> Batch:
+        """`send(actions)`, then `recv()` of all. Cancelling loses nothing: the replies stay owed, for `recv`."""
+        self.send(actions)
+        return await self.recv()
+
+    # -- telling and asking --------------------------------------------------------------------------------------
+
+    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
+        """Tell every worker `payload`; never waits; allowed from any thread, at any moment.
+
+        Every episode that begins after it returned begins under this payload or a newer one of its topic, and every
+        step sent after it runs after its worker has taken it. Envs get it in `on_broadcast(payload, version)`:
+        apply="reset": each just before its next reset; "now": all before their worker's next command.
+
+        Raises TypeError or ValueError if the payload cannot be pickled or is over 16 MiB; nothing was published.
+        """
+        if self._closed:
+            raise ClosedError("the vec env is closed, or not open yet")
+        if apply not in ("reset", "now"):
+            raise ValueError(f"apply is {apply!r}, not 'reset' or 'now'")
+        return self._crew.channel.publish(payload, topic, apply)
+
+    async def call(
+        self, name: str, *args: Any, env_ids: Sequence[int] | EnvIds | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Call a method of each env, through wrappers; one result per env. Also with steps under way.
+
+        Raises EnvError (a wrong name: its cause is an AttributeError); everything stays usable. WorkerLost if a
+        worker is lost meanwhile. Cancelling drops the replies.
+        """
+        return await self._ask("call", name, env_ids, lambda rows: (args, kwargs))
+
+    async def get_attr(self, name: str, *, env_ids: Sequence[int] | EnvIds | None = None) -> tuple[Any, ...]:
+        """An attribute of each env, found as `get_wrapper_attr` does. Errors and cancelling as for `call`."""
+        return await self._ask("get", name, env_ids, lambda rows: None)
+
+    async def set_attr(
+        self, name: str, values: Any, *, env_ids: Sequence[int] | EnvIds | None = None
+    ) -> None:
+        """Set an attribute of each env, where `set_wrapper_attr` finds it; a list or tuple gives one value per env.
+
+        Errors and cancelling as for `call`. A replaced worker does not have it any more.
+        """
+        n = len(self._targets(env_ids))
+        if isinstance(values, (list, tuple)):
+            if len(values) != n:
+                raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
+            each = list(values)
+        else:
+            each = [values] * n
+        await self._ask("set", name, env_ids, lambda rows: [each[r] for r in rows])
+
+    async def render(self) -> tuple[Any, ...]:
+        """One frame per env, as its `render()` gives it. Errors and cancelling as for `call`."""
+        return await self.call("render")
+
+    def events(self) -> EventStream:
+        """A stream of `EpisodeStarted` and `Episode` from now on: lossless, in order; several may be open."""
+        self._check_open(alive=False)
+        return self._hub.open()
+
+    def abort(self, env_ids: Sequence[int] | EnvIds) -> None:
+        """Give up the workers of these envs now, instead of at their timeout; then as if they had died."""
+        self._check_open()
+        ids = self._env_ids(env_ids)
+        self._crew.abort([worker for worker, _ in self._by_worker(np.sort(ids))], "was aborted by the caller")
+
+    def statistics(self) -> Statistics:
+        """A frozen snapshot of what was counted and timed so far."""
+        self._check_open(alive=False)
+        now, ledger, channel = self._loop.time(), self._ledger, self._crew.channel
+        workers = tuple(
+            WorkerStatistics(
+                shift.index,
+                getattr(shift.worker, "pid", -1),
+                shift.incarnation,
+                Percentiles.of(self._recorder.step_times_s[shift.index]),
+                self._recorder.share(shift.index, now),
+                1.0 - self._recorder.share(shift.index, now),
+                channel.updates.newest_taken(shift.index),
+            )
+            for shift in self._crew.shifts
+        )
+        return Statistics(
+            executed_steps=ledger.steps,
+            **ledger.outcomes,
+            restarts=self._log.total,
+            recovery=Percentiles.of(self._recorder.recoveries_s),
+            bytes_sent=self._recorder.bytes_sent + channel.bytes_sent,
+            bytes_received=self._recorder.bytes_received,
+            version=channel.version,
+            broadcast=Percentiles.of(channel.latencies_s),
+            workers=workers,
+        )
+
+    # -- what the crew says (Boss) -------------------------------------------------------------------------------
+
+    def replied(self, command: Command, message: Message) -> None:
+        """A reply is in: store it, and wake who waits for it."""
+        if command.kind is Kind.CALL:
+            future = self._calls.pop(command.sequence, None)
+            if future is not None and not future.done():
+                future.set_result(wire.loads(message.payload))
+            return
+        if command.sequence in self._dropped:
+            self._dropped.discard(command.sequence)
+            return
+        if message.payload:
+            start = int(self._starts[command.worker])
+            extras = wire.loads(message.payload)
+            command.extras = {k: [(start + i, v) for i, v in items] for k, items in extras.items()}
+            if "errors" in command.extras and self._settings.on_env_error == "reset":
+                self._retry_resets(command)
+        ledger = self._ledger
+        ledger.replied(command)
+        if self._waiter is not None and ledger.ready_rows >= self._need and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self._watchers:
+            self._wake_watchers()
+
+    def lost(self, shift: Shift, reason: str) -> list[int | None]:
+        """A worker is about to be replaced."""
+        self._restarts[shift.index] += 1
+        restarts = self._restarts[shift.index]
+        for sequence, command in list(shift.commands.items()):
+            if command.kind is Kind.CALL:
+                del shift.commands[sequence]
+                self._fail_call(sequence, shift, reason)
+            elif sequence in self._dropped:
+                del shift.commands[sequence]
+                self._dropped.discard(sequence)
+        seeds = [derive_seed(self._seed[env_id], env_id, restarts) for env_id in shift.rows]
+        self._ledger.made_anew(shift.rows, reason, seeds)
+        return seeds
+
+    def failed(self, error: VecEnvError) -> None:
+        """Beyond the restart budget: everybody who waits gets the error."""
+        self._end_calls(error)
+
+    def _retry_resets(self, command: Command) -> None:
+        """on_env_error="reset", and an env failed to reset: try again, within the restart budget."""
+        shift = self._crew.shifts[command.worker]
+        for env_id, report in list(command.extras["errors"]):
+            text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
+            if not self._crew.count_loss(text, shift):
+                return
+            again = self._ledger.retry(command, env_id, report)
+            again.sequence = self._next()
+            self._post_reset(again)
+
+    def _fail_call(self, sequence: int, shift: Shift, reason: str) -> None:
+        future = self._calls.pop(sequence, None)
+        if future is not None and not future.done():
+            ids = list(shift.rows)
+            text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason} during a call"
+            future.set_exception(WorkerLost(text, worker=shift.index, env_ids=ids, reason=reason))
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _check_loop(self) -> None:
+        running = asyncio._get_running_loop()
+        if threading.get_ident() != self._thread or (running is not None and running is not self._loop):
+            raise WrongLoopError(
+                "this vec env was opened in another event loop or thread: only broadcast() may be called from there"
+            )
+
+    def _check_open(self, *, alive: bool = True) -> None:
+        if self._closed:
+            raise ClosedError(
+                "the vec env is closed" if self._opened else "the vec env is not open yet: use `async with`"
+            )
+        self._check_loop()
+        if os.getpid() != self._pid:
+            raise ClosedError("this is a fork of the process that opened the vec env")
+        if alive:
+            self._check_alive()
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise ClosedError("the vec env was closed")
+        if self._crew.failure is not None:
+            raise self._crew.failure
+
+    def _end_calls(self, error: VecEnvError) -> None:
+        waiting = [self._waiter, *self._watchers, *self._calls.values()]
+        self._watchers, self._calls = [], {}
+        for future in waiting:
+            if future is not None and not future.done():
+                future.set_exception(error)
+
+    def _release(self, events: EventBatch) -> None:
+        if events.events:
+            self._hub.release(events)
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _next_number(self) -> int:
+        number = self._ledger.next_number
+        self._ledger.next_number += 1
+        return number
+
+    def _is_ready(self, command: Command) -> bool:
+        return bool(self._ledger.is_ready[command.env_ids].all())
+
+    async def _all_ready(self, ids: EnvIds) -> None:
+        """Wait until every one of these envs that owes a row has it ready."""
+        ledger = self._ledger
+        while (ledger.owes[ids] & ~ledger.is_ready[ids]).any():
+            if not self._crew.pump():
+                future = self._loop.create_future()
+                self._watchers.append(future)
+                try:
+                    await future
+                finally:
+                    if future in self._watchers:
+                        self._watchers.remove(future)
+            self._check_alive()
+
+    def _wake_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for future in watchers:
+            if not future.done():
+                future.set_result(None)
+
+    def _raise_errors(self, found: list[tuple[Command, int, ErrorReport]]) -> None:
+        if not found:
+            return
+        errors: list[VecEnvError] = []
+        for command, env_id, report in found:
+            index, length, seed = self._ledger.episode_of(env_id)
+            where = "" if index < 0 else f", episode {index}, after {length} steps, seed {seed}"
+            errors.append(rebuild(report, env_id, command.worker, where))
+        if len(errors) == 1:
+            raise errors[0]
+        raise ExceptionGroup(f"{len(errors)} envs raised", errors)
+
+    def _env_ids(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
+        if env_ids is None:
+            return np.arange(self.num_envs)
+        ids = np.asarray(env_ids)
+        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+            raise ValueError(f"env_ids is {env_ids!r}, not a sequence of env indices")
+        ids = ids.astype(np.int64)
+        if ids.min() < 0 or ids.max() >= self.num_envs:
+            raise ValueError(f"env_ids {ids.tolist()}: there are envs 0 to {self.num_envs - 1}")
+        if len(np.unique(ids)) != len(ids):
+            raise ValueError(f"env_ids {ids.tolist()} names an env twice")
+        return ids
+
+    def _seeds(self, seed: int | Sequence[int | None] | None, ids: EnvIds) -> list[int | None]:
+        if seed is None:
+            return [None] * len(ids)
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + env_id for env_id in ids.tolist()]
+        if len(seed) != len(ids):
+            raise ValueError(f"{len(seed)} seeds for {len(ids)} envs")
+        return [None if one is None else int(one) for one in seed]
+
+    def _by_worker(self, ids: EnvIds) -> list[tuple[int, EnvIds]]:
+        """Sorted env ids, dealt to the workers that hold them."""
+        workers = np.searchsorted(self._starts, ids, side="right") - 1
+        return [(int(w), ids[workers == w]) for w in np.unique(workers)]
+
+    def _check_whole_workers(self, ids: EnvIds) -> None:
+        from .errors import BadActions
+
+        for worker, mine in self._by_worker(np.sort(ids)):
+            if len(mine) < len(self._ranges[worker]):
+                raise BadActions(
+                    f"worker {worker} holds a VectorEnv, whose envs {self._ranges[worker][0]}-"
+                    f"{self._ranges[worker][-1]} are stepped together; nothing was sent",
+                    expected="all of them",
+                    got=str(mine.tolist()),
+                )
+
+    @staticmethod
+    def _load(command: Command, local: list[int] | None, loose: list[Any], rows: EnvIds) -> None:
+        picked = [None if c is None else [c[row] for row in rows.tolist()] for c in loose]
+        command.flags, command.payload = PICKLED, wire.dumps((local, picked), "actions")
+
+    def _post_reset(self, command: Command) -> Command:
+        local = (command.env_ids - self._starts[command.worker]).tolist()
+        command.payload = wire.dumps((local, list(command.seeds), command.options), "options")
+        self._crew.post(command)
+        return command
+
+    def _targets(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
+        """The env ids of a call; for VectorEnvs one id per VectorEnv, its first row."""
+        self._check_open()
+        if not self._vectorised:
+            return self._env_ids(env_ids)
+        if env_ids is not None:
+            raise ValueError("a call of VectorEnvs goes to all of them: env_ids cannot pick rows")
+        return np.arange(sum(len(shift.setup.factories) for shift in self._crew.shifts))
+
+    async def _ask(
+        self,
+        op: str,
+        name: str,
+        env_ids: Sequence[int] | EnvIds | None,
+        values: Callable[[list[int]], Any],
+    ) -> tuple[Any, ...]:
+        ids = self._targets(env_ids)
+        positions = {env_id: position for position, env_id in enumerate(ids.tolist())}
+        asked: list[tuple[int, EnvIds, asyncio.Future[list[tuple[bool, Any]]]]] = []
+        parts: list[Command] = []
+        for worker, mine, local in self._call_parts(np.sort(ids)):
+            rows = [positions[env_id] for env_id in mine.tolist()]
+            payload = wire.dumps((op, name, local, values(rows)), f"the arguments of {name!r}")
+            parts.append(Command(Kind.CALL, self._next(), -1, worker, mine, payload))
+        for command in parts:
+            future: asyncio.Future[list[tuple[bool, Any]]] = self._loop.create_future()
+            self._calls[command.sequence] = future
+            asked.append((command.worker, command.env_ids, future))
+            self._crew.post(command)
+        while any(not future.done() for _, _, future in asked) and self._crew.pump():
+            pass
+        results: list[Any] = [None] * len(ids)
+        errors: list[VecEnvError] = []
+        try:
+            await asyncio.wait([future for _, _, future in asked])
+        finally:
+            for command in parts:
+                self._calls.pop(command.sequence, None)
+            for _, _, future in asked:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen: it is raised below, or this call was cancelled
+        for worker, mine, future in asked:
+            if (failure := future.exception()) is not None:
+                raise failure
+            for env_id, (ok, result) in zip(mine.tolist(), future.result()):
+                if ok:
+                    results[positions[env_id]] = result
+                else:
+                    errors.append(rebuild(result, env_id, worker))
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup(f"{op} {name!r}: {len(errors)} envs raised", errors)
+        return tuple(results)
+
+    def _call_parts(self, ids: EnvIds) -> list[tuple[int, EnvIds, list[int]]]:
+        if not self._vectorised:
+            return [(w, mine, (mine - self._starts[w]).tolist()) for w, mine in self._by_worker(ids)]
+        counts = [len(shift.setup.factories) for shift in self._crew.shifts]
+        bounds = np.cumsum([0, *counts]).tolist()
+        return [(w, np.arange(a, b), list(range(b - a))) for w, (a, b) in enumerate(zip(bounds, bounds[1:]))]
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(value is option or (isinstance(value, str) and value == option) for option in allowed):
+        raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(repr, allowed))}")
+
+
+def _agree(made: list[Spaces], first_ids: list[int]) -> Spaces:
+    """The spaces of all workers, if they agree. Raises SpaceMismatch."""
+    expected = made[0]
+    for got, env_id in zip(made[1:], first_ids[1:]):
+        for name in ("observation", "action"):
+            want, have = getattr(expected, name), getattr(got, name)
+            if want != have:
+                raise SpaceMismatch(
+                    f"env {env_id}: the {name} space is {have}; that of env {first_ids[0]} is {want}",
+                    env_id=env_id,
+                    expected=str(want),
+                    got=str(have),
+                )
+        if got.vectorised != expected.vectorised:
+            raise SpaceMismatch(
+                f"env {env_id}: some factories make VectorEnvs, others single envs",
+                env_id=env_id,
+                expected="all of one kind",
+                got="both",
+            )
+    return expected
+
+
+def _take(obs: Any, order: NDArray[np.intp]) -> Any:
+    """Rows of a batch of observations in another order."""
+    if isinstance(obs, dict):
+        return {key: _take(value, order) for key, value in obs.items()}
+    if isinstance(obs, np.ndarray):
+        return obs[order]
+    if isinstance(obs, tuple) and all(isinstance(part, (np.ndarray, dict)) for part in obs):
+        return tuple(_take(part, order) for part in obs)
+    return tuple(obs[row] for row in order.tolist())
+
+
+def _take_infos(infos: dict[str, Any], order: NDArray[np.intp]) -> dict[str, Any]:
+    return {k: _take_infos(v, order) if isinstance(v, dict) else v[order] for k, v in infos.items()}

@@ -1,0 +1,168 @@
+"""The messages that cross a pipe, and their bytes; any chunking decodes the same.
+
+A message is a fixed header and a payload. The numeric data of a step is in shared memory, so the payload of an
+ordinary step is empty. Payloads are pickles between a parent and the children that it started itself, over
+inherited descriptors; nothing here ever listens.
+"""
+# pure: bytes in, messages out; no loop, no process, no clock
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+__all__ = [
+    "HEADER_BYTES",
+    "MAX_PAYLOAD",
+    "Decoder",
+    "Kind",
+    "Message",
+    "ProtocolError",
+    "dumps",
+    "encode",
+    "loads",
+]
+
+MAX_PAYLOAD = 16 * 1024 * 1024  # bytes; refused by the sender, so that a receiver never has to buffer more
+_MAGIC = 0xA5E1
+_HEADER = struct.Struct("<HBBIIQQ")  # magic, kind, flags, incarnation, payload bytes, number, version
+HEADER_BYTES = _HEADER.size
+
+
+class ProtocolError(Exception):
+    """Bytes that are no message, or a message where it may not be."""
+
+
+class Kind(IntEnum):
+    """Every message there is. Who may send what when is in `protocol`."""
+
+    HELLO = 1  # child: the interpreter is up and has imported what it needs
+    SETUP = 2  # parent: factories and settings
+    SPACES = 3  # child: the envs are made; their spaces
+    ATTACH = 4  # parent: the layout of the shared block
+    ATTACHED = 5  # child: ready for commands
+    STEP = 6  # parent: step (or autoreset) these envs
+    RESET = 7  # parent: reset these envs, with seeds and options
+    CALL = 8  # parent: call a method, read or set an attribute
+    REPLY = 9  # child: what the command of this number gave
+    CLOSE = 10  # parent: close the envs and exit
+    GOODBYE = 11  # child: the envs are closed
+    FAILED = 12  # child: set-up failed; the payload says why
+    UPDATE = 13  # parent, broadcast pipe: a payload under a topic
+    TAKEN = 14  # child, broadcast pipe: the update of this version has been taken over
+
+
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class Message(NamedTuple):
+    """One message. `number` pairs a reply with its command; (incarnation, number) is never used twice."""
+
+    kind: Kind
+    number: int = 0
+    version: int = 0  # commands: the newest update at sending; replies: what the worker has taken
+    payload: bytes = b""
+    flags: int = 0
+    incarnation: int = 0
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of `message`. Raises ValueError if the payload is over MAX_PAYLOAD."""
+    kind, number, version, payload, flags, incarnation = message
+    size = len(payload)
+    if size > MAX_PAYLOAD:
+        raise ValueError(f"a message of {size} bytes is over the limit of {MAX_PAYLOAD}")
+    header = _HEADER.pack(_MAGIC, kind, flags, incarnation, size, number, version)
+    return header + payload if size else header
+
+
+class Decoder:
+    """Turns a stream of bytes, cut anywhere, into messages.
+
+    Holds at most one unfinished message: HEADER_BYTES + MAX_PAYLOAD bytes. After a ProtocolError the stream
+    has no meaning any more, and every further call raises it again.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._broken: ProtocolError | None = None
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether an end of the stream now would cut a message in two."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes, in order. Raises ProtocolError on anything that is none."""
+        if not self._buffer and len(data) == HEADER_BYTES and self._broken is None:  # an ordinary step
+            message, size = self._header(data)
+            if not size:
+                return [message]
+        self._buffer += data
+        return list(self._drain())
+
+    def _drain(self) -> Iterator[Message]:
+        if self._broken is not None:
+            raise self._broken
+        while len(self._buffer) >= HEADER_BYTES:
+            message, size = self._header(self._buffer[:HEADER_BYTES])
+            end = HEADER_BYTES + size
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[HEADER_BYTES:end])
+            del self._buffer[:end]
+            yield message._replace(payload=payload)
+
+    def _header(self, data: bytes | bytearray) -> tuple[Message, int]:
+        magic, kind, flags, incarnation, size, number, version = _HEADER.unpack(data)
+        if magic != _MAGIC or kind not in _KINDS or size > MAX_PAYLOAD:
+            self._buffer.clear()
+            self._broken = ProtocolError(f"not a message: magic {magic:#06x}, kind {kind}, {size} bytes")
+            raise self._broken
+        return Message(_KINDS[kind], number, version, b"", flags, incarnation), size
+
+
+def dumps(value: Any, name: str = "object") -> bytes:
+    """Pickle `value`; by value what lives in `__main__`, since the other side does not import that.
+
+    Raises TypeError naming the path of the part that cannot be pickled, as in `infos["a"]["b"]`.
+    """
+    try:
+        data = pickle.dumps(value, protocol=5)
+        if b"__main__" not in data:
+            return data
+    except Exception:  # a plain pickle was the cheap attempt
+        pass
+    try:
+        return bytes(cloudpickle.dumps(value, protocol=5))
+    except Exception as error:
+        path, part = _culprit(value, name)
+        raise TypeError(f"{path} cannot be pickled ({type(part).__name__}): {error}") from error
+
+
+def loads(data: bytes) -> Any:
+    """Undo `dumps`. Raises whatever the pickle raises."""
+    return pickle.Unpickler(io.BytesIO(data)).load()
+
+
+def _culprit(value: Any, path: str) -> tuple[str, Any]:
+    """The smallest part of a nest of dicts, lists and tuples that does not pickle, with its path."""
+    parts: Iterator[tuple[str, Any]]
+    if isinstance(value, dict):
+        parts = ((f"{path}[{key!r}]".replace("'", '"'), part) for key, part in value.items())
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"{path}[{index}]", part) for index, part in enumerate(value))
+    else:
+        return path, value
+    for part_path, part in parts:
+        try:
+            cloudpickle.dumps(part, protocol=5)
+        except Exception:
+            return _culprit(part, part_path)
+    return path, value

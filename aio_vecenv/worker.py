@@ -1,0 +1,313 @@
+"""The child's whole life: attach, loop, report, exit. Synchronous; imports neither asyncio nor torch."""
+# resource (child): owns this process's ends of the pipes
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import env_groups, wire
+from .broadcast import NOW_FLAG, Inbox, decode_update
+from .env_group import EnvGroup, Settings
+from .memory import SharedBlock
+from .report import describe
+from .slab import Field, SharedMemory
+from .wire import Decoder, Kind, Message, ProtocolError
+
+__all__ = ["PICKLED", "SUBSET", "Attachment", "Setup", "Spaces", "execute", "main", "make_envs"]
+
+SUBSET = 1  # flag of a STEP: the payload is the local indices, uint32
+PICKLED = 2  # flag of a STEP: the payload is pickled (local indices or None, loose actions)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told first. Children never import the user's `__main__`; cloudpickle brings what lives there."""
+
+    factories: list[Callable[[], Any]]
+    env_ids: list[int]  # for messages: the index of each factory
+    settings: Settings
+    shared_memory: SharedMemory
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What a worker answers: the spaces that all of its envs share, and how many rows each factory has."""
+
+    observation: Any
+    action: Any
+    metadata: dict[str, Any]
+    spec: Any
+    rows: list[int]
+    vectorised: bool
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where the worker's rows are in the shared block."""
+
+    first: int
+    num_envs: int
+    fields: tuple[Field, ...]
+    size_bytes: int
+    reborn: list[int | None] | None  # seeds of the envs of a replacement
+
+
+class _ParentGone(BaseException):
+    """End-of-file on a pipe: nobody is left to answer."""
+
+
+def main(data_fd: int, news_fd: int, lifeline_fd: int, block_fd: int, crash_fd: int, parent_pid: int) -> None:
+    """Run one worker over inherited descriptors until it is told to close, or the parent is gone."""
+    crash_file = os.fdopen(crash_fd, "wb", buffering=0)
+    faulthandler.enable(crash_file)
+    if hasattr(signal, "SIGUSR2"):
+        faulthandler.register(signal.SIGUSR2, crash_file, all_threads=True)
+    _tie_to_parent(lifeline_fd, parent_pid)
+    worker = _Worker(socket.socket(fileno=data_fd), socket.socket(fileno=news_fd), lifeline_fd, block_fd)
+    code = 0
+    try:
+        worker.run()
+    except _ParentGone:
+        code = 1
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # neither the env's atexit hooks nor its threads may keep a worker that is done
+
+
+def _tie_to_parent(lifeline_fd: int, parent_pid: int) -> None:
+    """Die with the parent, however it dies: by the kernel, and by a thread where a fork holds the lifeline."""
+    if sys.platform == "linux":
+        import fcntl
+
+        # When the last write end of the lifeline closes, the kernel kills our process group, even while this
+        # process is stuck in C with the interpreter lock held. A signal is sent only for a pipe that was polled.
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+        poll = select.poll()
+        poll.register(lifeline_fd, select.POLLIN)
+        if poll.poll(0):  # the parent was gone before we were ready
+            os.killpg(0, signal.SIGKILL)
+    threading.Thread(target=_watch_parent, args=(lifeline_fd, parent_pid), daemon=True).start()
+
+
+def _watch_parent(lifeline_fd: int, parent_pid: int) -> None:
+    poll = select.poll()
+    if hasattr(os, "pidfd_open"):
+        try:
+            poll.register(os.pidfd_open(parent_pid), select.POLLIN)
+        except OSError:  # gone already
+            os.killpg(0, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os.killpg(0, signal.SIGKILL)
+    else:  # pragma: no cover - macOS
+        poll.register(lifeline_fd, select.POLLIN)
+    while not poll.poll():
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+class _Worker:
+    """The loop: wait for a command or an update, do it, answer."""
+
+    def __init__(self, data: socket.socket, news: socket.socket, lifeline_fd: int, block_fd: int) -> None:
+        self.data, self.news, self.block_fd = data, news, block_fd
+        for sock in (data, news):
+            sock.setblocking(True)
+        self.commands, self.updates = Decoder(), Decoder()
+        self.waiting: list[Message] = []
+        self.incarnation = 0
+        self.inbox = Inbox(0)
+        self.group: EnvGroup | None = None
+        self.poll = select.poll()
+        self.poll.register(data, select.POLLIN)
+        self.poll.register(lifeline_fd, 0)  # hang-up only
+        self.watching_news = False
+
+    def run(self) -> None:
+        self.send(Message(Kind.HELLO))
+        setup = self.next_command()
+        if setup.kind is Kind.CLOSE:
+            return
+        self.incarnation = setup.incarnation
+        try:
+            group = self.set_up(wire.loads(setup.payload))
+        except Exception as error:
+            self.send(
+                Message(
+                    Kind.FAILED, payload=wire.dumps((getattr(error, "env_id", None), describe(error, "make")))
+                )
+            )
+            return
+        if group is None:
+            return
+        self.group = group
+        self.poll.register(self.news, select.POLLIN)
+        self.watching_news = True
+        self.send(Message(Kind.ATTACHED))
+        try:
+            self.serve(group)
+        finally:
+            group.close()
+        self.send(Message(Kind.GOODBYE))
+
+    def set_up(self, setup: Setup) -> EnvGroup | None:
+        envs, spaces = make_envs(setup)
+        self.send(Message(Kind.SPACES, payload=wire.dumps(spaces, "the env's spaces")))
+        attach = self.next_command()
+        if attach.kind is Kind.CLOSE:
+            for env in envs:
+                env.close()
+            return None
+        where: Attachment = wire.loads(attach.payload)
+        block = SharedBlock.attach(self.block_fd, where.size_bytes)
+        self.inbox = Inbox(len(envs))
+        return env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up)
+
+    def serve(self, group: EnvGroup) -> None:
+        while True:
+            command = self.next_command()
+            if command.kind is Kind.CLOSE:
+                return
+            if command.version > self.inbox.covered:
+                self.catch_up(command.version)
+            payload = execute(group, command)
+            self.send(Message(Kind.REPLY, command.number, self.inbox.covered, payload, 0, self.incarnation))
+
+    def next_command(self) -> Message:
+        """The next message of the data pipe; updates that come meanwhile are taken at once."""
+        while not self.waiting:
+            events = self.poll.poll()
+            if self.watching_news and any(fd == self.news.fileno() for fd, _ in events):
+                self.read_news()
+            if any(fd == self.data.fileno() for fd, _ in events):
+                self.waiting += self.commands.feed(self._receive(self.data))
+            elif any(event & (select.POLLHUP | select.POLLERR) for _, event in events):
+                raise _ParentGone
+        return self.waiting.pop(0)
+
+    def catch_up(self, version: int) -> None:
+        """Take updates until none up to `version` is missing."""
+        while self.inbox.covered < version:
+            self.read_news()
+
+    def read_news(self) -> None:
+        for message in self.updates.feed(self._receive(self.news)):
+            if message.kind is not Kind.UPDATE:
+                raise ProtocolError(f"{message.kind.name} on the broadcast pipe")
+            take_update(self.inbox, message)
+            self._send(self.news, Message(Kind.TAKEN, 0, message.version, b"", 0, self.incarnation))
+
+    def send(self, message: Message) -> None:
+        self._send(self.data, message)
+
+    @staticmethod
+    def _receive(sock: socket.socket) -> bytes:
+        try:
+            data = sock.recv(1 << 16)
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise _ParentGone
+        return data
+
+    @staticmethod
+    def _send(sock: socket.socket, message: Message) -> None:
+        try:
+            sock.sendall(wire.encode(message))
+        except ConnectionError:
+            raise _ParentGone from None
+
+
+def take_update(inbox: Inbox, message: Message) -> None:
+    """Take the update that `message` carries."""
+    topic, payload = decode_update(message.payload)
+    inbox.take(
+        message.version, message.number, topic, wire.loads(payload), now=bool(message.flags & NOW_FLAG)
+    )
+
+
+def execute(group: EnvGroup, command: Message) -> bytes:
+    """Do one command; the payload of its reply."""
+    if command.kind is Kind.STEP:
+        envs: list[int] | None = None
+        loose: Any = ()
+        if command.flags & PICKLED:
+            envs, loose = wire.loads(command.payload)
+        elif command.flags & SUBSET:
+            envs = np.frombuffer(command.payload, np.uint32).tolist()
+        return group.encode(group.step(envs, loose))
+    if command.kind is Kind.RESET:
+        return group.encode(group.reset(*wire.loads(command.payload)))
+    if command.kind is Kind.CALL:
+        op, name, envs_called, values = wire.loads(command.payload)
+        return _encode_results(group.call(op, name, envs_called, values))
+    raise ProtocolError(f"{command.kind.name} is no command")
+
+
+def _encode_results(results: list[tuple[bool, Any]]) -> bytes:
+    try:
+        return _bounded(wire.dumps(results, "the result"))
+    except (TypeError, ValueError):
+        safe: list[tuple[bool, Any]] = []
+        for ok, result in results:
+            try:
+                _bounded(wire.dumps(result, "the result"), len(results))
+                safe.append((ok, result))
+            except (TypeError, ValueError) as error:
+                safe.append((False, describe(error, "call")))
+        return wire.dumps(safe)
+
+
+def _bounded(payload: bytes, share: int = 1) -> bytes:
+    if len(payload) > wire.MAX_PAYLOAD // share:
+        raise ValueError(f"the result is too large: {len(payload)} bytes pickled")
+    return payload
+
+
+def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:
+    """Make the envs, one after another; their spaces must agree. An error carries `env_id`."""
+    envs: list[Any] = []
+    spaces: Spaces | None = None
+    rows: list[int] = []
+    try:
+        for env_id, factory in zip(setup.env_ids, setup.factories):
+            try:
+                env = factory()
+                envs.append(env)
+                mine = env_groups.spaces_of(env, setup.settings)
+                if spaces is None:
+                    spaces = mine
+                else:
+                    env_groups.check_same(spaces, mine, setup.env_ids[0], env_id)
+                rows += mine.rows
+            except Exception as error:
+                error.env_id = env_id  # type: ignore[attr-defined]
+                raise
+    except Exception:
+        for env in envs:
+            try:
+                env.close()
+            except Exception:  # the first failure is the one to tell
+                pass
+        raise
+    assert spaces is not None, "a worker has at least one env"
+    return envs, Spaces(
+        spaces.observation, spaces.action, spaces.metadata, spaces.spec, rows, spaces.vectorised
+    )
