@@ -31,6 +31,13 @@ class Policy:
         actions, log_probs = self.head.sample(params, rng, mask)
         return actions, log_probs, values
 
+    def choose(
+        self, obs: Mapping[str, NDArray[Any]], mask: Bools | None, rng: np.random.Generator, greedy: bool
+    ) -> NDArray[Any]:
+        """Actions only: the most probable ones, or sampled."""
+        params, _values = self._infer(obs)
+        return self.head.mode(params, mask) if greedy else self.head.sample(params, rng, mask)[0]
+
     def values(self, obs: Mapping[str, NDArray[Any]]) -> Floats:
         """The values (n,) of observations."""
         return self._infer(obs)[1]

@@ -58,13 +58,13 @@ def train(
 async def training(
     config: TrainConfig | None = None, *, resume: Path | str | None = None, job: Job | None = None
 ) -> AsyncIterator[Run]:
-    """A run inside the caller's loop; no signals, no prints, no policy changes. It runs until it is solved or spent,
-    `stop()` is called, or the context is left: then its state is saved and everything is closed.
+    """A run inside the caller's loop: no signals, no prints, no policy changes. It goes on until it is solved or
+    spent, `stop()` is called, or the context is left; leaving saves its state and closes everything.
 
-    `resume`: a run folder to go on with; its own config holds unless `config` is given. `job`: an env factory (with
-    a `CurriculumEnv` inside) and a plan, instead of those that `config` names. Raises `ConfigError`,
-    `CheckpointError`, or what the other packages raise, before anything is left open; leaving raises what ended the
-    run, if that was an error that nobody has seen.
+    `resume`: a run folder to go on with; its own config holds unless `config` is given. `job`: an env factory
+    (with a `CurriculumEnv` inside) and a plan, instead of those that `config` names. Entering raises
+    `ConfigError`, `CheckpointError` or what the other packages raise, and leaves nothing open. Leaving raises what
+    ended the run, if that was an error that nobody has seen. Cancelling closes everything, too.
     """
     if config is None and resume is None:
         raise ConfigError("training() needs a config, or a run folder to resume")
@@ -104,8 +104,8 @@ async def training(
         if config.tensorboard:
             loggers.append(TensorBoard(folder.path / "tensorboard"))
             stack.callback(loggers[1].close)
-        success = {} if job.success is None else {"success": job.success}
-        strategy = cu.Staged(job.plan, window=config.window, rules=config.rules, **success)
+        success = job.success or cu.is_success
+        strategy = cu.Staged(job.plan, window=config.window, rules=config.rules, success=success)
         coordinator = cu.Coordinator(strategy, envs, journal=folder.journal)
         run = Run(config, folder, envs, coordinator, executor, loggers)
         stack.push_async_callback(run._quiet)
@@ -154,9 +154,9 @@ class Run:
     # ---- what its owner does with it
 
     async def reports(self) -> AsyncIterator[Report]:
-        """The report of every update from now on, until the run ends; raises what ended it, if that was an error.
+        """The report of every update from now on, until the run ends; then raises what ended it, if anything did.
 
-        A reader that falls 256 behind misses the oldest. Cancelling or leaving the iteration ends only itself.
+        A reader that falls 256 behind misses the oldest. Cancelling or leaving the iteration ends only that.
         """
         async for report in self._feed.read():
             yield report
@@ -171,7 +171,7 @@ class Run:
             raise
 
     async def stop(self) -> Summary:
-        """Finish the env step, write a checkpoint and the summary, and end the run; leaving the context closes it.
+        """Finish the env step, write checkpoint and summary, and end the run; leaving the context closes it.
 
         May be called again, and after the run has ended. Cancelling it does not take the request back.
         """
@@ -274,7 +274,7 @@ class Run:
         """**The loop of the system**: results → coordinator → policy → workers → results, until every env has
         contributed its T rows. False: solved or stopped before that; what was collected is not learned from.
 
-        first_ready: an env whose column is full waits; so those that are fast contribute no more than the others.
+        first_ready: an env whose column is full waits, so fast envs contribute no more than slow ones.
         """
         config, envs, rollout = self.config, self.envs, self._learner.rollout
         lockstep = config.collect == "lockstep"
@@ -293,7 +293,7 @@ class Run:
         return True
 
     def _act(self, ids: Ids, rng: np.random.Generator) -> NDArray[Any]:
-        """Actions for these envs, noted in the rollout. On the event loop: it takes a fraction of a millisecond."""
+        """Actions for these envs, noted in the rollout. Runs on the event loop: it is short."""
         began = time.perf_counter()
         learner = self._learner
         obs, masks = self._seen.of(ids)
@@ -334,7 +334,7 @@ class Run:
     # ---- state
 
     def _seeds(self) -> list[int]:
-        """Of a reset of all envs: they say how far the run is, so that a resumed run never plays its start again."""
+        """For a reset of all envs. They depend on the progress: a resumed run does not play its start again."""
         return env_seeds(self.config.seed, self._tally.updates, self.config.num_envs)
 
     async def _begin_anew(self) -> None:
@@ -348,7 +348,7 @@ class Run:
             self._note(self._all, obs, infos)
 
     async def _checkpoint(self, *, final: bool = False) -> None:
-        """Save the run. If that fails on the way (a full disk), the previous one stands and training goes on."""
+        """Save the run. If that fails on the way (disk full), the previous one stands and training goes on."""
         if self.config.exact_resume and not final:
             await self._begin_anew()
         state = Checkpoint(
@@ -398,22 +398,14 @@ class Run:
         return published, published - sum(bool(receipt.pending) for receipt in self._receipts)
 
     def _summarise(self, reason: str) -> Summary:
-        tally, wall_s = self._tally, time.monotonic() - self._began_s
         published, applied = self._versions()
         path = self._checkpoint_path
-        return Summary(
+        return self._tally.summary(
             reason=reason,
-            env_steps=tally.env_steps,
-            updates=tally.updates,
-            episodes=tally.episodes,
-            solved_at=tally.solved_at,
-            timeline=tuple(tally.timeline),
             stages=stage_reports(self.coordinator.progress()),
-            wall_s=wall_s,
-            steps_per_s=tally.env_steps / wall_s,
+            wall_s=time.monotonic() - self._began_s,
             loop_lag_p99_s=percentile(self._lag.all, 99),
             published=published,
             applied=applied,
-            resumes=tally.resumes,
             checkpoint=str(path.relative_to(self.folder.path)) if path is not None else "",
         )

@@ -115,6 +115,20 @@ class RunTally:
         self._return = 0.0
         return report
 
+    def summary(self, *, wall_s: float, **rest: Any) -> Summary:
+        """The whole run; `rest`: what is not counted here."""
+        return Summary(
+            env_steps=self.env_steps,
+            updates=self.updates,
+            episodes=self.episodes,
+            solved_at=self.solved_at,
+            timeline=tuple(self.timeline),
+            wall_s=wall_s,
+            steps_per_s=self.env_steps / wall_s,
+            resumes=self.resumes,
+            **rest,
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data, as a checkpoint keeps it."""
         return {

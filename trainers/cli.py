@@ -1,0 +1,283 @@
+"""The command line: train, eval, plot, presets. Its arguments are the config's dataclasses."""
+# edge: argv, signals, the terminal, exit codes: 0 done, 1 error, 2 usage; a signal ends it as signals do
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trainers.config import ConfigError, TrainConfig
+from trainers.folder import RunFolder, load_config
+from trainers.presets import DEFAULT, NAMES, load_preset
+
+__all__ = ["main"]
+
+ABOUT = "Train on a moving curriculum, and look at what came of it."
+Flat = tyro.conf.arg(name="")  # its fields are arguments of their own
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train: a preset (the default: frozenlake), your own env (--env, --plan, --levels), or go on with a run."""
+
+    settings: Annotated[TrainConfig, Flat]
+    config: Path | None = None
+    """Settings from a TOML file, such as a run folder's config.toml; arguments beside it win."""
+    resume: Path | None = None
+    """Go on with this run folder, under its own settings; arguments beside it win."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Success rate of a run's newest checkpoint on every stage: frozen weights, equal episodes, intervals."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    episodes: int = 100
+    """Episodes per stage, rounded up to the same number for every env."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling."""
+    seed: int = 0
+    """Of the episodes played."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a run: success per stage, stage timeline, mixing ratio, return, steps/s (extra `plots`)."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    out: Path | None = None
+    """The PNG to write; None: curve.png in the run folder."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Presets:
+    """List the presets."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the defaults of `train` come from; read before the rest."""
+
+    preset: str | None = None
+    env: str | None = None
+    config: Path | None = None
+    resume: Path | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Usage errors end in `SystemExit(2)`."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)  # --env my_game.envs:make is found where one stands, as with python -m
+    try:
+        command = _parse(args)
+        return _COMMANDS[type(command)](command)
+    except KeyboardInterrupt:
+        _die_by(signal.SIGINT)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        else:
+            print(f"error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _message(error: BaseException) -> str:
+    """One clear message: what the error says, and its type unless it was meant for a user."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_message(inner) for inner in error.exceptions)
+    text = str(error) or type(error).__name__
+    known = type(error).__module__.split(".")[0] in ("trainers", "curriculum", "aio_vecenv")
+    return text if known else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _parse(args: list[str]) -> Train | Eval | Plot | Presets:
+    default = Train(settings=TrainConfig())
+    if args and args[0] == "train":
+        source = _source(args[1:])
+        default = Train(_settings(source), config=source.config, resume=source.resume)
+    commands = (
+        Annotated[Train, tyro.conf.subcommand("train", default=default)]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
+        | Annotated[Plot, tyro.conf.subcommand("plot")]
+        | Annotated[Presets, tyro.conf.subcommand("presets")]
+    )
+    try:
+        parsed: Train | Eval | Plot | Presets = tyro.cli(
+            commands, prog="aio-vecenv", args=args, description=ABOUT
+        )
+    except ConfigError as error:  # a value that cannot be, whatever its type
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return parsed
+
+
+def _source(args: list[str]) -> _Source:
+    """The four arguments that decide the others' defaults. They are checked when everything is parsed."""
+    found: dict[str, Any] = {}
+    for i, arg in enumerate(args):
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and name in ("preset", "env", "config", "resume"):
+            if not equals and i + 1 < len(args) and not args[i + 1].startswith("-"):
+                value = args[i + 1]
+            if value:
+                found[name] = Path(value) if name in ("config", "resume") else value
+    return _Source(**found)
+
+
+def _settings(source: _Source) -> TrainConfig:
+    if source.resume is not None:
+        return RunFolder.open(source.resume).config()
+    base = None
+    if source.config is not None:
+        name = source.preset or load_config(source.config).preset
+        base = load_preset(name).config if name is not None else None
+        return load_config(source.config, base)
+    if source.preset is not None or source.env is None:
+        return load_preset(source.preset or DEFAULT).config
+    return TrainConfig(env=source.env)
+
+
+def _train(command: Train) -> int:
+    import aio_vecenv as av
+
+    stopped_by = av.run(_train_until_signal(command))
+    if stopped_by is not None:
+        _die_by(stopped_by)
+    return 0
+
+
+async def _train_until_signal(command: Train) -> signal.Signals | None:
+    """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
+    from trainers.progress import make_progress
+    from trainers.run import training
+
+    progress = make_progress()
+    opening = asyncio.current_task()
+    assert opening is not None
+    received: list[signal.Signals] = []
+    opened: list[Any] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        if received:
+            _die_by(number)
+        received.append(number)
+        if opened:
+            opened[0].request_stop()
+        else:
+            opening.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        async with training(command.settings, resume=command.resume) as run:
+            opened.append(run)
+            if received:
+                run.request_stop()
+            with progress:
+                progress.start(run)
+                async for report in run.reports():
+                    progress.show(report)
+            summary = await run.wait()
+            await asyncio.to_thread(_draw, run.folder)
+        progress.finish(summary, run.folder)
+        if received:
+            print(
+                f"stopped by {received[0].name}; go on with: python -m trainers train --resume {run.folder.path}"
+            )
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    return received[0] if received else None
+
+
+def _die_by(number: signal.Signals) -> None:
+    """End as the signal would have ended it, so that whoever waits sees 128 + number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _draw(folder: RunFolder) -> None:
+    """curve.png, where matplotlib is installed."""
+    from trainers.plot import draw
+
+    with contextlib.suppress(ImportError):
+        draw(folder, folder.curve)
+
+
+def _eval(command: Eval) -> int:
+    import aio_vecenv as av
+    from trainers.evaluate import evaluate
+    from trainers.progress import print_table
+
+    rows = av.run(evaluate(command.run, episodes=command.episodes, greedy=command.greedy, seed=command.seed))
+    print_table(
+        ("stage", "success", "95 % interval", "episodes", "mean return", "mean length"),
+        [
+            (
+                row.stage,
+                f"{row.success_rate:.1%}",
+                f"{row.low:.1%} … {row.high:.1%}",
+                str(row.episodes),
+                f"{row.mean_return:.3g}",
+                f"{row.mean_length:.1f}",
+            )
+            for row in rows
+        ],
+    )
+    return 0
+
+
+def _plot(command: Plot) -> int:
+    from trainers.plot import draw
+
+    folder = RunFolder.open(command.run)
+    out = command.out or folder.curve
+    try:
+        draw(folder, out)
+    except ImportError:
+        raise ConfigError("plot needs the extra: pip install 'aio-vecenv[plots]'") from None
+    print(out)
+    return 0
+
+
+def _presets(command: Presets) -> int:
+    from trainers.progress import print_table
+
+    print_table(("preset", "what"), [(name, load_preset(name).summary) for name in NAMES])
+    return 0
+
+
+_COMMANDS: dict[type, Callable[[Any], int]] = {Train: _train, Eval: _eval, Plot: _plot, Presets: _presets}

@@ -1,0 +1,113 @@
+"""How good a run's policy is on every stage: frozen weights, equal episodes per env, confidence intervals."""
+# async: opens envs of its own; the curriculum does not move
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import aio_vecenv as av
+import curriculum as cu
+from trainers.checkpoint import Checkpoints
+from trainers.config import ConfigError
+from trainers.folder import RunFolder
+from trainers.jobs import resolve_job
+from trainers.learner import EVAL, Learner, env_seeds, stream, torch_threads
+from trainers.networks import MASK
+from trainers.presets import Job
+from trainers.seen import Seen, is_masked
+from trainers.summary import wilson
+
+__all__ = ["StageResult", "evaluate"]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage under frozen weights."""
+
+    stage: str
+    """The stage's name."""
+    episodes: int
+    """Episodes that ended; aborted ones are left out."""
+    success_rate: float
+    """Share of them that succeeded."""
+    low: float
+    """Lower end of its 95 % confidence interval (Wilson 1927)."""
+    high: float
+    """Upper end."""
+    mean_return: float
+    """Mean undiscounted return."""
+    mean_length: float
+    """Mean number of executed steps."""
+
+
+async def evaluate(
+    run: Path, *, episodes: int = 100, greedy: bool = False, seed: int = 0, job: Job | None = None
+) -> list[StageResult]:
+    """Play at least `episodes` per stage with the run's newest checkpoint; every env plays the same number, so that
+    short episodes do not count more often. Cancelling closes everything."""
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}")
+    folder = RunFolder.open(run)
+    config = replace(folder.config(), curriculum=True)
+    saved, _path, _refused = Checkpoints(folder.checkpoints).load_newest()
+    job = resolve_job(config) if job is None else job
+    names = job.plan.names
+    per_env = math.ceil(episodes / config.num_envs)
+    everyone = np.arange(config.num_envs)
+    results = []
+    threads_before = torch.get_num_threads()
+    async with av.AsyncVecEnv(
+        job.make_env, config.num_envs, num_workers=config.num_workers, backend=config.backend, info=[MASK]
+    ) as envs:
+        try:
+            torch.set_num_threads(torch_threads(config, envs.num_workers))
+            learner: Learner | None = None
+            for number, name in enumerate(names):
+                envs.broadcast(
+                    cu.Directive(stages=names, stage=name, ratios=(0.0,) * len(names)),
+                    topic="curriculum",
+                    apply="now",
+                )
+                space = envs.single_observation_space
+                seeds = env_seeds(seed, number, config.num_envs, EVAL)
+                obs, infos = await envs.reset(seed=seeds)
+                masked = is_masked(space, infos)
+                if learner is None:
+                    learner = Learner(config, space, envs.single_action_space, masked=masked)
+                    learner.load(saved.model)
+                seen = Seen(space, config.num_envs, learner.head.mask_size if masked else 0)
+                seen.update(everyone, obs, infos)
+                rng = stream(seed, EVAL, number)
+                played: list[list[Any]] = [[] for _ in everyone]
+                while min(map(len, played)) < per_env:
+                    chosen = learner.policy.choose(*seen.of(everyone), rng, greedy)
+                    batch = await envs.step(learner.head.to_env(chosen))
+                    seen.update(batch.env_ids, batch.obs, batch.infos)
+                    for episode in batch.episodes:
+                        if episode.outcome != "aborted" and len(played[episode.env_id]) < per_env:
+                            played[episode.env_id].append(episode)
+                results.append(_result(name, [episode for column in played for episode in column], job))
+        finally:
+            torch.set_num_threads(threads_before)
+    return results
+
+
+def _result(stage: str, episodes: list[Any], job: Job) -> StageResult:
+    succeeded = job.success or cu.is_success
+    successes = sum(succeeded(episode) for episode in episodes)
+    low, high = wilson(successes, len(episodes))
+    return StageResult(
+        stage=stage,
+        episodes=len(episodes),
+        success_rate=successes / len(episodes),
+        low=low,
+        high=high,
+        mean_return=float(np.mean([episode.episode_return for episode in episodes])),
+        mean_length=float(np.mean([episode.length for episode in episodes])),
+    )

@@ -1,0 +1,63 @@
+"""A run as one picture: success per stage, stage timeline, mixing ratio, return, steps/s."""
+# edge: reads metrics.jsonl, writes a PNG; matplotlib is imported when it is needed
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainers.config import ConfigError
+from trainers.folder import RunFolder
+from trainers.metrics import read_metrics
+
+__all__ = ["draw"]
+
+
+def draw(folder: RunFolder, out: Path) -> None:
+    """Write the PNG. Raises `ImportError` without matplotlib, `ConfigError` if there is nothing to draw."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    if not lines:
+        raise ConfigError(f"{folder.path}: no metrics yet: not one update was learned")
+    steps = [line["env_steps"] for line in lines]
+    names = [stage["name"] for stage in lines[0]["stages"]]
+    colours = {name: f"C{i}" for i, name in enumerate(names)}
+
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    success, mixing, returns, speed = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1.2, 1.5, 1.2))
+    for i, name in enumerate(names):
+        played = [line["stages"][i] for line in lines]
+        rates = [stage["success_rate"] if stage["outcomes"] else None for stage in played]
+        success.plot(steps, _gaps(rates), color=colours[name], label=name)
+    for begin, end, name in _stays(lines):
+        for axis in (success, mixing, returns, speed):
+            axis.axvspan(begin, end, color=colours.get(name, "grey"), alpha=0.08, linewidth=0)
+    success.set(ylabel="success, newest 50", ylim=(-0.02, 1.02), title=folder.path.name)
+    success.legend(loc="lower right", title="stage")
+    mixing.step(steps, [line["mixing_ratio"] for line in lines], where="post", color="k")
+    mixing.set(ylabel="mixing ratio", ylim=(0, 0.5))
+    returns.plot(steps, _gaps([line["episode_return"] for line in lines]), color="k")
+    returns.set(ylabel="mean return")
+    speed.plot(steps, [line["timing"]["steps_per_s"] for line in lines], color="k")
+    speed.set(ylabel="env steps/s", xlabel="env steps", ylim=(0, None))
+    temporary = out.with_name(f".{out.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(out)
+
+
+def _gaps(values: list[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _stays(lines: list[dict[str, Any]]) -> list[tuple[int, int, str]]:
+    """(from, to, stage) of each stay, in env steps, as far as the updates tell."""
+    stays: list[tuple[int, int, str]] = []
+    begin = 0
+    for line, following in zip(lines, [*lines[1:], None]):
+        if following is None or following["stage"] != line["stage"]:
+            stays.append((begin, line["env_steps"], line["stage"]))
+            begin = line["env_steps"]
+    return stays

@@ -1,0 +1,206 @@
+"""What one sees of a run: a live panel on a terminal, plain lines anywhere else; and the summary."""
+# edge: writes to the terminal
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from trainers.metrics import Report
+
+if TYPE_CHECKING:
+    from trainers.folder import RunFolder
+    from trainers.run import Run
+    from trainers.summary import Summary
+
+__all__ = ["Progress", "make_progress", "print_table", "summary_lines"]
+
+PANEL_EVERY_S = 0.25  # drawing takes some milliseconds of the event loop
+LINE_EVERY_S = 1.0
+
+
+class Progress(Protocol):
+    """Shows a run while it runs."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def start(self, run: Run) -> None: ...
+    def show(self, report: Report) -> None: ...
+    def finish(self, summary: Summary, folder: RunFolder) -> None: ...
+
+
+def make_progress() -> Progress:
+    """A live panel if stdout is a terminal, else plain lines."""
+    return LivePanel() if sys.stdout.isatty() else PlainLines()
+
+
+class PlainLines:
+    """A line when the stage changes, and one a second."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._stage = ""
+        self._steps_per_s = Smooth()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def start(self, run: Run) -> None:
+        print(_title(run), flush=True)
+        for warning in run.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+    def show(self, report: Report) -> None:
+        speed = self._steps_per_s.add(report.timing.steps_per_s)
+        now = time.monotonic()
+        if report.stage == self._stage and now < self._next_s:
+            return
+        self._stage, self._next_s = report.stage, now + LINE_EVERY_S
+        rates = "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
+        print(
+            f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  mix {report.mixing_ratio:.2f}"
+            f"  {speed:,.0f} steps/s  updates applied {report.timing.applied}/{report.published}",
+            flush=True,
+        )
+
+    def finish(self, summary: Summary, folder: RunFolder) -> None:
+        print("\n".join(summary_lines(summary, folder)), flush=True)
+
+
+class LivePanel:
+    """Stages with their success and what is missing; budget, speed, versions."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+        self._next_s = 0.0
+        self._steps_per_s = Smooth()
+        self._title = ""
+        self._total = 1
+        self._latest: Report | None = None
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._latest is not None:
+            self._live.update(self._panel(self._latest), refresh=True)
+        self._live.stop()
+
+    def start(self, run: Run) -> None:
+        self._title = _title(run)
+        self._total = run.config.total_steps
+        for warning in run.warnings:
+            self._console.print(f"warning: {warning}", markup=False)
+
+    def show(self, report: Report) -> None:
+        self._latest = report
+        self._steps_per_s.add(report.timing.steps_per_s)
+        now = time.monotonic()
+        if now >= self._next_s:
+            self._next_s = now + PANEL_EVERY_S
+            self._live.update(self._panel(report), refresh=True)
+
+    def finish(self, summary: Summary, folder: RunFolder) -> None:
+        self._console.print("\n".join(summary_lines(summary, folder)), markup=False, highlight=False)
+
+    def _panel(self, report: Report) -> Panel:
+        table = Table(box=None, pad_edge=False, expand=True)
+        for heading in ("stage", "success", "outcomes", "episodes", "mixing", "missing to advance"):
+            table.add_column(heading, justify="left" if heading[0] in "s" or heading[0] == "m" else "right")
+        for row in report.stages:
+            current = row.name == report.stage
+            table.add_row(
+                f"{'▸' if current else ' '} {row.name}",
+                f"{row.success_rate:4.0%} {'█' * round(10 * row.success_rate):<10}",
+                str(row.outcomes),
+                f"{row.episodes:,}",
+                f"{row.mixing_ratio:.2f}",
+                row.missing if current else "",
+                style="bold" if current else "dim",
+            )
+        speed = self._steps_per_s.value
+        left_s = max(0, self._total - report.env_steps) / speed if speed else 0.0
+        facts = Text(
+            f"{report.env_steps:,} of at most {self._total:,} env steps · {speed:,.0f} steps/s"
+            f" · at most {_duration(left_s)} left · updates applied {report.timing.applied}/{report.published}"
+            f" · entropy {report.entropy:.2f} · loop lag p99 {1000 * report.timing.loop_lag_p99_s:.1f} ms"
+        )
+        bar = ProgressBar(total=self._total, completed=report.env_steps)
+        return Panel(Group(table, Text(), bar, facts), title=self._title)
+
+
+class Smooth:
+    """A mean that forgets: the newest value weighs a tenth."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, value: float) -> float:
+        self.value = value if self.value == 0 else 0.9 * self.value + 0.1 * value
+        return self.value
+
+
+def summary_lines(summary: Summary, folder: RunFolder) -> list[str]:
+    """Why the run ended, the stages' timeline, success, speed, updates, and where all that lies."""
+    ended = {
+        "solved": f"solved at {summary.solved_at or 0:,} env steps",
+        "steps": f"the budget is spent: {summary.env_steps:,} env steps",
+        "stopped": f"stopped at {summary.env_steps:,} env steps",
+    }[summary.reason]
+    counts = f"{summary.updates:,} PPO updates, {summary.episodes:,} episodes"
+    timeline = " → ".join(f"{entry.stage} @ {entry.env_steps:,}" for entry in summary.timeline)
+    lag_ms = 1000 * summary.loop_lag_p99_s
+    return [
+        "",
+        f"{ended}: {counts}, {_duration(summary.wall_s)}",
+        f"  stages    {timeline}  (entered at env step)",
+        *(
+            f"  {row.name:<9} success {row.success_rate:4.0%} of the newest {row.outcomes}, {row.episodes:,} episodes"
+            for row in summary.stages
+        ),
+        f"  speed     {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
+        f"  updates   {summary.published} published, {summary.applied} applied by every worker",
+        f"  run       {folder.path}",
+    ]
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Aligned columns, the same on a terminal and in a file."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(headings, *rows)]
+    for row in (headings, *rows):
+        print("  ".join(f"{cell!s:<{width}}" for cell, width in zip(row, widths)).rstrip())
+
+
+def _title(run: Run) -> str:
+    config = run.config
+    where = f"{run.envs.num_workers} workers" if config.backend == "process" else "this process"
+    again = f", resumed at {run.env_steps:,} env steps" if run.env_steps else ""
+    return f"{config.preset or config.env} · seed {config.seed} · {config.num_envs} envs in {where}{again}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
