@@ -62,9 +62,10 @@ class ActionPort:
             raise _bad(leaf, f"{leaf.dtype} {(n, *leaf.shape)}", str(error)) from None
         if array.shape != (n, *leaf.shape):
             raise _bad(leaf, f"{leaf.dtype} {(n, *leaf.shape)}", f"{array.dtype} {array.shape}")
-        if array.dtype != leaf.dtype:
-            if array.dtype.kind not in "iufb" or not np.can_cast(array.dtype, leaf.dtype, "same_kind"):
-                raise _bad(leaf, f"{leaf.dtype} {(n, *leaf.shape)}", f"{array.dtype} {array.shape}")
+        if array.dtype != leaf.dtype and not (
+            array.dtype.kind in "iufb" and np.can_cast(array.dtype, leaf.dtype, "same_kind")
+        ):
+            raise _bad(leaf, f"{leaf.dtype} {(n, *leaf.shape)}", f"{array.dtype} {array.shape}")
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise _bad(leaf, "numbers", "NaN")
         return array

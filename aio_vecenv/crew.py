@@ -220,9 +220,9 @@ class Crew:
             worker=shift.index,
             env_ids=list(shift.rows),
             reason=text,
+            exit_status=exit_status,
             crashes=self._log.reasons,
         )
-        error.exit_status = exit_status
         self.fail(error)
         return False
 

@@ -84,7 +84,7 @@ class EnvGroup:
         self.settings = settings
         self._inbox, self._catch_up = inbox, catch_up
         self._obs, self._action = obs, action
-        self._steps = [env.step for env in self.envs]
+        self._steps: list[Callable[[Any], tuple[Any, Any, Any, Any, Any]]] = [env.step for env in self.envs]
         self._hooks = [hook_of(env) for env in self.envs]
         # A fresh env resets at its first command: in the first incarnation always a reset command, which brings its
         # seed; after a restart whatever comes, with the seeds in `reborn`.
@@ -96,12 +96,11 @@ class EnvGroup:
         self._newest = slab.newest
         self._rows = _Rows.of(slab.obs, first, stop)
         self._final_rows = _Rows.of(slab.final_obs, first, stop)
-        self._rewards = memoryview(slab.rewards[first:stop])
-        self._terminations = slab.terminations[first:stop]
-        self._truncations = slab.truncations[first:stop]
-        self._ended = memoryview(self._terminations.view(np.uint8))
-        self._cut = memoryview(self._truncations.view(np.uint8))
-        self._versions = memoryview(slab.versions[first:stop])
+        # A memoryview takes a Python number in a third of the time that an array takes.
+        self._rewards: Any = memoryview(slab.rewards[first:stop].data)
+        self._ended: Any = memoryview(slab.terminations[first:stop].view(np.uint8).data)
+        self._cut: Any = memoryview(slab.truncations[first:stop].view(np.uint8).data)
+        self._versions: Any = memoryview(slab.versions[first:stop].data)
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
         self._all = range(count)
 
@@ -183,7 +182,7 @@ class EnvGroup:
         return extras
 
     def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
-        """`op`: "call" (values: args, kwargs), "get", or "set" (values: one per env). Per env (ok, result or report)."""
+        """`op`: "call" (values: args, kwargs), "get", "set" (values: one per env). Per env (ok, result or report)."""
         results: list[tuple[bool, Any]] = []
         if self._inbox.has_now:
             self._deliver_now()

@@ -89,7 +89,10 @@ class EnvError(VecEnvError):
 
 
 class WorkerLost(VecEnvError):
-    """A worker process is gone. `crashes` holds the reason of every loss that the restart budget counted."""
+    """A worker process is gone. `crashes` holds the reason of every loss that the restart budget counted.
+
+    `exit_status` is that of the process, negative for a signal; None where nobody knows.
+    """
 
     def __init__(
         self,
@@ -98,12 +101,14 @@ class WorkerLost(VecEnvError):
         worker: int,
         env_ids: Sequence[int],
         reason: str,
+        exit_status: int | None = None,
         crashes: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.worker = worker
         self.env_ids = tuple(env_ids)
         self.reason = reason
+        self.exit_status = exit_status
         self.crashes = tuple(crashes)
 
 

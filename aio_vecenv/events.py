@@ -132,9 +132,7 @@ class EventHub:
         while (slow := self.slowest()) is not None:
             message = f"recv waits for {slow.name!r}, which is {slow.behind} events behind"
             self._space = loop.create_future()
-            warning = loop.call_later(
-                _WARN_AFTER_S, lambda text=message: warnings.warn(text, RuntimeWarning, stacklevel=2)
-            )
+            warning = loop.call_later(_WARN_AFTER_S, warnings.warn, message, RuntimeWarning, 2)
             del slow
             try:
                 await self._space

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 __all__ = ["Child", "launch"]
 
@@ -59,10 +60,8 @@ class Child:
     def dump_stack(self) -> None:
         """Ask a stuck child for its Python stack; `crash_report` has it a moment later."""
         if self.process.returncode is None:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGUSR2)
-            except ProcessLookupError:
-                pass
 
     def crash_report(self) -> str:
         """What the child's faulthandler has written so far."""
@@ -136,10 +135,8 @@ def _anonymous_file() -> int:
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     if process.returncode is not None:
         return  # reaped: the number may belong to somebody else by now
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _destroy(

@@ -8,7 +8,7 @@ replies; so the same replies give the same batches and events whatever the order
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -257,6 +257,7 @@ class Ledger:
         """The rows of `commands` as a batch, and the events that go with it. Their envs owe nothing any more."""
         slab, n = self._slab, sum(len(command.env_ids) for command in commands)
         everyone = n == self.num_envs
+        rows: Any
         if everyone:
             ids, rows = self._everyone, slice(None)
         else:
@@ -281,8 +282,7 @@ class Ledger:
             infos = _gather(extras, "infos")
         remade = _gather(extras, "env_errors") if extras else {}
         if remade or self._anew_later or self._unreleased or first.any() or done.any():
-            for episode in self._unreleased:
-                events.append(Episode(**{**_fields(episode), "batch": number}))
+            events += [replace(episode, batch=number) for episode in self._unreleased]
             self._unreleased.clear()
             anew = self._anew(ids, remade, infos, first)
             if len(anew):
@@ -503,7 +503,3 @@ def _list(env_ids: EnvIds) -> str:
 
 def _gather(extras: Sequence[dict[str, list[tuple[int, Any]]]], kind: str) -> dict[int, Any]:
     return {env_id: value for extra in extras for env_id, value in extra.get(kind, ())}
-
-
-def _fields(episode: Episode) -> dict[str, Any]:
-    return {name: getattr(episode, name) for name in Episode.__slots__}

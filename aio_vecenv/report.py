@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 
 import cloudpickle
@@ -87,8 +88,6 @@ def rebuild(report: ErrorReport, env_id: int, worker: int, where: str = "") -> V
     )
     error.add_note("the traceback in the worker:\n" + report.traceback)
     if report.pickled is not None:
-        try:
+        with suppress(Exception):  # its module may not be importable here: then the text has to do
             error.__cause__ = wire.loads(report.pickled)
-        except Exception:  # its module is not importable here: the text has to do
-            pass
     return error

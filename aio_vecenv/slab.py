@@ -181,6 +181,10 @@ class Slab:
         self.final_obs = self._columns("final_obs", obs)
         self.action = self._columns("action", action)
 
+    def mark(self, version: int) -> None:
+        """Make the newest version visible to the workers: one aligned store of 8 bytes."""
+        self.newest[0] = version
+
     def _columns(self, name: str, tree: SpaceTree) -> list[NDArray[Any] | None]:
         """Per leaf its (num_envs, *shape) array; None where the leaf is loose or the field is not there."""
         return [self.arrays.get(f"{name}{index}") for index in range(len(tree.leaves))]

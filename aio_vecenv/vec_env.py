@@ -8,8 +8,9 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -39,7 +40,9 @@ __all__ = ["AsyncVecEnv", "EnvFactory"]
 
 EnvFactory = Callable[[], Any]
 EnvIds = NDArray[np.int64]
-T = TypeVar("T")
+
+_TIMEOUTS = Timeouts()
+_BUDGET = RestartBudget()
 
 
 class AsyncVecEnv:
@@ -76,8 +79,8 @@ class AsyncVecEnv:
         info: Literal["all", "episode"] | Sequence[str] = "all",
         copy: bool = True,
         shared_memory: SharedMemory = "auto",
-        timeouts: Timeouts = Timeouts(),
-        restart: RestartBudget | None = RestartBudget(3, per_s=60),
+        timeouts: Timeouts = _TIMEOUTS,
+        restart: RestartBudget | None = _BUDGET,
         on_env_error: Literal["raise", "reset"] = "raise",
         check: Literal["finite"] | None = None,
         spares: int = 0,
@@ -101,7 +104,7 @@ class AsyncVecEnv:
             raise ValueError(f"spares is {spares!r}, not a whole number ≥ 0")
         if isinstance(backend, str):
             _one_of("backend", backend, ("process", "inline"))
-        self._settings = Settings(autoreset, info, check, on_env_error)  # type: ignore[arg-type]
+        self._settings = Settings(autoreset, info, check, on_env_error)
         self._backend_choice, self._spares = backend, spares
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
@@ -164,14 +167,14 @@ class AsyncVecEnv:
         bounds = np.linspace(0, self.num_envs, self.num_workers + 1).astype(int).tolist()
         return [
             Setup(self._factories[a:b], list(range(a, b)), self._settings, self._shared_memory)
-            for a, b in zip(bounds, bounds[1:])
+            for a, b in pairwise(bounds)
         ]
 
     async def _open_crew(self) -> None:
         made = await self._crew.make()
         self._spaces = _agree(made, [shift.setup.env_ids[0] for shift in self._crew.shifts])
         bounds = np.cumsum([0, *(sum(spaces.rows) for spaces in made)]).tolist()
-        rows = [range(a, b) for a, b in zip(bounds, bounds[1:])]
+        rows = [range(a, b) for a, b in pairwise(bounds)]
         self.num_envs = bounds[-1]
         self._vectorised = self._spaces.vectorised
         self._seed = [None] * self.num_envs
@@ -191,8 +194,7 @@ class AsyncVecEnv:
         self._port = ActionPort(action, slab)
         self._starts = np.array([r.start for r in rows])
         self._ranges = [np.arange(r.start, r.stop) for r in rows]
-        newest = memoryview(slab.newest)
-        self._crew.channel.mark = lambda version: newest.__setitem__(0, version)
+        self._crew.channel.mark = slab.mark
         await self._crew.attach(rows, self.num_envs, fields, size_bytes)
         stock = getattr(self._backend, "stock", None)
         if stock is not None:
@@ -229,7 +231,10 @@ class AsyncVecEnv:
         if not self._closed and os.getpid() == self._pid:
             self._closed = True
             warnings.warn(
-                f"{self!r} was not closed: use `async with`, or aclose()", ResourceWarning, source=self
+                f"{self!r} was not closed: use `async with`, or aclose()",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
             )
 
     def __repr__(self) -> str:
@@ -729,7 +734,7 @@ class AsyncVecEnv:
             return [(w, mine, (mine - self._starts[w]).tolist()) for w, mine in self._by_worker(ids)]
         counts = [len(shift.setup.factories) for shift in self._crew.shifts]
         bounds = np.cumsum([0, *counts]).tolist()
-        return [(w, np.arange(a, b), list(range(b - a))) for w, (a, b) in enumerate(zip(bounds, bounds[1:]))]
+        return [(w, np.arange(a, b), list(range(b - a))) for w, (a, b) in enumerate(pairwise(bounds))]
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,10 +303,8 @@ def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:
                 raise
     except Exception:
         for env in envs:
-            try:
+            with suppress(Exception):  # the first failure is the one to tell
                 env.close()
-            except Exception:  # the first failure is the one to tell
-                pass
         raise
     assert spaces is not None, "a worker has at least one env"
     return envs, Spaces(

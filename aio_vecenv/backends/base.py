@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..protocol import Conversation
@@ -25,6 +26,9 @@ class Loss(Exception):
 
 class Listener(Protocol):
     """Who hears from the workers. Plain functions, called on the event loop, one at a time."""
+
+    lock: threading.RLock  # held around everything that touches the broadcast pipes
+    thread_id: int  # of the loop
 
     def replied(self, worker: Worker, message: Message) -> None:
         """A reply came in."""

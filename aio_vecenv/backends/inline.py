@@ -41,7 +41,7 @@ class InlineBackend:
 
 
 class InlineWorker:
-    """One worker's envs, here. Factories are called as they are; payloads of updates and replies are pickled as ever."""
+    """One worker's envs, here. Factories are called as they are; updates and replies are pickled as ever."""
 
     def __init__(self, backend: InlineBackend, index: int, incarnation: int, listener: Listener) -> None:
         self.index = index

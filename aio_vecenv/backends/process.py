@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 from .. import wire
@@ -341,10 +342,8 @@ async def _exited(pid: int) -> None:
     else:  # pragma: no cover - macOS
 
         def watch() -> None:
-            try:
+            with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:
-                pass
             loop.call_soon_threadsafe(finish)
 
         threading.Thread(target=watch, daemon=True).start()
