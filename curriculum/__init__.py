@@ -21,7 +21,18 @@ from curriculum.errors import (
 from curriculum.journal import Journal, read_journal
 from curriculum.levels import Level, LevelSet
 from curriculum.stages import DEFAULT_STAGES, Stage, StagePlan
-from curriculum.strategies import Decision, FinishedEpisode, Staged, Strategy, is_success
+from curriculum.strategies import (
+    Decision,
+    DomainRandomisation,
+    FinishedEpisode,
+    Learnability,
+    LearningProgress,
+    PrioritisedReplay,
+    ScorePart,
+    Staged,
+    Strategy,
+    is_success,
+)
 
 if TYPE_CHECKING:
     from curriculum.coordinator import Coordinator
@@ -36,13 +47,18 @@ __all__ = [
     "Decision",
     "Directive",
     "DirectiveError",
+    "DomainRandomisation",
     "FinishedEpisode",
     "Journal",
     "JournalError",
+    "Learnability",
+    "LearningProgress",
     "Level",
     "LevelError",
     "LevelSet",
     "PlanError",
+    "PrioritisedReplay",
+    "ScorePart",
     "Stage",
     "StagePlan",
     "Staged",

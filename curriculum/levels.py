@@ -217,6 +217,12 @@ class LevelSet:
             raise LevelError(f"stage {stage!r} has no generator {generator!r}: {self.generators(stage)}")
         return numbers
 
+    def ids(self) -> Iterator[str]:
+        """Every level's id, by number."""
+        for _, _, _, source in self._sources:
+            for name, _ in source.ids():
+                yield name
+
     def place(self, number: int) -> tuple[str, str]:
         """(stage, generator) of a level, without loading it."""
         group, stage, generator, _ = self._find(number)

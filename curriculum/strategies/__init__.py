@@ -2,6 +2,21 @@
 # pure: no loop, no process, no clock
 
 from curriculum.strategies.base import Decision, FinishedEpisode, Strategy, is_success
+from curriculum.strategies.learnability import Learnability
+from curriculum.strategies.learning_progress import LearningProgress
+from curriculum.strategies.replay import PrioritisedReplay, ScorePart
 from curriculum.strategies.staged import Staged
+from curriculum.strategies.weighted import DomainRandomisation
 
-__all__ = ["Decision", "FinishedEpisode", "Staged", "Strategy", "is_success"]
+__all__ = [
+    "Decision",
+    "DomainRandomisation",
+    "FinishedEpisode",
+    "Learnability",
+    "LearningProgress",
+    "PrioritisedReplay",
+    "ScorePart",
+    "Staged",
+    "Strategy",
+    "is_success",
+]
