@@ -1,10 +1,10 @@
 """What the caller gets back: `Batch`, and the events of an episode's life, with order and watermark."""
-# pure: plain data, no loop, no process, no clock
+# pure: plain data, no loop, no process, no clock.
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,7 @@ class Episode:
     batch: int  # number of the batch it ended in
 
 
-@dataclass(frozen=True, slots=True)
-class EventBatch:
+class EventBatch(NamedTuple):
     """The events that one `recv` or `reset` handed out together, in order."""
 
     number: int  # Batch.number

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from . import wire
 from .broadcast import Inbox
 from .report import describe
-from .slab import Leaf, Slab, SpaceTree, exact
+from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
 
 __all__ = ["EnvGroup", "Extras", "InfoFilter", "RowError", "Settings"]
 
@@ -98,8 +98,7 @@ class EnvGroup:
         self._final_rows = _Rows.of(slab.final_obs, first, stop)
         # A memoryview takes a Python number in a third of the time that an array takes.
         self._rewards: Any = memoryview(slab.rewards[first:stop].data)
-        self._ended: Any = memoryview(slab.terminations[first:stop].view(np.uint8).data)
-        self._cut: Any = memoryview(slab.truncations[first:stop].view(np.uint8).data)
+        self._flags: Any = memoryview(slab.flags[first:stop].data)
         self._versions: Any = memoryview(slab.versions[first:stop].data)
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
         self._all = range(count)
@@ -120,13 +119,7 @@ class EnvGroup:
         dtype, shape = leaf.dtype, leaf.shape
         if self.settings.check == "finite":
             rows = None  # every observation goes through the careful path
-        pending, steps, rewards, ended, cut = (
-            self._pending,
-            self._steps,
-            self._rewards,
-            self._ended,
-            self._cut,
-        )
+        pending, steps, rewards, flags = self._pending, self._steps, self._rewards, self._flags
         all_infos = self.settings.info == "all"
         ndarray, bools = np.ndarray, (True, False)
         for i, action in zip(self._all if envs is None else envs, self._actions(envs, loose)):
@@ -159,7 +152,7 @@ class EnvGroup:
                 self._fail(i, "step", error, extras)
                 continue
             rewards[i] = reward
-            ended[i] = cut[i] = 0
+            flags[i] = 0
             if info:
                 if all_infos:
                     extras.setdefault("infos", []).append((i, info))
@@ -256,7 +249,7 @@ class EnvGroup:
         self._reborn.pop(i, None)
         self._versions[i] = version
         self._rewards[i] = 0.0
-        self._ended[i] = self._cut[i] = 0
+        self._flags[i] = 0
         if info:
             self._info(i, info, extras, edge=True)
             if "task" in info and isinstance(self.settings.info, tuple) and "task" not in self.settings.info:
@@ -283,7 +276,7 @@ class EnvGroup:
             self._write(i, obs, self._rows, "objects", extras)
             self._pending[i] = self.settings.autoreset is AutoresetMode.NEXT_STEP
         self._rewards[i] = reward
-        self._ended[i], self._cut[i] = terminated, truncated
+        self._flags[i] = terminated * TERMINATED + truncated * TRUNCATED
         if info:
             self._info(i, info, extras, edge=True, kind="final_infos" if same_step else "infos")
             if isinstance(self.settings.info, tuple):
@@ -326,7 +319,7 @@ class EnvGroup:
         """Env `i` raised. With on_env_error="reset" it begins anew at once; if that fails too it has failed."""
         report = describe(error, op)
         self._rewards[i] = 0.0
-        self._ended[i] = self._cut[i] = 0
+        self._flags[i] = 0
         for items in extras.values():
             items[:] = [item for item in items if item[0] != i]
         self._pending[i] = True

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from .broadcast import Inbox
 from .env_group import EnvGroup, Extras, RowError, Settings
 from .report import describe
-from .slab import Slab, SpaceTree
+from .slab import TERMINATED, TRUNCATED, Slab, SpaceTree
 
 __all__ = ["VectorEnvGroup"]
 
@@ -59,8 +59,7 @@ class VectorEnvGroup(EnvGroup):
         self._final_columns = [None if column is None else column[mine] for column in slab.final_obs]
         self._actions_in = [None if column is None else column[mine] for column in slab.action]
         self._reward_rows = slab.rewards[mine]
-        self._termination_rows = slab.terminations[mine]
-        self._truncation_rows = slab.truncations[mine]
+        self._flag_rows = slab.flags[mine]
         self._version_rows = slab.versions[mine]
         self._next_step = settings.autoreset is AutoresetMode.NEXT_STEP
         self._same_step = settings.autoreset is AutoresetMode.SAME_STEP
@@ -82,8 +81,9 @@ class VectorEnvGroup(EnvGroup):
                     raise RowError("the rewards", "finite numbers", str(rewards)[:80])
                 done = np.asarray(terminations, np.bool_) | np.asarray(truncations, np.bool_)
                 self._reward_rows[rows] = rewards
-                self._termination_rows[rows] = terminations
-                self._truncation_rows[rows] = truncations
+                self._flag_rows[rows] = np.where(terminations, TERMINATED, 0) + np.where(
+                    truncations, TRUNCATED, 0
+                )
                 began = done if self._same_step else self._ended_rows[rows]
                 self._version_rows[rows] = np.where(began, self._inbox.covered, self._version_rows[rows])
                 reset_rows = self._ended_rows[rows].copy() if self._next_step else np.zeros_like(done)
@@ -162,8 +162,7 @@ class VectorEnvGroup(EnvGroup):
         self._ended_rows[rows] &= ~which
         self._version_rows[rows] = np.where(which, self._inbox.covered, self._version_rows[rows])
         self._reward_rows[rows] = np.where(which, 0.0, self._reward_rows[rows])
-        self._termination_rows[rows] &= ~which
-        self._truncation_rows[rows] &= ~which
+        self._flag_rows[rows] = np.where(which, 0, self._flag_rows[rows])
         self._share(rows, dict(infos), np.zeros_like(which), which, extras)
 
     def _fill(self, columns: Sequence[Any], rows: slice, obs: Any) -> None:
@@ -227,7 +226,7 @@ class VectorEnvGroup(EnvGroup):
         report = describe(error, op)
         self._begun[rows] = False
         self._reward_rows[rows] = 0.0
-        self._termination_rows[rows] = self._truncation_rows[rows] = False
+        self._flag_rows[rows] = 0
         extras.setdefault("errors", []).extend((row, report) for row in range(rows.start, rows.stop))
 
     def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:

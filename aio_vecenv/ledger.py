@@ -1,7 +1,7 @@
-"""Who owes what: commands, rows, episodes, order and watermark of every env, seen from the parent.
+"""Who owes what: the commands, replies and rows of every env, and how they become batches.
 
-All of an episode's life is decided here, when a batch is handed out, from the rows in the block and the extras of the
-replies; so the same replies give the same batches and events whatever the order in which they arrived.
+What a row means is decided when its batch is handed out, from the block and the extras of the replies; so the same
+replies give the same batches and events, whatever the order in which they arrived.
 """
 # pure: arrays and plain data; no loop, no process, no clock
 
@@ -16,15 +16,15 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
+from .episodes import EpisodeBook
 from .errors import BadActions, BusyError
 from .infos import batch_infos
 from .report import ErrorReport
-from .slab import Leaf, Slab, SpaceTree
+from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree
 from .wire import Kind
 
 __all__ = ["Command", "Ledger"]
 
-_NONE = np.iinfo(np.int64).max  # no episode is open
 EnvIds = NDArray[np.int64]
 
 
@@ -36,11 +36,11 @@ class Command:
     sequence: int  # number of the message: replies are matched by it
     number: int  # of the send or reset call
     worker: int
-    env_ids: EnvIds
+    env_ids: EnvIds  # sorted
     payload: bytes = b""
     flags: int = 0
     version: int = 0  # the newest update at sending
-    sent_at: float = 0.0  # loop time
+    sent_at: float = 0.0  # seconds, for deadlines
     seeds: Sequence[int | None] = ()  # RESET
     options: dict[str, Any] | None = None  # RESET
     extras: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)  # of the reply; rows are env ids
@@ -56,52 +56,41 @@ class Ledger:
         self.next_number = 0  # of the next send or reset call
         self.batches = 0  # handed out so far
         self.steps = 0  # executed
-        self.outcomes: dict[str, int] = {"terminated": 0, "truncated": 0, "aborted": 0}
+        self.book = EpisodeBook(num_envs)
         self.ready: list[Command] = []  # replied, not handed out
-        self.owed = 0  # envs with a command whose row was not handed out
         self.ready_rows = 0
+        self.any_errors = False  # whether a reply in `ready` says that an env raised
+        self.owed = 0  # envs with a command whose row was not handed out
+        self.owes = np.zeros(num_envs, np.bool_)
+        self.is_ready = np.zeros(num_envs, np.bool_)  # its row waits to be handed out
+        self.blocked: dict[int, str] = dict.fromkeys(range(num_envs), "was never reset")  # accepts only reset
         self._slab, self._obs, self._copy = slab, obs, copy
         self._same_step = autoreset is AutoresetMode.SAME_STEP
         self._next_step = autoreset is AutoresetMode.NEXT_STEP
         self._everyone = np.arange(num_envs)
         self._loose: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
         self._loose_final: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
-
-        self.owes = np.zeros(num_envs, np.bool_)
-        self.blocked: dict[int, str] = dict.fromkeys(range(num_envs), "was never reset")  # accepts only reset
-        self._due = np.zeros(num_envs, np.bool_)  # its current or next command begins an episode
-        self.is_ready = np.zeros(num_envs, np.bool_)  # its row waits to be handed out
+        self._due: set[int] = set()  # its current or next command begins an episode
+        self._next_seed: dict[int, int | None] = {}  # that the due episode is seeded with
         self._anew_why: dict[
             int, tuple[str, str]
         ] = {}  # the due episode is a replacement: info key and reason
         self._anew_later: dict[
             int, tuple[str, int | None]
         ] = {}  # lost after its row was replied: reason, seed
-        self._running = np.zeros(num_envs, np.bool_)
-        self._index = np.full(num_envs, -1, np.int64)
-        self._order = np.zeros(num_envs, np.int64)
-        self._open = np.full(
-            num_envs, _NONE, np.int64
-        )  # order of the episode that runs, or is about to begin
-        self._length = np.zeros(num_envs, np.int64)
-        self._return = np.zeros(num_envs, np.float64)
-        self._version = np.zeros(num_envs, np.int64)
-        self._task: list[Any] = [None] * num_envs
-        self._seed: list[int | None] = [None] * num_envs
-        self._next_seed: dict[int, int | None] = {}
         self._unreleased: list[Episode] = []  # ended outside a hand-out; part of the next one
 
-    # -- commands ------------------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------------------------------
 
     def check_send(self, env_ids: EnvIds | None) -> None:
         """Raise BusyError or BadActions unless all of them may be sent an action now; None = all."""
-        busy = self.owes if env_ids is None else self.owes[env_ids]
-        if busy.any():
+        if self.owed:
             ids = self._everyone if env_ids is None else env_ids
-            raise BusyError(f"envs {_list(ids[busy])} still owe a reply: recv() them before the next send()")
+            busy = ids[self.owes[ids]]
+            if len(busy):
+                raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
         if self.blocked:
-            ids = self._everyone if env_ids is None else env_ids
-            for env_id in ids.tolist():
+            for env_id in (self._everyone if env_ids is None else env_ids).tolist():
                 if reason := self.blocked.get(env_id):
                     raise BadActions(
                         f"env {env_id} {reason}: it accepts only reset(env_ids=[{env_id}])",
@@ -111,34 +100,39 @@ class Ledger:
 
     def sent(self, env_ids: EnvIds | None, number: int) -> None:
         """A step command for these envs is on its way; None = all."""
-        which: Any = slice(None) if env_ids is None else env_ids
-        self.owes[which] = True
-        self.owed += self.num_envs if env_ids is None else len(env_ids)
-        ids = self._everyone if env_ids is None else env_ids
-        due = ids[self._due[which] & ~self._running[which]]
-        if len(due):
-            self._open[due] = number * self.num_envs + due
+        if env_ids is None:
+            self.owes[:] = True
+            self.owed = self.num_envs
+            for env_id in self._due:
+                self.book.about_to_begin(env_id, number)
+        else:
+            self.owes[env_ids] = True
+            self.owed += len(env_ids)
+            if self._due:
+                for env_id in self._due.intersection(env_ids.tolist()):
+                    self.book.about_to_begin(env_id, number)
 
     def resetting(self, env_ids: EnvIds, seeds: Sequence[int | None], number: int) -> None:
         """A reset command for these envs is on its way. Their unfinished episodes end when it is handed out."""
         self.owes[env_ids] = True
         self.owed += len(env_ids)
-        self._due[env_ids] = True
         for env_id, seed in zip(env_ids.tolist(), seeds):
+            self._due.add(env_id)
             self.blocked[env_id] = "has a reset under way, or one that was cancelled"
             self._anew_why.pop(env_id, None)
             self._next_seed[env_id] = seed
-            if not self._running[env_id]:
-                self._open[env_id] = number * self.num_envs + env_id
+            self.book.about_to_begin(env_id, number)
 
     def replied(self, command: Command) -> None:
         """A reply is in; its rows wait to be handed out."""
         self.ready.append(command)
         self.ready_rows += len(command.env_ids)
         self.is_ready[command.env_ids] = True
+        if command.extras and "errors" in command.extras:
+            self.any_errors = True
 
     def made_anew(self, env_ids: Iterable[int], reason: str, seeds: Sequence[int | None]) -> None:
-        """The worker of these envs was replaced: the row of the command in flight, or of the next, begins an episode.
+        """The worker of these envs is replaced: the row of the command in flight, or of the next, begins an episode.
 
         A row that has been replied stays what it is. An env that waits for a reset gets that, and no such row.
         """
@@ -151,7 +145,7 @@ class Ledger:
                 self._begin_anew(env_id, "worker_lost", reason, seed)
 
     def retry(self, command: Command, env_id: int, report: ErrorReport) -> Command:
-        """Env `env_id` failed to reset under `command`: it leaves that command, and is reset again by the one returned.
+        """`env_id` failed to reset under `command`: it leaves that, and is reset again by the command returned.
 
         Only where errors are not raised (on_env_error="reset").
         """
@@ -160,198 +154,180 @@ class Ledger:
         command.env_ids = command.env_ids[command.env_ids != env_id]
         if command.kind is Kind.STEP or env_id in self._anew_why:
             self._begin_anew(env_id, "env_error", f"{report.type_name}: {report.message}", None)
-        seed = self._next_seed.get(env_id)
-        again = np.array([env_id], np.int64)
-        kind = Kind.RESET
-        return Command(kind, 0, command.number, command.worker, again, seeds=[seed], options=command.options)
-
-    def _begin_anew(self, env_id: int, key: str, reason: str, seed: int | None) -> None:
-        self._anew_why[env_id] = (key, reason)
-        self._due[env_id] = True
-        self._next_seed[env_id] = seed
+        seeds = [self._next_seed.get(env_id)]
+        ids = np.array([env_id], np.int64)
+        return Command(
+            Kind.RESET, 0, command.number, command.worker, ids, seeds=seeds, options=command.options
+        )
 
     def drop(self, env_ids: EnvIds) -> None:
         """A reset of these envs was cancelled: its rows are dropped, and they accept only reset."""
         self._remove_ready(env_ids)
+        self._settle(env_ids)
+
+    def _begin_anew(self, env_id: int, key: str, reason: str, seed: int | None) -> None:
+        self._anew_why[env_id] = (key, reason)
+        self._due.add(env_id)
+        self._next_seed[env_id] = seed
+
+    def _settle(self, env_ids: EnvIds) -> None:
         self.owes[env_ids] = False
         self.owed -= len(env_ids)
 
-    # -- errors --------------------------------------------------------------------------------------------------
+    # -- errors ------------------------------------------------------------------------------------------------
 
     def take_errors(self, env_ids: EnvIds | None = None) -> list[tuple[Command, int, ErrorReport]]:
-        """The errors among the replies that are in, oldest command first; their envs now accept only reset.
+        """The errors among the replies that are in, by env; their envs now accept only reset.
 
         Their unfinished episodes are aborted. With `env_ids`, only those of these envs.
         """
+        wanted = None if env_ids is None else set(env_ids.tolist())
         errors: list[tuple[Command, int, ErrorReport]] = []
-        for command in list(self.ready):
-            failed = command.extras.get("errors")
-            if not failed:
-                continue
-            mine = [(e, r) for e, r in failed if env_ids is None or e in env_ids]
+        for command in self.ready:
+            failed = command.extras.get("errors", [])
+            mine = [(e, report) for e, report in failed if wanted is None or e in wanted]
             for env_id, report in mine:
-                errors.append((command, env_id, report))
                 self._fail(command, env_id, report)
-            gone = np.array([env_id for env_id, _ in mine], np.int64)
-            if len(gone):
-                failed[:] = [item for item in failed if item not in mine]
-                self._remove_ready(gone)
-                self.owes[gone] = False
-                self.owed -= len(gone)
+            errors += [(command, env_id, report) for env_id, report in mine]
+        gone = np.array([env_id for _, env_id, _ in errors], np.int64)
+        self._remove_ready(gone)
+        self._settle(gone)
+        self.any_errors = any("errors" in command.extras for command in self.ready)
         return sorted(errors, key=lambda item: item[1])
 
     def _fail(self, command: Command, env_id: int, report: ErrorReport) -> None:
-        slab = self._slab
-        ended = bool(slab.terminations[env_id] or slab.truncations[env_id])
-        if self._running[env_id]:
-            if ended and command.kind is Kind.STEP:  # SAME_STEP: the episode ended, the reset after it failed
-                self._length[env_id] += 1
-                self._return[env_id] += slab.rewards[env_id]
-                outcome: Outcome = "terminated" if slab.terminations[env_id] else "truncated"
-                info = dict(command.extras.get("ends", ()) or command.extras.get("final_infos", ()))
-                self._unreleased.append(self._close_episode(env_id, outcome, info.get(env_id, {})))
-            else:
-                self._unreleased.append(self._close_episode(env_id, "aborted", {}))
-        self._open[env_id] = _NONE
-        self._due[env_id] = True
+        flags = int(self._slab.flags[env_id])
+        outcome: Outcome = "aborted"
+        info: dict[str, Any] = {}
+        if flags and command.kind is Kind.STEP:  # SAME_STEP: the episode ended, the reset after it failed
+            self.book.length[env_id] += 1
+            self.book.episode_return[env_id] += self._slab.rewards[env_id]
+            outcome = "terminated" if flags & TERMINATED else "truncated"
+            info = _gather([command.extras], "final_infos").get(env_id, {})
+            info = _gather([command.extras], "ends").get(env_id, info)
+        if self.book.runs(env_id):
+            self._unreleased.append(self.book.end(env_id, outcome, info, -1))
+        self.book.forget(env_id)
+        self._due.add(env_id)
         self._anew_why.pop(env_id, None)
         self.blocked[env_id] = f"raised {report.type_name} in {report.op}"
 
-    @property
-    def any_errors(self) -> bool:
-        """Whether a reply that is in says that an env raised."""
-        return any("errors" in command.extras for command in self.ready)
-
-    def episode_of(self, env_id: int) -> tuple[int, int, int | None]:
-        """Index, steps so far and seed of an env's newest episode, for messages."""
-        return int(self._index[env_id]), int(self._length[env_id]), self._seed[env_id]
-
-    # -- hand-out ------------------------------------------------------------------------------------------------
+    # -- hand-out ----------------------------------------------------------------------------------------------
 
     def select(self, env_ids: EnvIds) -> list[Command]:
         """The replied rows of just these envs, taken out of what waits."""
-        wanted = np.zeros(self.num_envs, np.bool_)
-        wanted[env_ids] = True
-        taken: list[Command] = []
-        for command in list(self.ready):
-            mask = wanted[command.env_ids]
-            if mask.any():
-                mine = command.env_ids[mask]
-                keep = set(mine.tolist())
-                extras = {k: [i for i in items if i[0] in keep] for k, items in command.extras.items()}
-                part = Command(
-                    command.kind, command.sequence, command.number, command.worker, mine, extras=extras
-                )
-                taken.append(part)
-                self._remove_ready(mine)
+        taken = [
+            part for command in self.ready if (part := _part(command, np.isin(command.env_ids, env_ids)))
+        ]
+        self._remove_ready(env_ids)
         return taken
 
     def take_ready(self) -> list[Command]:
         """All replied rows, oldest command first."""
         commands, self.ready, self.ready_rows = self.ready, [], 0
         self.is_ready[:] = False
-        commands.sort(key=lambda command: command.sequence)
+        self.any_errors = False
+        commands.sort(key=_sequence)
         return commands
 
     def hand_out(self, commands: Sequence[Command]) -> tuple[Batch, EventBatch]:
         """The rows of `commands` as a batch, and the events that go with it. Their envs owe nothing any more."""
-        slab, n = self._slab, sum(len(command.env_ids) for command in commands)
+        slab, n = self._slab, sum([len(command.env_ids) for command in commands])
         everyone = n == self.num_envs
         rows: Any
         if everyone:
             ids, rows = self._everyone, slice(None)
+            self.owes[:] = False
         else:
-            ids = rows = np.sort(np.concatenate([c.env_ids for c in commands])) if commands else _no_ids()
-        self.owes[rows] = False
+            ids = rows = np.sort(np.concatenate([c.env_ids for c in commands])) if n else self._everyone[:0]
+            self.owes[rows] = False
         self.owed -= n
-        extras = [command.extras for command in commands if command.extras]
         number = self.batches
         self.batches += 1
-
+        extras = [command.extras for command in commands if command.extras]
         rewards = _own(slab.rewards[rows], everyone)
-        terminations = _own(slab.terminations[rows], everyone)
-        truncations = _own(slab.truncations[rows], everyone)
         versions = _own(slab.versions[rows], everyone)
-        first = _own(self._due[rows], everyone)
-        done = terminations | truncations
+        flags = _own(slab.flags[rows], everyone)
+        first = np.zeros(n, np.bool_)
         infos: dict[int, dict[str, Any]] = {}
-        events: list[EpisodeStarted | Episode] = []
         final_infos: dict[int, dict[str, Any]] = {}
+        events: list[EpisodeStarted | Episode] = []
+        anew: set[int] = set()
         if extras:
             self._loosen(extras)
             infos = _gather(extras, "infos")
-        remade = _gather(extras, "env_errors") if extras else {}
-        if remade or self._anew_later or self._unreleased or first.any() or done.any():
+            anew = self._made_anew_rows(extras, ids, infos)
+        elif self._anew_why:
+            anew = self._made_anew_rows(extras, ids, infos)
+        for env_id in anew:
+            position = int(np.searchsorted(ids, env_id))
+            rewards[position], flags[position], first[position] = 0.0, TRUNCATED, True
+        turning = flags.tobytes().count(0) != n or bool(anew)
+        begun = self._due if everyone else self._due.intersection(ids.tolist()) if self._due else self._due
+        if begun:
+            first[list(begun) if everyone else np.searchsorted(ids, sorted(begun))] = True
+            turning = True
+            self.steps += n - int(np.count_nonzero(first))
+            self.book.length[rows] += ~first
+        else:
+            self.steps += n - len(anew)
+            self.book.length[rows] += 1
+        self.book.episode_return[rows] += rewards
+        if turning or self._unreleased or self._anew_later:
             events += [replace(episode, batch=number) for episode in self._unreleased]
             self._unreleased.clear()
-            anew = self._anew(ids, remade, infos, first)
-            if len(anew):
-                rewards[anew], terminations[anew], truncations[anew], first[anew] = 0.0, False, True, True
-                done[anew] = False
-            executed = ~first
-            self.steps += int(executed.sum())
-            self._length[rows] += executed
-            self._return[rows] += rewards
             if self._same_step:
                 final_infos = _gather(extras, "final_infos")
-            self._turn(commands, extras, ids, first, terminations, done, infos, final_infos, number, events)
-            for env_id in [e for e in ids.tolist() if e in self._anew_later]:  # from the next row on
-                self._begin_anew(env_id, "worker_lost", *self._anew_later.pop(env_id))
-        else:
-            self.steps += n
-            self._length[rows] += 1
-            self._return[rows] += rewards
-
-        watermark = self.watermark()
+            self._turn(commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
+            if self._anew_later:
+                for env_id in self._anew_later.keys() & set(ids.tolist()):  # from its next row on
+                    self._begin_anew(env_id, "worker_lost", *self._anew_later.pop(env_id))
+        watermark = self.book.watermark(self.next_number)
         batch = Batch(
-            env_ids=ids.copy(),
-            obs=self._observations(slab.obs, self._loose, rows, ids, everyone),
-            rewards=rewards,
-            terminations=terminations,
-            truncations=truncations,
-            first=first,
-            infos=batch_infos(ids, infos) if infos else {},
-            versions=versions,
-            episodes=tuple(event for event in events if type(event) is Episode),
-            number=number,
-            watermark=watermark,
-            final_obs=(
-                self._observations(slab.final_obs, self._loose_final, rows, ids, everyone)
-                if self._same_step
-                else None
-            ),
-            final_infos=batch_infos(ids, final_infos) if final_infos else {},
+            ids.copy(),
+            self._observations(slab.obs, self._loose, rows, ids, everyone),
+            rewards,
+            (flags & TERMINATED).view(np.bool_),
+            (flags >= TRUNCATED),
+            first,
+            batch_infos(ids, infos) if infos else {},
+            versions,
+            tuple([event for event in events if type(event) is Episode]),
+            number,
+            watermark,
+            self._observations(slab.final_obs, self._loose_final, rows, ids, everyone)
+            if self._same_step
+            else None,
+            batch_infos(ids, final_infos) if final_infos else {},
         )
         return batch, EventBatch(number, watermark, tuple(events))
-
-    def watermark(self) -> int:
-        """Every episode with a smaller order, begun or about to begin, has ended."""
-        return min(int(self._open.min()), self.next_number * self.num_envs)
 
     def close(self) -> EventBatch:
         """The last events: what ended in replies that nobody took, then every running episode as aborted."""
         self.take_errors()
         _, released = self.hand_out(self.take_ready())
-        running = np.flatnonzero(self._running).tolist()
-        aborted = [self._close_episode(env_id, "aborted", {}, released.number) for env_id in running]
-        return EventBatch(released.number, self.watermark(), (*released.events, *aborted))
+        aborted = [self.book.end(env_id, "aborted", {}, released.number) for env_id in self.book.running]
+        watermark = self.book.watermark(self.next_number)
+        return EventBatch(released.number, watermark, (*released.events, *aborted))
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------------------
 
-    def _anew(
-        self, ids: EnvIds, remade: dict[int, Any], infos: dict[int, dict[str, Any]], first: NDArray[np.bool_]
-    ) -> NDArray[np.intp]:
-        """The positions of rows whose env was made anew under its command, or reset after it raised."""
-        positions: list[int] = []
-        for env_id, report in remade.items():
-            infos[env_id] = {**infos.get(env_id, {}), "env_error": f"{report.type_name}: {report.message}"}
-            positions.append(int(np.searchsorted(ids, env_id)))
-        for position in np.flatnonzero(first).tolist():
-            env_id = int(ids[position])
-            if why := self._anew_why.pop(env_id, None):
-                infos[env_id] = {**infos.get(env_id, {}), why[0]: why[1]}
-                positions.append(position)
-        return np.array(positions, np.intp)
+    def _made_anew_rows(
+        self, extras: Sequence[dict[str, Any]], ids: EnvIds, infos: dict[int, dict[str, Any]]
+    ) -> set[int]:
+        """The envs whose row begins a replacement: their worker was lost under it, or they raised and were reset.
+
+        Their infos say why.
+        """
+        why = {
+            env_id: ("env_error", f"{report.type_name}: {report.message}")
+            for env_id, report in _gather(extras, "env_errors").items()
+        }
+        for env_id in self._anew_why.keys() & set(ids.tolist()):
+            why[env_id] = self._anew_why.pop(env_id)
+        for env_id, (key, reason) in why.items():
+            infos[env_id] = {**infos.get(env_id, {}), key: reason}
+        return set(why)
 
     def _turn(
         self,
@@ -359,8 +335,8 @@ class Ledger:
         extras: Sequence[dict[str, list[tuple[int, Any]]]],
         ids: EnvIds,
         first: NDArray[np.bool_],
-        terminations: NDArray[np.bool_],
-        done: NDArray[np.bool_],
+        flags: NDArray[np.uint8],
+        anew: set[int],
         infos: dict[int, dict[str, Any]],
         final_infos: dict[int, dict[str, Any]],
         number: int,
@@ -368,82 +344,47 @@ class Ledger:
     ) -> None:
         """End and begin episodes, env by env."""
         tasks, ends = _gather(extras, "tasks"), _gather(extras, "ends")
-        call_of: Callable[[int], int]
-        if len({command.number for command in commands}) == 1:
-            only = commands[0].number
-            call_of = lambda env_id: only  # noqa: E731
-        else:
-            numbers = {int(e): command.number for command in commands for e in command.env_ids}
-            call_of = numbers.__getitem__
-        for position in np.flatnonzero(first | done).tolist():
+        call_of: Callable[[int], int] | None = None
+        if len({command.number for command in commands}) > 1:
+            call_of = {int(e): command.number for command in commands for e in command.env_ids}.__getitem__
+        book, versions = self.book, self._slab.versions
+        for position in np.flatnonzero(flags | first.view(np.uint8)).tolist():
             env_id = int(ids[position])
             begins = bool(first[position])
-            if done[position]:
-                outcome: Outcome = "terminated" if terminations[position] else "truncated"
+            if flags[position] and env_id not in anew:
+                outcome: Outcome = "terminated" if flags[position] & TERMINATED else "truncated"
                 info = ends.get(env_id) or (final_infos if self._same_step else infos).get(env_id, {})
-                events.append(self._close_episode(env_id, outcome, info, number))
-                self._due[env_id] = self._next_step
-                begins = self._same_step
-                if not (self._next_step or self._same_step):
+                events.append(book.end(env_id, outcome, info, number))
+                if self._next_step:
+                    self._due.add(env_id)
+                elif self._same_step:
+                    begins = True
+                else:
                     self.blocked[env_id] = "has ended its episode (autoreset is DISABLED)"
             if begins:
-                if self._running[env_id]:
-                    events.append(self._close_episode(env_id, "aborted", {}, number))
-                info = infos.get(env_id, {})
-                task = tasks[env_id] if env_id in tasks else info.get("task")
-                events.append(self._open_episode(env_id, call_of(env_id), task))
-
-    def _open_episode(self, env_id: int, call: int, task: Any) -> EpisodeStarted:
-        order = call * self.num_envs + env_id
-        self._due[env_id] = False
-        self._running[env_id] = True
-        self._index[env_id] += 1
-        self._order[env_id] = self._open[env_id] = order
-        self._length[env_id], self._return[env_id] = 0, 0.0
-        self._version[env_id] = self._slab.versions[env_id]
-        self._task[env_id] = task
-        self._seed[env_id] = self._next_seed.pop(env_id, None)
-        self.blocked.pop(env_id, None)
-        return EpisodeStarted(
-            env_id, int(self._index[env_id]), order, int(self._version[env_id]), task, self._seed[env_id]
-        )
-
-    def _close_episode(
-        self, env_id: int, outcome: Outcome, info: dict[str, Any], number: int = -1
-    ) -> Episode:
-        self._running[env_id] = False
-        self._open[env_id] = _NONE
-        self.outcomes[outcome] += 1
-        return Episode(
-            env_id,
-            int(self._index[env_id]),
-            int(self._order[env_id]),
-            int(self._length[env_id]),
-            float(self._return[env_id]),
-            outcome,
-            int(self._version[env_id]),
-            self._task[env_id],
-            info,
-            self._seed[env_id],
-            number,
-        )
+                if book.runs(env_id):
+                    events.append(book.end(env_id, "aborted", {}, number))
+                task = tasks[env_id] if env_id in tasks else infos.get(env_id, {}).get("task")
+                call = commands[0].number if call_of is None else call_of(env_id)
+                seed = self._next_seed.pop(env_id, None)
+                events.append(book.begin(env_id, call, int(versions[env_id]), task, seed))
+                self._due.discard(env_id)
+                self.blocked.pop(env_id, None)
 
     def _remove_ready(self, env_ids: EnvIds) -> None:
-        gone = np.zeros(self.num_envs, np.bool_)
-        gone[env_ids] = True
+        """Take the rows of these envs out of what waits to be handed out."""
+        if not len(env_ids):
+            return
         kept: list[Command] = []
         for command in self.ready:
-            left = command.env_ids[~gone[command.env_ids]]
-            if len(left) < len(command.env_ids):
-                remaining = set(left.tolist())
-                command.extras = {
-                    k: [i for i in items if i[0] in remaining] for k, items in command.extras.items()
-                }
-                self.ready_rows -= len(command.env_ids) - len(left)
-                self.is_ready[command.env_ids[gone[command.env_ids]]] = False
-                command.env_ids = left
-            if len(left):
+            gone = np.isin(command.env_ids, env_ids)
+            if not gone.any():
                 kept.append(command)
+                continue
+            self.ready_rows -= int(gone.sum())
+            self.is_ready[command.env_ids[gone]] = False
+            if rest := _part(command, ~gone):
+                kept.append(rest)
         self.ready = kept
 
     def _loosen(self, extras: Sequence[dict[str, list[tuple[int, Any]]]]) -> None:
@@ -466,22 +407,21 @@ class Ledger:
         everyone: bool,
     ) -> Any:
         """The batch of observations; arrays that the caller owns, or views of the block under copy=False."""
-        own = everyone and self._copy
+        if self._obs.is_leaf and columns[0] is not None:
+            return _own(columns[0][rows], everyone and self._copy)
         leaves: list[Any] = []
         for index, column in enumerate(columns):
             if column is not None:
-                leaves.append(_own(column[rows], own))
-            elif self._obs.leaves[index].fixed:
-                leaves.append(None)
+                leaves.append(_own(column[rows], everyone and self._copy))
             else:
                 values = [loose[index][env_id] for env_id in ids.tolist()]
                 leaves.append(_stack(self._obs.leaves[index], values))
         return self._obs.join(leaves)
 
 
-def _own(rows: NDArray[Any], view: bool) -> NDArray[Any]:
+def _own(rows: NDArray[Any], is_view: bool) -> NDArray[Any]:
     """A slice is a view and must be copied; picking rows by index has copied already."""
-    return rows.copy() if view else rows
+    return rows.copy() if is_view else rows
 
 
 def _stack(leaf: Leaf, values: list[Any]) -> Any:
@@ -492,8 +432,20 @@ def _stack(leaf: Leaf, values: list[Any]) -> Any:
     return np.stack([empty if value is None else value for value in values])
 
 
-def _no_ids() -> EnvIds:
-    return np.zeros(0, np.int64)
+def _part(command: Command, mask: NDArray[np.bool_]) -> Command | None:
+    """The part of a replied command that `mask` picks; None if that is nothing."""
+    if not mask.any():
+        return None
+    if mask.all():
+        return command
+    ids = command.env_ids[mask]
+    keep = set(ids.tolist())
+    extras = {kind: [item for item in items if item[0] in keep] for kind, items in command.extras.items()}
+    return replace(command, env_ids=ids, extras={kind: items for kind, items in extras.items() if items})
+
+
+def _sequence(command: Command) -> int:
+    return command.sequence
 
 
 def _list(env_ids: EnvIds) -> str:

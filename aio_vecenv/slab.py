@@ -16,7 +16,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-__all__ = ["Field", "Leaf", "SharedMemory", "Slab", "SpaceTree", "exact", "layout"]
+__all__ = ["TERMINATED", "TRUNCATED", "Field", "Leaf", "SharedMemory", "Slab", "SpaceTree", "exact", "layout"]
+
+TERMINATED, TRUNCATED = 1, 2
 
 SharedMemory = Literal["auto", True, False]
 Path = tuple[str | int, ...]
@@ -144,8 +146,7 @@ def layout(
     wanted += [
         ("rewards", np.dtype(np.float64), (num_envs,)),
         ("versions", np.dtype(np.int64), (num_envs,)),
-        ("terminations", np.dtype(np.bool_), (num_envs,)),
-        ("truncations", np.dtype(np.bool_), (num_envs,)),
+        ("flags", np.dtype(np.uint8), (num_envs,)),
     ]
     for name, tree in (("action", action), ("obs", obs), ("final_obs", obs)):
         if name != "final_obs" or final_obs:
@@ -175,8 +176,7 @@ class Slab:
         self.newest: NDArray[np.int64] = self.arrays["newest"]
         self.rewards: NDArray[np.float64] = self.arrays["rewards"]
         self.versions: NDArray[np.int64] = self.arrays["versions"]
-        self.terminations: NDArray[np.bool_] = self.arrays["terminations"]
-        self.truncations: NDArray[np.bool_] = self.arrays["truncations"]
+        self.flags: NDArray[np.uint8] = self.arrays["flags"]  # 0, or TERMINATED | TRUNCATED
         self.obs = self._columns("obs", obs)
         self.final_obs = self._columns("final_obs", obs)
         self.action = self._columns("action", action)

@@ -471,7 +471,9 @@ class AsyncVecEnv:
         )
         return Statistics(
             executed_steps=ledger.steps,
-            **ledger.outcomes,
+            terminated=ledger.book.outcomes["terminated"],
+            truncated=ledger.book.outcomes["truncated"],
+            aborted=ledger.book.outcomes["aborted"],
             restarts=self._log.total,
             recovery=Percentiles.of(self._recorder.recoveries_s),
             bytes_sent=self._recorder.bytes_sent + channel.bytes_sent,
@@ -617,7 +619,8 @@ class AsyncVecEnv:
             return
         errors: list[VecEnvError] = []
         for command, env_id, report in found:
-            index, length, seed = self._ledger.episode_of(env_id)
+            book = self._ledger.book
+            index, length, seed = book.index(env_id), int(book.length[env_id]), book.seed[env_id]
             where = "" if index < 0 else f", episode {index}, after {length} steps, seed {seed}"
             errors.append(rebuild(report, env_id, command.worker, where))
         if len(errors) == 1:

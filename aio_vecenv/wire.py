@@ -100,10 +100,10 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that `data` completes, in order. Raises ProtocolError on anything that is none."""
-        if not self._buffer and len(data) == HEADER_BYTES and self._broken is None:  # an ordinary step
-            message, size = self._header(data)
-            if not size:
-                return [message]
+        if len(data) == HEADER_BYTES and not self._buffer and self._broken is None:  # an ordinary step
+            magic, kind, flags, incarnation, size, number, version = _HEADER.unpack(data)
+            if magic == _MAGIC and not size and kind in _KINDS:
+                return [Message(_KINDS[kind], number, version, b"", flags, incarnation)]
         self._buffer += data
         return list(self._drain())
 

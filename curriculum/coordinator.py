@@ -95,8 +95,8 @@ class Coordinator:
             attached(envs.num_envs)
         self._stream: EventsLike = envs.events()
         _owners[envs] = weakref.ref(self)
+        self._publish(note=False)
         self._note_run()
-        self._publish()
 
     def _optional(self, name: str) -> Callable[..., Any] | None:
         found = getattr(self.strategy, name, None)
@@ -195,13 +195,13 @@ class Coordinator:
         if self._journal is not None:
             self._journal.decision(decision)
 
-    def _publish(self) -> Any:
+    def _publish(self, *, note: bool = True) -> Any:
         """Broadcast the directive if it changed; the receipt of the one in force."""
         directive = self.strategy.directive()
         if directive is not self._directive and directive != self._directive:
             self._receipt = self._envs.broadcast(directive, topic=TOPIC, apply="now")
             self.published += 1
-            if self._journal is not None:
+            if self._journal is not None and note:
                 self._journal.write(
                     "published",
                     version=self._receipt.version,
@@ -221,6 +221,7 @@ class Coordinator:
                 "run",
                 schema=SCHEMA,
                 num_envs=self._envs.num_envs,
+                version=self._receipt.version,
                 config={"strategy": type(self.strategy).__name__} if config is None else config(),
                 state=self.strategy.state_dict(),
             )
@@ -279,6 +280,11 @@ class Coordinator:
         self, kind: str, by: str | None, why: str | None, counts: Mapping[str, Any]
     ) -> Decision:
         return Decision(kind, self.stage, None, (), getattr(self.strategy, "total", 0), counts, by, why)
+
+    def record(self, stage: str, success: bool, *, by: str | None = None, why: str | None = None) -> Any:
+        """Count an outcome without an episode, at once, and note it in the journal; returns the receipt."""
+        self._command("record", (stage, bool(success)), by, why)
+        return self._receipt if self._held else self._publish()
 
     def record_scores(self, parts: Iterable[Any]) -> None:
         """What the learner measured on parts of episodes, for strategies that ask for it;
@@ -362,10 +368,10 @@ class Coordinator:
         attached = self._optional("attached")
         if attached is not None:
             attached(self._envs.num_envs)
-        self._note_run()
-        self._publish()
+        self._publish(note=False)
         if self._published is not None:
             self._published(self._receipt.version)
+        self._note_run()
 
 
 def _by_order(episode: Any) -> int:

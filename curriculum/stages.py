@@ -187,7 +187,7 @@ class StagePlan:
         """The text that `from_toml` reads."""
         blocks = []
         for stage in self.stages:
-            lines = [f"{key} = {json.dumps(value)}" for key, value in stage.as_dict().items()]
+            lines = [f"{key} = {_toml(value)}" for key, value in stage.as_dict().items()]
             blocks.append("\n".join(["[[stage]]", *lines]))
         return "\n\n".join(blocks) + "\n"
 
@@ -204,6 +204,11 @@ class StagePlan:
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"{path}: cannot be read: {error}") from error
         return _parse(text, str(path))
+
+
+def _toml(value: Any) -> str:
+    """A string or number as TOML writes it: as JSON does, but without surrogate pairs, and with DEL escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _parse(text: str, where: str) -> StagePlan:

@@ -71,10 +71,13 @@ def _channels_last(shape: tuple[int, ...]) -> bool:
     return shape[2] <= shape[0]  # the channels are the short axis
 
 
-def _orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
-    nn.init.orthogonal_(layer.weight, gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _layer(
+    kind: type[nn.Linear] | type[nn.Conv2d], *sizes: int, gain: float, generator: torch.Generator
+) -> nn.Module:
+    """An orthogonal layer with bias 0. Drawn from `generator` alone: the process's own is not touched."""
+    layer: nn.Linear | nn.Conv2d = nn.utils.skip_init(kind, *sizes)  # type: ignore[no-untyped-call]
+    nn.init.orthogonal_(layer.weight, gain, generator)
+    nn.init.zeros_(cast(torch.Tensor, layer.bias))
     return layer
 
 
@@ -134,7 +137,7 @@ class Image(nn.Module):
     grids (MiniGrid) hold small codes, not intensities, so integers are divided by 10.
     """
 
-    def __init__(self, space: spaces.Box) -> None:
+    def __init__(self, space: spaces.Box, generator: torch.Generator) -> None:
         super().__init__()
         self.channels_last = _channels_last(space.shape)
         h, w, c = space.shape if self.channels_last else (*space.shape[1:], space.shape[0])
@@ -145,23 +148,25 @@ class Image(nn.Module):
         plan = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, 2, 1), (32, 2, 1), (64, 2, 1)]
         layers: list[nn.Module] = []
         for out, kernel, stride in plan:
-            layers += [_orthogonal(nn.Conv2d(c, out, kernel, stride), gain), nn.ReLU()]
+            layers += [_layer(nn.Conv2d, c, out, kernel, stride, gain=gain, generator=generator), nn.ReLU()]
             h, w, c = (h - kernel) // stride + 1, (w - kernel) // stride + 1, out
         self.width = 512 if large else 128
-        layers += [nn.Flatten(), _orthogonal(nn.Linear(h * w * c, self.width), gain), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        last = _layer(nn.Linear, h * w * c, self.width, gain=gain, generator=generator)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), last, nn.ReLU())
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         pixels = obs.permute(0, 3, 1, 2) if self.channels_last else obs
         return cast(torch.Tensor, self.layers(pixels.float() * self.scale))
 
 
-def _encoder(path: str, leaf: gym.Space[Any], normalise: bool) -> OneHot | Flat | Image:
+def _encoder(
+    path: str, leaf: gym.Space[Any], normalise: bool, generator: torch.Generator
+) -> OneHot | Flat | Image:
     match leaf:
         case spaces.Discrete() | spaces.MultiDiscrete():
             return OneHot(leaf)
         case spaces.Box() if _image_side(leaf) >= SMALL_MIN:
-            return Image(leaf)
+            return Image(leaf, generator)
         case spaces.Box() | spaces.MultiBinary():
             return Flat(math.prod(leaf.shape), normalise and np.issubdtype(leaf.dtype, np.floating))
         case _:
@@ -181,20 +186,21 @@ class ActorCritic(nn.Module):
 
     def __init__(self, space: gym.Space[Any], head: ActionHead, config: NetworkConfig, *, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # the process's own generator is left as it was
-            torch.manual_seed(seed)
-            self.keys = tuple(leaf_spaces(space))
-            self.encoders = nn.ModuleList(
-                _encoder(path, leaf, config.normalise_obs) for path, leaf in leaf_spaces(space).items()
-            )
-            width = sum(cast(int, encoder.width) for encoder in self.encoders)
-            gaussian = isinstance(head, Gaussian)
-            outputs = head.size // 2 if gaussian else head.size
-            together, apart = (config.hidden, ()) if config.shared else ((), config.hidden)
-            self.body, width = _hidden(width, together, config)
-            self.actor = _tower(width, apart, config, outputs, gain=0.01)
-            self.critic = _tower(width, apart, config, 1, gain=1.0)
-            self.log_std = nn.Parameter(torch.zeros(outputs)) if gaussian else None
+        draw = torch.Generator().manual_seed(seed)
+        leaves = leaf_spaces(space)
+        self.keys = tuple(leaves)
+        self.encoders = nn.ModuleList(
+            _encoder(path, leaf, config.normalise_obs, draw) for path, leaf in leaves.items()
+        )
+        width = sum(cast(int, encoder.width) for encoder in self.encoders)
+        gaussian = isinstance(head, Gaussian)
+        outputs = head.size // 2 if gaussian else head.size
+        together, apart = (config.hidden, ()) if config.shared else ((), config.hidden)
+        body, width = _hidden(width, together, config, draw)
+        self.body = nn.Sequential(*body)
+        self.actor = _tower(width, apart, config, outputs, 0.01, draw)
+        self.critic = _tower(width, apart, config, 1, 1.0, draw)
+        self.log_std = nn.Parameter(torch.zeros(outputs)) if gaussian else None
 
     def forward(self, obs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Leaves (n, …) → the action head's `params` (n, size) and values (n,)."""
@@ -212,17 +218,24 @@ class ActorCritic(nn.Module):
                 encoder.observe(obs[key])
 
 
-def _hidden(width: int, sizes: Sequence[int], config: NetworkConfig) -> tuple[nn.Sequential, int]:
+def _hidden(
+    width: int, sizes: Sequence[int], config: NetworkConfig, generator: torch.Generator
+) -> tuple[list[nn.Module], int]:
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]
     layers: list[nn.Module] = []
     for hidden in sizes:
-        layers += [_orthogonal(nn.Linear(width, hidden), math.sqrt(2)), activation()]
+        layers += [_layer(nn.Linear, width, hidden, gain=math.sqrt(2), generator=generator), activation()]
         width = hidden
-    return nn.Sequential(*layers), width
+    return layers, width
 
 
 def _tower(
-    width: int, sizes: Sequence[int], config: NetworkConfig, outputs: int, gain: float
+    width: int,
+    sizes: Sequence[int],
+    config: NetworkConfig,
+    outputs: int,
+    gain: float,
+    generator: torch.Generator,
 ) -> nn.Sequential:
-    hidden, width = _hidden(width, sizes, config)
-    return nn.Sequential(*hidden, _orthogonal(nn.Linear(width, outputs), gain))
+    layers, width = _hidden(width, sizes, config, generator)
+    return nn.Sequential(*layers, _layer(nn.Linear, width, outputs, gain=gain, generator=generator))

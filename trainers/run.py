@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -215,7 +216,9 @@ class Run:
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
         masked = is_masked(space, infos)
-        self._learner = Learner(self.config, space, self.envs.single_action_space, masked=masked)
+        self._learner = await self._thread(  # torch loads much on first use: not on the loop
+            partial(Learner, self.config, space, self.envs.single_action_space, masked=masked)
+        )
         self._seen = Seen(space, self.config.num_envs, self._learner.head.mask_size if masked else 0)
         if saved is not None:
             self._learner.load(saved[0].model, saved[0].optimiser)

@@ -232,7 +232,6 @@ class Staged:
             self._solved = True
             return [self._decision("solved", reasons, tally)]
         if failing is not None:
-            tally.totals["regressions"] += 1
             return [self._move(self._current - 1, "regress", (failing,))]
         most = tally.stage.max_episodes
         if most is not None and tally.window.n >= most and not self._stalled:
@@ -288,16 +287,22 @@ class Staged:
         decision = self._decision(kind, reasons, self._tallies[self._current], self.plan[place].name)
         if self._last_verdict is not None:
             self._last_verdict["outcome"] = f"{kind} to {decision.to}"
+        self._enter(place, regression=kind == "regress")
+        return decision
+
+    def _enter(self, place: int, *, regression: bool) -> None:
+        """Begin a stay."""
+        if regression:
+            self._tallies[self._current].totals["regressions"] += 1
         self._current = place
         self._stay_version = None
-        self._stay_by_regression = kind == "regress"
+        self._stay_by_regression = regression
         self._stay_admitted = 0
         self._moved = True
         self._stalled = False
         self._tallies[place].begin_stay()
         for earlier in self._tallies[:place]:
             earlier.guard.clear(armed=earlier.passed)
-        return decision
 
     # ---- commands
 
