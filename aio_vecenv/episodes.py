@@ -1,0 +1,95 @@
+"""Each env's running episode: how it began, what it added up, its order among all; and the watermark."""
+# pure: plain data; no loop, no process, no clock
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .batch import Episode, EpisodeStarted, Outcome
+
+__all__ = ["EpisodeBook"]
+
+_NEVER = 2**63 - 1  # larger than any order
+
+
+class EpisodeBook:
+    """One line per env. An episode is opened once and closed once; orders only grow."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.outcomes: dict[Outcome, int] = {"terminated": 0, "truncated": 0, "aborted": 0}
+        self.length = np.zeros(num_envs, np.int64)  # executed steps of the running episode
+        self.episode_return = np.zeros(num_envs, np.float64)
+        self.seed: list[int | None] = [None] * num_envs
+        self._num_envs = num_envs
+        self._running = [False] * num_envs
+        self._index = [-1] * num_envs
+        self._order = [0] * num_envs
+        self._version = [0] * num_envs
+        self._task: list[Any] = [None] * num_envs
+        self._open: dict[int, int] = {}  # env id -> order of its episode that runs, or is about to begin
+        self._oldest: int | None = None  # smallest of these; None: look again
+
+    def runs(self, env_id: int) -> bool:
+        """Whether an episode of this env has begun and not ended."""
+        return self._running[env_id]
+
+    @property
+    def running(self) -> list[int]:
+        """The envs with a running episode."""
+        return [env_id for env_id, runs in enumerate(self._running) if runs]
+
+    def index(self, env_id: int) -> int:
+        """Of the env's newest episode; -1 before the first."""
+        return self._index[env_id]
+
+    def about_to_begin(self, env_id: int, call: int) -> None:
+        """A command that begins an episode is on its way: the watermark must not pass it."""
+        if not self._running[env_id]:
+            self._open[env_id] = call * self._num_envs + env_id
+            self._oldest = None
+
+    def begin(self, env_id: int, call: int, version: int, task: Any, seed: int | None) -> EpisodeStarted:
+        """An episode of this env began under the send or reset of number `call`."""
+        order = call * self._num_envs + env_id
+        self._running[env_id] = True
+        self._index[env_id] = index = self._index[env_id] + 1
+        self._order[env_id] = self._open[env_id] = order
+        self._oldest = None
+        self.length[env_id] = 0
+        self.episode_return[env_id] = 0.0
+        self._version[env_id] = version
+        self._task[env_id] = task
+        self.seed[env_id] = seed
+        return EpisodeStarted(env_id, index, order, version, task, seed)
+
+    def end(self, env_id: int, outcome: Outcome, info: dict[str, Any], batch: int) -> Episode:
+        """The running episode of this env ended in the batch of that number."""
+        self._running[env_id] = False
+        self.forget(env_id)
+        self.outcomes[outcome] += 1
+        return Episode(
+            env_id,
+            self._index[env_id],
+            self._order[env_id],
+            int(self.length[env_id]),
+            float(self.episode_return[env_id]),
+            outcome,
+            self._version[env_id],
+            self._task[env_id],
+            info,
+            self.seed[env_id],
+            batch,
+        )
+
+    def forget(self, env_id: int) -> None:
+        """No episode of this env is open: what was about to begin did not."""
+        self._open.pop(env_id, None)
+        self._oldest = None
+
+    def watermark(self, next_call: int) -> int:
+        """Every episode with a smaller order, begun or about to begin, has ended."""
+        if self._oldest is None:
+            self._oldest = min(self._open.values(), default=_NEVER)
+        return min(self._oldest, next_call * self._num_envs)
