@@ -336,9 +336,11 @@ class Coordinator:
     def explain(self) -> str:
         """Why the last decision was what it was."""
         explain = self._optional("explain")
-        return (
-            f"{type(self.strategy).__name__} does not explain itself" if explain is None else str(explain())
-        )
+        if explain is None:
+            return f"{type(self.strategy).__name__} does not explain itself"
+        moves = [decision for decision in self.decisions if decision.to is not None]
+        last = [f"last move: {moves[-1].describe()}"] if moves else []
+        return "\n".join([*last, f"last check: {explain()}"])
 
     # ---- state
 

@@ -119,6 +119,13 @@ class Decision:
         """Plain data."""
         return {**asdict(self), "reasons": list(self.reasons), "counts": dict(self.counts)}
 
+    def describe(self) -> str:
+        """One line: when, what, where, why."""
+        where = f"{self.stage} → {self.to}" if self.to is not None else str(self.stage)
+        reasons = f"  ({', '.join(self.reasons)})" if self.reasons else ""
+        by = f"  by {self.by}" if self.by is not None else ""
+        return f"after {self.total:>6} episodes: {self.kind:<9} {where}{reasons}{by}"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Decision:
         """What `as_dict` gave."""

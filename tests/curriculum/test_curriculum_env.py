@@ -1,0 +1,165 @@
+"""The wrapper: stamps, levels, errors, updates; and alone, with a strategy of its own."""
+# pure: one env in this process
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+from curriculum import CurriculumEnv, Directive, DirectiveError, Level, LevelError, LevelSet, Staged
+from tests.curriculum.helpers import PLAN, LevelEnv, level_set
+
+
+def directive(stage: str, mix: float = 0.0) -> Directive:
+    return Directive(PLAN.names, stage, (0.4, 0.25, 0.05), mix)
+
+
+def make(**keywords: Any) -> CurriculumEnv:
+    return CurriculumEnv(LevelEnv(), level_set(), **keywords)
+
+
+def test_a_reset_draws_loads_and_stamps() -> None:
+    env = make()
+    env.on_broadcast(directive("middle"), 3)
+    _, info = env.reset(seed=1, options={"mine": 1})
+    number = int(info["task"]["level"][-1])
+    assert info["task"] == {
+        "stage": "middle",
+        "level": f"middle-{number}",
+        "generator": "default",
+        "role": "current",
+    }
+    assert (info["curriculum_stage"], info["curriculum_level_id"]) == ("middle", f"middle-{number}")
+    assert env.env.unwrapped.options == {"mine": 1, "level": {"i": number}}  # type: ignore[attr-defined]
+    *_, terminated, _, last = env.step(0)
+    assert terminated
+    assert (last["curriculum_stage"], last["curriculum_level_id"]) == ("middle", f"middle-{number}")
+    assert env.get_mixing_ratio("near") == 0.4
+
+
+def test_load_puts_the_level_into_the_env() -> None:
+    loaded: list[tuple[Any, Level]] = []
+    env = make(load=lambda inner, level: loaded.append((inner, level)))
+    env.on_broadcast(directive("far"), 1)
+    _, info = env.reset(seed=0)
+    assert loaded[0][0] is env.env
+    assert loaded[0][1].id == info["task"]["level"]
+    assert env.env.unwrapped.options is None
+
+
+def test_c09_the_stamp_is_the_stage_that_was_sampled() -> None:
+    levels = LevelSet([Level("near", "x", {"category": "far"}), *(Level(s, s) for s in ("middle", "far"))])
+    env = CurriculumEnv(LevelEnv(), levels)
+    env.on_broadcast(directive("middle", mix=1.0), 1)
+    assert env.reset(seed=0)[1]["task"] == {
+        "stage": "near",
+        "level": "x",
+        "generator": "default",
+        "role": "previous",
+    }
+
+
+def test_c08_a_level_that_cannot_be_loaded_is_an_error_that_names_it_and_nothing_is_stamped() -> None:
+    def load(env: gym.Env[Any, Any], level: Level) -> None:
+        raise FileNotFoundError("no such map")
+
+    env = make(load=load)
+    env.on_broadcast(directive("near"), 1)
+    with pytest.raises(FileNotFoundError, match="no such map") as caught:
+        env.reset(seed=0)
+    assert "while starting level 'near-" in caught.value.__notes__[0]
+    assert env.task == {}
+    few = CurriculumEnv(LevelEnv(), LevelSet([Level("near", "x")]))
+    with pytest.raises(DirectiveError, match="stage 'middle', but there are levels only for near"):
+        few.on_broadcast(directive("near"), 1)
+    with pytest.raises(LevelError, match="unknown level 'y'"):
+        few.levels.index("y")
+
+
+def test_before_any_directive_a_reset_says_what_to_do() -> None:
+    with pytest.raises(DirectiveError, match="make a Coordinator on the vec env before its first reset"):
+        make().reset()
+
+
+def test_an_unknown_stage_has_no_ratio() -> None:
+    env = make()
+    env.on_broadcast(directive("near"), 1)
+    with pytest.raises(DirectiveError, match="unknown stage 'moon'"):
+        env.get_mixing_ratio("moon")
+
+
+class Gravity(LevelEnv):
+    got: Any = None
+
+    def on_broadcast(self, payload: Any, version: int) -> None:
+        self.got = (payload, version)
+
+
+def test_what_is_not_a_directive_goes_to_the_env_inside() -> None:
+    inner = Gravity()
+    env = CurriculumEnv(gym.wrappers.TimeLimit(inner, 5), level_set())
+    env.on_broadcast({"gravity": 3.7}, 4)
+    assert inner.got == ({"gravity": 3.7}, 4)
+    env.on_broadcast(directive("near"), 5)
+    assert inner.got == ({"gravity": 3.7}, 4)
+    make().on_broadcast("nobody wants it", 6)
+
+
+def test_a_directive_is_stored_and_the_episode_that_runs_keeps_its_task() -> None:
+    env = make()
+    env.on_broadcast(directive("near"), 1)
+    env.reset(seed=0)
+    env.on_broadcast(directive("far"), 2)
+    assert env.task["stage"] == "near"
+    assert env.reset()[1]["task"]["stage"] == "far"
+
+
+def test_c10_seeded_resets_repeat_their_draws() -> None:
+    def tasks(env: CurriculumEnv, seed: int) -> list[str]:
+        first = env.reset(seed=seed)[1]["task"]["level"]
+        return [first] + [env.reset()[1]["task"]["level"] for _ in range(10)]
+
+    one, other = make(), make()
+    for env in (one, other):
+        env.on_broadcast(directive("near"), 1)
+    other.reset(seed=9)
+    assert tasks(one, 5) == tasks(other, 5) != tasks(one, 6)
+
+
+# ---- alone
+
+
+def test_alone_it_tracks_itself_and_checks_every_ten_episodes() -> None:
+    env = make(strategy=Staged(PLAN))
+    seen: Counter[str] = Counter()
+    stages = []
+    for episode in range(60):
+        _, info = env.reset(seed=0 if episode == 0 else None)
+        stages.append(info["task"]["stage"])
+        seen[info["task"]["role"]] += 1
+        env.step(0)
+    assert stages[:30] == ["near"] * 30
+    assert "middle" in stages[30:]
+    assert isinstance(env.strategy, Staged)
+    assert env.strategy.total == 60
+    assert env.get_mixing_ratio("near") == 0.05
+
+
+def test_alone_an_episode_that_is_cut_short_is_aborted() -> None:
+    strategy = Staged(PLAN)
+    env = CurriculumEnv(LevelEnv(length=3), level_set(), strategy=strategy)
+    env.reset(seed=0)
+    env.step(0)
+    env.reset()
+    for _ in range(3):
+        env.step(0)
+    row = strategy.progress()[0]
+    assert (row["aborted"], row["ended"], strategy.total) == (1, 1, 1)
+
+
+def test_c01_c06_an_env_with_a_strategy_of_its_own_refuses_a_second_writer() -> None:
+    with pytest.raises(DirectiveError, match="has a strategy of its own"):
+        make(strategy=Staged(PLAN)).on_broadcast(directive("near"), 1)

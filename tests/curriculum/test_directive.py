@@ -1,0 +1,155 @@
+"""Directives: what is valid, how they travel, and that a draw depends on nothing but seed and resets."""
+# pure: chi-squared bounds on fixed seeds, hypothesis; no global random state
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curriculum import Directive, DirectiveError, Level, LevelSet
+from curriculum.directive import Draws
+from tests.curriculum.helpers import PLAN, level_set
+
+NAMES = PLAN.names
+
+
+def staged(stage: str, mix: float = 0.0, probe: float = 0.0) -> Directive:
+    return Directive(NAMES, stage, (0.4, 0.25, 0.05), mix, probe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((NAMES, "nowhere", (0.1, 0.1, 0.1)), "stage: expected one of near, middle, far, got 'nowhere'"),
+        ((NAMES, "near", (0.1,)), r"ratios: expected one per stage \(3\), got 1"),
+        ((NAMES, "near", (0.1, 2.0, 0.1)), "ratios: expected numbers from 0 to 1, got 2.0"),
+        ((NAMES, "near", (0.1, 0.1, 0.1), float("nan")), "mix: expected numbers from 0 to 1"),
+        (((), None, (), 0.0, 0.0, np.array([0.0, 0.0])), "weights: expected one finite number ≥ 0 per level"),
+        (((), None, (), 0.0, 0.0, np.array([1.0, -1.0])), "weights"),
+        (((), None, (), 0.0, 0.0, np.array([1.0, np.inf])), "weights"),
+    ],
+)
+def test_a_directive_that_is_not_valid(arguments: Any, message: str) -> None:
+    with pytest.raises(DirectiveError, match=message):
+        Directive(*arguments)
+
+
+def test_it_must_fit_the_levels() -> None:
+    with pytest.raises(DirectiveError, match="stage 'near', but there are levels only for x"):
+        staged("near").check_fits(LevelSet([Level("x", "1")]))
+    with pytest.raises(DirectiveError, match="weighs 2 levels, but the env has 9"):
+        Directive((), None, weights=np.ones(2, np.float32)).check_fits(level_set())
+
+
+def test_it_travels_whole_and_small() -> None:
+    directive = staged("middle", 0.25)
+    assert pickle.loads(pickle.dumps(directive)) == directive
+    assert len(pickle.dumps(directive)) < 300
+    big = Directive((), None, weights=np.random.default_rng(0).random(100_000).astype(np.float32))
+    big.cumulative()
+    there = pickle.dumps(big, protocol=5)
+    assert len(there) < 400_500  # four bytes a level; the sums are made again there
+    assert pickle.loads(there) == big
+    assert big != Directive((), None, weights=np.ones(100_000, np.float32))
+    assert big != Directive((), None)
+
+
+@given(st.integers(0, 2**70), st.integers(0, 20), st.sampled_from(NAMES), st.floats(0, 1), st.floats(0, 1))
+def test_c10_the_same_seed_and_resets_give_the_same_task(
+    seed: int, resets: int, stage: str, mix: float, probe: float
+) -> None:
+    levels, directive = level_set(), staged(stage, mix, probe)
+    one, other = Draws(seed), Draws(seed)
+    for _ in range(resets):
+        one.next(directive, levels)
+    np.random.seed(resets)  # noqa: NPY002 - global state must not matter
+    for _ in range(resets):
+        other.next(directive, levels)
+    drawn = one.next(directive, levels)
+    assert drawn == other.next(directive, levels)
+    number, drawn_stage, _, role = drawn
+    assert levels[number].stage == drawn_stage
+    place, current = NAMES.index(drawn_stage), NAMES.index(stage)
+    assert {"current": place == current, "previous": place == current - 1, "probe": place < current}[role]
+
+
+def test_c10_envs_with_different_seeds_draw_differently() -> None:
+    levels, directive = level_set(per_stage=50), staged("far", 0.4)
+    draws = [tuple(env.next(directive, levels)[0] for _ in range(8)) for env in map(Draws, range(64))]
+    assert len(set(draws)) == 64
+
+
+def test_shares_of_roles() -> None:
+    levels, env = level_set(), Draws(1)
+    drawn = Counter(env.next(staged("far", 0.4, 0.1), levels)[1::2] for _ in range(20_000))
+    assert drawn["near", "probe"] / 20_000 == pytest.approx(0.05, abs=0.005)
+    assert drawn["middle", "probe"] / 20_000 == pytest.approx(0.05, abs=0.005)
+    assert drawn["middle", "previous"] / 20_000 == pytest.approx(0.36, abs=0.012)
+    assert drawn["far", "current"] / 20_000 == pytest.approx(0.54, abs=0.012)
+
+
+def test_the_first_stage_has_nothing_to_mix_in() -> None:
+    levels, env = level_set(), Draws(1)
+    assert {env.next(staged("near", 0.4, 0.5), levels)[1:] for _ in range(200)} == {
+        ("near", "default", "current")
+    }
+
+
+def test_generators_take_turns_in_shuffled_rounds_and_envs_differ() -> None:
+    generators = ["a", "b", "c"]
+    levels = LevelSet(
+        [Level("near", f"{g}{i}", generator=g) for g in generators for i in range(9 if g == "a" else 1)]
+    )
+    directive = Directive(("near",), "near", (0.2,))
+    firsts: Counter[str] = Counter()
+    for seed in range(300):
+        env = Draws(seed)
+        turns = [env.next(directive, levels)[2] for _ in range(9)]
+        assert all(sorted(turns[i : i + 3]) == generators for i in (0, 3, 6))  # not nine to one to one
+        firsts[turns[0]] += 1
+    assert min(firsts.values()) > 70
+    assert len({tuple(Draws(s).next(directive, levels)[2] for s in range(k, k + 6)) for k in range(20)}) > 10
+
+
+def test_weights_within_a_stage_and_over_all_levels() -> None:
+    levels = level_set(per_stage=3)
+    weights = np.array([1, 0, 3, 0, 0, 0, 0, 4, 0], np.float32)
+    over_all = Directive((), None, weights=weights)
+    env = Draws(5)
+    drawn = Counter(env.next(over_all, levels)[0] for _ in range(8000))
+    assert set(drawn) == {0, 2, 7}
+    assert drawn[7] / 8000 == pytest.approx(0.5, abs=0.02)
+    within = Directive(NAMES, "near", (0.1, 0.1, 0.1), weights=weights)
+    drawn = Counter(env.next(within, levels)[0] for _ in range(8000))
+    assert set(drawn) == {0, 2}
+    assert drawn[2] / 8000 == pytest.approx(0.75, abs=0.02)
+    unweighed = Directive(
+        NAMES, "middle", (0.1, 0.1, 0.1), weights=weights
+    )  # all of its levels weigh 0: uniform
+    assert {env.next(unweighed, levels)[0] for _ in range(100)} == {3, 4, 5}
+
+
+def test_a_draw_over_100_000_levels_costs_no_more_than_a_few_over_100() -> None:
+    """O(log n): a linear draw would cost a thousand times as much; timer noise stays far below a factor of ten."""
+
+    def cost(size: int) -> float:
+        levels = LevelSet.from_function(lambda stage, i: i, ["x"], count=size)
+        directive = Directive((), None, weights=np.arange(1, size + 1, dtype=np.float32))
+        env = Draws(0)
+        env.next(directive, levels)
+        best = float("inf")
+        for _ in range(5):
+            begun = time.perf_counter()
+            for _ in range(100):
+                env.next(directive, levels)
+            best = min(best, time.perf_counter() - begun)
+        return best
+
+    assert cost(100_000) < 10 * cost(100)
