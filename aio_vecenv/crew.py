@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -34,7 +35,7 @@ class Shift:
         self.rows = range(0)  # env ids
         self.incarnation = 0
         self.commands: dict[int, Command] = {}  # sent or waiting for a replacement, oldest first
-        self.progress_at = 0.0  # loop time of the last reply
+        self.progress_at = 0.0  # seconds, of the last reply
         self.timer: asyncio.TimerHandle | None = None
         self.due_at = 0.0
         self.worker: Worker | None = None
@@ -101,10 +102,6 @@ class Crew:
         tasks = [asyncio.ensure_future(start(w, s.setup)) for w, s in zip(self.workers, self.shifts)]
         try:
             return list(await asyncio.gather(*tasks))
-        except Loss as loss:
-            raise WorkerLost(
-                f"a worker {loss.reason} while starting", worker=-1, env_ids=(), reason=loss.reason
-            ) from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -112,15 +109,16 @@ class Crew:
 
     async def _start(self, worker: Worker, setup: Setup) -> Spaces:
         limit_s = self._timeouts.start
+        who = f"worker {worker.index} (envs {setup.env_ids[0]}-{setup.env_ids[-1]})"
         try:
             async with asyncio.timeout(limit_s):
                 return await worker.make(setup)
         except TimeoutError:
             raise WorkerTimeout(
-                f"worker {worker.index} (envs {setup.env_ids[0]}-{setup.env_ids[-1]}) did not start within {limit_s} s",
-                worker=worker.index,
-                limit_s=float(limit_s or 0),
+                f"{who} did not start within {limit_s} s", worker=worker.index, limit_s=float(limit_s or 0)
             ) from None
+        except Loss as loss:
+            raise _start_failed(who, worker.index, setup, loss) from None
 
     async def attach(
         self, rows: Sequence[range], num_envs: int, fields: tuple[Field, ...], size_bytes: int
@@ -129,9 +127,12 @@ class Crew:
         self.fields, self.size_bytes, self.num_envs = fields, size_bytes, num_envs
         for shift, mine in zip(self.shifts, rows):
             shift.rows = mine
-        await asyncio.gather(
-            *(w.attach(self._attachment(s, None)) for s, w in zip(self.shifts, self.workers))
-        )
+        for shift, worker in zip(self.shifts, self.workers):
+            try:
+                await worker.attach(self._attachment(shift, None))
+            except Loss as loss:
+                who = f"worker {shift.index} (envs {shift.rows.start}-{shift.rows.stop - 1})"
+                raise _start_failed(who, shift.index, shift.setup, loss) from None
         for shift, worker in zip(self.shifts, self.workers):
             shift.ready = True
             self.channel.join(worker)
@@ -144,7 +145,7 @@ class Crew:
     def post(self, command: Command) -> None:
         """Send a command now, or when the worker's replacement is ready."""
         shift = self.shifts[command.worker]
-        command.sent_at = self._loop.time()
+        command.sent_at = time.monotonic()
         command.version = self.channel.version
         shift.commands[command.sequence] = command
         if shift.ready:
@@ -179,7 +180,7 @@ class Crew:
     def replied(self, worker: Worker, message: Message) -> None:
         shift = self.shifts[worker.index]
         command = shift.commands.pop(message.number)
-        now = self._loop.time()
+        now = time.monotonic()
         self._recorder.replied(worker.index, now - max(command.sent_at, shift.progress_at), command, message)
         shift.progress_at = now
         self._boss.replied(command, message)
@@ -207,7 +208,7 @@ class Crew:
 
     def count_loss(self, text: str, shift: Shift, exit_status: int | None = None) -> bool:
         """Count it against the restart budget; False if that is spent, and the vec env has failed."""
-        if self._log.allow(self._loop.time(), text):
+        if self._log.allow(time.monotonic(), text):
             return True
         budget = self._log.budget
         spent = (
@@ -235,7 +236,7 @@ class Crew:
     async def _replace(self, shift: Shift, reason: str) -> None:
         """Start a new incarnation, and send it what the old one still owed."""
         shift.incarnation += 1
-        began = self._loop.time()
+        began = time.monotonic()
         seeds = self._boss.lost(shift, reason)
         worker = self._backend.worker(shift.index, shift.incarnation, self)
         old, shift.worker = shift.worker, worker
@@ -254,8 +255,8 @@ class Crew:
             return
         shift.ready = True
         self.channel.join(worker)
-        self._recorder.restarted(shift.index, self._loop.time() - began)
-        shift.progress_at = self._loop.time()
+        self._recorder.restarted(shift.index, time.monotonic() - began)
+        shift.progress_at = time.monotonic()
         for command in list(shift.commands.values()):
             self._send(shift, command)
         stock = getattr(self._backend, "stock", None)
@@ -280,13 +281,14 @@ class Crew:
             limit_s = self._limit(command)
             if limit_s is None:
                 return
-            shift.due_at = max(command.sent_at, shift.progress_at, shift.due_at - limit_s) + limit_s
-            shift.timer = self._loop.call_at(shift.due_at, self._expired, shift)
+            shift.due_at = max(command.sent_at, shift.progress_at) + limit_s
+            # uvloop's clock is read once per turn, so a timer may come early; `_expired` looks again.
+            shift.timer = self._loop.call_later(shift.due_at - time.monotonic(), self._expired, shift)
             return
 
     def _expired(self, shift: Shift) -> None:
         shift.timer = None
-        now = self._loop.time()
+        now = time.monotonic()
         if now - shift.due_at > _LATE_S:
             shift.progress_at = now  # the loop stood still: measure again
             self._arm(shift)
@@ -328,6 +330,16 @@ class Crew:
                 await asyncio.gather(*closings, return_exceptions=True)
             finally:
                 self._backend.close()
+
+
+def _start_failed(who: str, index: int, setup: Setup, loss: Loss) -> WorkerLost:
+    return WorkerLost(
+        f"{who} {loss.reason} while starting",
+        worker=index,
+        env_ids=setup.env_ids,
+        reason=loss.reason,
+        exit_status=loss.exit_status,
+    )
 
 
 def derive_seed(seed: int | None, env_id: int, restarts: int) -> int | None:

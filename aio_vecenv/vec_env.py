@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -137,7 +138,7 @@ class AsyncVecEnv:
         self._dropped: set[int] = set()
         self._closing: asyncio.Task[None] | None = None
         self._log = RestartLog(self._budget)
-        self._recorder = Recorder(self.num_workers, self._loop.time())
+        self._recorder = Recorder(self.num_workers, time.monotonic())
         self._backend = self._make_backend()
         self._closed = False
         try:
@@ -456,7 +457,7 @@ class AsyncVecEnv:
     def statistics(self) -> Statistics:
         """A frozen snapshot of what was counted and timed so far."""
         self._check_open(alive=False)
-        now, ledger, channel = self._loop.time(), self._ledger, self._crew.channel
+        now, ledger, channel = time.monotonic(), self._ledger, self._crew.channel
         workers = tuple(
             WorkerStatistics(
                 shift.index,
