@@ -38,6 +38,7 @@ class Settings:
     info: InfoFilter = "all"
     check: Literal["finite"] | None = None
     on_env_error: OnEnvError = "raise"
+    spaces: Literal["equal", "equivalent"] = "equal"
 
 
 class RowError(Exception):
@@ -175,7 +176,10 @@ class EnvGroup:
         return extras
 
     def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
-        """`op`: "call" (values: args, kwargs), "get", "set" (values: one per env). Per env (ok, result or report)."""
+        """`op`: "call" (values: args, kwargs), "get", "set" (values: one per env), "apply" (values: a function of env).
+
+        Per env (ok, result or report).
+        """
         results: list[tuple[bool, Any]] = []
         if self._inbox.has_now:
             self._deliver_now()
@@ -185,6 +189,8 @@ class EnvGroup:
                 if op == "set":
                     env.set_wrapper_attr(name, values[position])
                     result: Any = None
+                elif op == "apply":
+                    result = values(env)
                 else:
                     result = env.get_wrapper_attr(name)
                     if op == "call" and callable(result):

@@ -115,6 +115,8 @@ class VectorEnvGroup(EnvGroup):
                 result: Any = None
                 if op == "set":
                     setattr(self.envs[k], name, values[position])
+                elif op == "apply":
+                    result = values(self.envs[k])
                 else:
                     result = getattr(self.envs[k], name)
                     if op == "call" and callable(result):

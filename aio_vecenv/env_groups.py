@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
 from .broadcast import Inbox
 from .env_group import EnvGroup, RowError, Settings
@@ -15,7 +16,7 @@ from .slab import Slab, SpaceTree
 if TYPE_CHECKING:
     from .worker import Attachment, Setup, Spaces
 
-__all__ = ["build", "check_same", "spaces_of"]
+__all__ = ["build", "check_same", "same_space", "spaces_of"]
 
 
 def spaces_of(env: Any, settings: Settings) -> Spaces:
@@ -39,11 +40,20 @@ def spaces_of(env: Any, settings: Settings) -> Spaces:
     return Spaces(observation, action, dict(env.metadata), env.spec, [rows], vectorised)
 
 
-def check_same(expected: Spaces, got: Spaces, expected_env: int, env_id: int) -> None:
+def same_space(name: str, want: Any, have: Any, settings: Settings) -> bool:
+    """Whether two envs' spaces agree: equal, or as `Settings.spaces` says for observations."""
+    if want == have:
+        return True
+    if name != "observation" or settings.spaces == "equal":
+        return False
+    return type(want) is type(have) and bool(is_space_dtype_shape_equiv(want, have))
+
+
+def check_same(expected: Spaces, got: Spaces, expected_env: int, settings: Settings) -> None:
     """Raise RowError unless both envs have the same spaces."""
     for name in ("observation", "action"):
         want, have = getattr(expected, name), getattr(got, name)
-        if want != have:
+        if not same_space(name, want, have, settings):
             raise RowError(f"the {name} space", f"{want} as of env {expected_env}", str(have))
     if expected.vectorised != got.vectorised:
         raise RowError("the env", f"a VectorEnv as of env {expected_env}", "a single env or the reverse")

@@ -53,6 +53,7 @@ class Ledger:
         self, num_envs: int, slab: Slab, obs: SpaceTree, autoreset: AutoresetMode, *, copy: bool
     ) -> None:
         self.num_envs = num_envs
+        self.join_infos: Callable[[EnvIds, dict[int, dict[str, Any]]], dict[Any, Any]] = batch_infos
         self.next_number = 0  # of the next send or reset call
         self.batches = 0  # handed out so far
         self.steps = 0  # executed
@@ -290,7 +291,7 @@ class Ledger:
             (flags & TERMINATED).view(np.bool_),
             (flags >= TRUNCATED),
             first,
-            batch_infos(ids, infos) if infos else {},
+            self.join_infos(ids, infos) if infos else {},
             versions,
             tuple([event for event in events if type(event) is Episode]),
             number,
@@ -298,9 +299,13 @@ class Ledger:
             self._observations(slab.final_obs, self._loose_final, rows, ids, everyone)
             if self._same_step
             else None,
-            batch_infos(ids, final_infos) if final_infos else {},
+            self.join_infos(ids, final_infos) if final_infos else {},
         )
         return batch, EventBatch(number, watermark, tuple(events))
+
+    def observations(self) -> Any:
+        """The newest observation of every env."""
+        return self._observations(self._slab.obs, self._loose, slice(None), self._everyone, True)
 
     def close(self) -> EventBatch:
         """The last events: what ended in replies that nobody took, then every running episode as aborted."""

@@ -27,6 +27,7 @@ from .broadcast import Apply
 from .channel import Receipt
 from .crew import Crew, Shift, derive_seed
 from .env_group import Settings
+from .env_groups import same_space
 from .errors import BusyError, ClosedError, SpaceMismatch, VecEnvError, WorkerLost, WrongLoopError
 from .events import EventHub, EventStream
 from .ledger import Command, Ledger
@@ -64,6 +65,8 @@ class AsyncVecEnv:
         on_env_error: "raise", or "reset": the env begins a new episode, its row says so (info `env_error`).
         check: "finite" also refuses observations with NaN or infinities.
         spares: warm interpreters kept for replacements.
+        spaces: "equivalent": the envs' observation spaces may differ in their bounds, not in structure, shape or
+            dtype; `single_observation_space` is that of env 0.
 
     Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
     `broadcast` alone may be called from any thread.
@@ -85,6 +88,7 @@ class AsyncVecEnv:
         on_env_error: Literal["raise", "reset"] = "raise",
         check: Literal["finite"] | None = None,
         spares: int = 0,
+        spaces: Literal["equal", "equivalent"] = "equal",
     ) -> None:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
         self._factories = factories.resolve(envs, num_envs)
@@ -101,11 +105,12 @@ class AsyncVecEnv:
         _one_of("on_env_error", on_env_error, ("raise", "reset"))
         _one_of("check", check, (None, "finite"))
         _one_of("shared_memory", shared_memory, ("auto", True, False))
+        _one_of("spaces", spaces, ("equal", "equivalent"))
         if isinstance(spares, bool) or not isinstance(spares, int) or spares < 0:
             raise ValueError(f"spares is {spares!r}, not a whole number ≥ 0")
         if isinstance(backend, str):
             _one_of("backend", backend, ("process", "inline"))
-        self._settings = Settings(autoreset, info, check, on_env_error)
+        self._settings = Settings(autoreset, info, check, on_env_error, spaces)
         self._backend_choice, self._spares = backend, spares
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
@@ -173,7 +178,7 @@ class AsyncVecEnv:
 
     async def _open_crew(self) -> None:
         made = await self._crew.make()
-        self._spaces = _agree(made, [shift.setup.env_ids[0] for shift in self._crew.shifts])
+        self._spaces = _agree(made, [shift.setup.env_ids[0] for shift in self._crew.shifts], self._settings)
         bounds = np.cumsum([0, *(sum(spaces.rows) for spaces in made)]).tolist()
         rows = [range(a, b) for a, b in pairwise(bounds)]
         self.num_envs = bounds[-1]
@@ -439,6 +444,16 @@ class AsyncVecEnv:
             each = [values] * n
         await self._ask("set", name, env_ids, lambda rows: [each[r] for r in rows])
 
+    async def apply(
+        self, function: Callable[[Any], Any], *, env_ids: Sequence[int] | EnvIds | None = None
+    ) -> tuple[Any, ...]:
+        """`function(env)` where each env lives, with its outermost wrapper; one result per env.
+
+        Errors and cancelling as for `call`.
+        """
+        name = getattr(function, "__name__", "a function")
+        return await self._ask("apply", name, env_ids, lambda rows: function)
+
     async def render(self) -> tuple[Any, ...]:
         """One frame per env, as its `render()` gives it. Errors and cancelling as for `call`."""
         return await self.call("render")
@@ -447,6 +462,13 @@ class AsyncVecEnv:
         """A stream of `EpisodeStarted` and `Episode` from now on: lossless, in order; several may be open."""
         self._check_open(alive=False)
         return self._hub.open()
+
+    def observations(self) -> Any:
+        """The newest observation of every env, batched; zeros for an env that was never reset. Not while any owes."""
+        self._check_open()
+        if self._ledger.owed:
+            raise BusyError("observations() while envs owe a reply: recv() first")
+        return self._ledger.observations()
 
     def abort(self, env_ids: Sequence[int] | EnvIds) -> None:
         """Give up the workers of these envs now, instead of at their timeout; then as if they had died."""
@@ -547,6 +569,10 @@ class AsyncVecEnv:
             future.set_exception(WorkerLost(text, worker=shift.index, env_ids=ids, reason=reason))
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """From now on the loop turns in this thread. For `adapters.driver`, which owns the loop that it turns."""
+        self._thread = self._crew.thread_id = self._crew.channel.thread_id = threading.get_ident()
 
     def _check_loop(self) -> None:
         running = asyncio._get_running_loop()
@@ -746,13 +772,13 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(repr, allowed))}")
 
 
-def _agree(made: list[Spaces], first_ids: list[int]) -> Spaces:
+def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spaces:
     """The spaces of all workers, if they agree. Raises SpaceMismatch."""
     expected = made[0]
     for got, env_id in zip(made[1:], first_ids[1:]):
         for name in ("observation", "action"):
             want, have = getattr(expected, name), getattr(got, name)
-            if want != have:
+            if not same_space(name, want, have, settings):
                 raise SpaceMismatch(
                     f"env {env_id}: the {name} space is {have}; that of env {first_ids[0]} is {want}",
                     env_id=env_id,

@@ -296,7 +296,7 @@ def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:
                 if spaces is None:
                     spaces = mine
                 else:
-                    env_groups.check_same(spaces, mine, setup.env_ids[0], env_id)
+                    env_groups.check_same(spaces, mine, setup.env_ids[0], setup.settings)
                 rows += mine.rows
             except Exception as error:
                 error.env_id = env_id  # type: ignore[attr-defined]
