@@ -64,6 +64,8 @@ class Timing:
     """How late a 10 ms ticker on the event loop was, 99th percentile over this update."""
     loop_lag_max_s: float
     """The same, the worst."""
+    published: int
+    """Directives that the curriculum has published since the run was begun or resumed."""
     applied: int
     """How many of the `published` directives every worker has taken (or a newer one instead)."""
 
@@ -84,8 +86,6 @@ class Report:
     """The current stage."""
     mixing_ratio: float
     """Probability that an episode is drawn from the previous stage instead of the current one."""
-    published: int
-    """Directives the curriculum has published so far, in this part of the run."""
     episode_return: float | None
     """Mean undiscounted return of the episodes that ended in this update; None: none ended."""
     episode_length: float | None

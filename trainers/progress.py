@@ -76,7 +76,7 @@ class PlainLines:
         rates = "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
         print(
             f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  mix {report.mixing_ratio:.2f}"
-            f"  {speed:,.0f} steps/s  updates applied {report.timing.applied}/{report.published}",
+            f"  {speed:,.0f} steps/s  updates applied {report.timing.applied}/{report.timing.published}",
             flush=True,
         )
 
@@ -143,7 +143,7 @@ class LivePanel:
         left_s = max(0, self._total - report.env_steps) / speed if speed else 0.0
         facts = Text(
             f"{report.env_steps:,} of at most {self._total:,} env steps · {speed:,.0f} steps/s"
-            f" · at most {_duration(left_s)} left · updates applied {report.timing.applied}/{report.published}"
+            f" · at most {_duration(left_s)} left · updates applied {report.timing.applied}/{report.timing.published}"
             f" · entropy {report.entropy:.2f} · loop lag p99 {1000 * report.timing.loop_lag_p99_s:.1f} ms"
         )
         bar = ProgressBar(total=self._total, completed=report.env_steps)

@@ -265,10 +265,11 @@ class Run:
                 policy_s=self._policy_s,
                 loop_lag_p99_s=percentile(lags, 99),
                 loop_lag_max_s=max(lags, default=0.0),
+                published=published,
                 applied=applied,
             )
             stages = stage_reports(self.coordinator.progress())
-            self._publish(tally.report(stats, stages, self.stage, published, timing))
+            self._publish(tally.report(stats, stages, self.stage, timing))
             if tally.updates % config.checkpoint_every == 0:
                 await self._checkpoint()
         return "steps"

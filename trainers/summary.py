@@ -49,9 +49,9 @@ class Summary:
     steps_per_s: float
     """env_steps / wall_s."""
     loop_lag_p99_s: float
-    """How late a 10 ms ticker on the event loop was, 99th percentile, in this part of the run."""
+    """How late a 10 ms ticker on the event loop was, 99th percentile, since the run was begun or resumed."""
     published: int
-    """Directives published, in this part of the run."""
+    """Directives published since the run was begun or resumed."""
     applied: int
     """How many of them every worker has taken (or a newer one instead)."""
     resumes: int
@@ -91,9 +91,7 @@ class RunTally:
         if not self.timeline or self.timeline[-1].stage != stage:
             self.timeline.append(StageEntry(stage, self.env_steps, self.updates))
 
-    def report(
-        self, stats: UpdateStats, stages: Sequence[StageReport], stage: str, published: int, timing: Timing
-    ) -> Report:
+    def report(self, stats: UpdateStats, stages: Sequence[StageReport], stage: str, timing: Timing) -> Report:
         """One update is learned: its report; the counts per update start anew."""
         self.updates += 1
         ended = self._ended
@@ -104,7 +102,6 @@ class RunTally:
             aborted=self._aborted,
             stage=stage,
             mixing_ratio=next((row.mixing_ratio for row in stages if row.name == stage), 0.0),
-            published=published,
             episode_return=self._return / ended if ended else None,
             episode_length=self._steps / ended if ended else None,
             stages=tuple(stages),

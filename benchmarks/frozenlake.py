@@ -1,0 +1,123 @@
+"""`python -m benchmarks.frozenlake`: the default preset over ten seeds, with the curriculum and without."""
+# edge: trains, prints a Markdown table
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from trainers import TrainConfig, load_preset, train
+
+WITH_LIMIT = 40_000  # env steps within which far must be solved, with the curriculum
+WITHOUT_LIMIT = 200_000  # env steps that training on far alone gets
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The preset frozenlake over several seeds, with the curriculum and without; one after the other."""
+
+    seeds: int = 10
+    """Seeds 0, 1, 2 …"""
+    only: str | None = None
+    """with, or without: just that half."""
+    json: bool = False
+    """Machine-readable output instead of a table."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training."""
+
+    seed: int
+    curriculum: bool
+    solved_at: int | None  # env steps, reset rows included; None: not within the limit
+    env_steps: int
+    wall_s: float  # from nothing to closed: workers' start and their end included, the import of torch not
+    stages: tuple[tuple[str, int], ...]  # stage, env steps when it was entered
+
+
+def one(seed: int, curriculum: bool, folder: Path) -> Result:
+    config: TrainConfig = replace(
+        load_preset("frozenlake").config,
+        seed=seed,
+        curriculum=curriculum,
+        total_steps=WITH_LIMIT if curriculum else WITHOUT_LIMIT,
+        deterministic=True,  # the same figures on every run
+        runs=folder,
+        name=f"{'with' if curriculum else 'without'}-{seed}",
+    )
+    began = time.monotonic()
+    summary = train(config)
+    return Result(
+        seed=seed,
+        curriculum=curriculum,
+        solved_at=summary.solved_at,
+        env_steps=summary.env_steps,
+        wall_s=time.monotonic() - began,
+        stages=tuple((entry.stage, entry.env_steps) for entry in summary.timeline),
+    )
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.frozenlake")
+    halves = [half for half in ("with", "without") if arguments.only in (None, half)]
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for half in halves:
+            for seed in range(arguments.seeds):
+                result = one(seed, half == "with", Path(folder))
+                results.append(result)
+                solved = "not solved" if result.solved_at is None else f"solved at {result.solved_at:,}"
+                print(
+                    f"{half} curriculum, seed {seed}: {solved}, {result.wall_s:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    if arguments.json:
+        print(json.dumps([asdict(result) for result in results]))
+        return
+    print("\n".join(table(results)))
+
+
+def table(results: list[Result]) -> list[str]:
+    """Markdown: a row per seed, then the count against the bar."""
+    with_, without = ({r.seed: r for r in results if r.curriculum is flag} for flag in (True, False))
+    lines = [
+        f"| seed | with the curriculum: solved at (of {WITH_LIMIT:,}) | middle, far entered at | wall "
+        f"| without: solved at (of {WITHOUT_LIMIT:,}) | wall |",
+        "|---|---|---|---|---|---|",
+    ]
+    for seed in sorted({**with_, **without}):
+        left, right = with_.get(seed), without.get(seed)
+        entered = ", ".join(f"{steps:,}" for _stage, steps in left.stages[1:]) if left else ""
+        lines.append(
+            f"| {seed} | {_steps(left)} | {entered} | {_wall(left)} | {_steps(right)} | {_wall(right)} |"
+        )
+    counts = [
+        f"{sum(r.solved_at is not None for r in half.values())} of {len(half)}" for half in (with_, without)
+    ]
+    longest = [
+        f"{max((r.wall_s for r in half.values()), default=0):.1f} s at most" for half in (with_, without)
+    ]
+    lines.append(f"| solved | **{counts[0]}** | | {longest[0]} | **{counts[1]}** | {longest[1]} |")
+    return lines
+
+
+def _steps(result: Result | None) -> str:
+    if result is None:
+        return ""
+    return "–" if result.solved_at is None else f"{result.solved_at:,}"
+
+
+def _wall(result: Result | None) -> str:
+    return "" if result is None else f"{result.wall_s:.1f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Configs check themselves, survive TOML, and name what is wrong with file and key."""
+# pure: text in, configs out
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
+from trainers.folder import RunFolder, load_config
+
+
+def test_a_config_survives_its_toml() -> None:
+    config = TrainConfig(
+        preset="frozenlake",
+        env='a "quoted" \\ name:ä',
+        plan=Path("x/plan.toml"),
+        seed=3,
+        solve_rate=0.9,
+        ppo=PPOConfig(lr=1e-7, target_kl=0.02, clip_value=None, num_steps=32),
+        network=NetworkConfig(hidden=(64, 32)),
+    )
+    assert from_mapping(TrainConfig, tomllib.loads(to_toml(config)), source="x") == config
+
+
+def test_every_setting_has_its_help() -> None:
+    for kind in (TrainConfig, PPOConfig, NetworkConfig):
+        source = Path(__file__).parents[2] / "trainers" / "config.py"
+        text = source.read_text(encoding="utf-8")
+        for item in dataclasses.fields(kind):
+            if item.name not in ("ppo", "network"):
+                assert re.search(rf'\n    {item.name}: .*\n    """', text), f"{item.name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed = 1", "run.toml: unknown setting 'sed'"),
+        ("seed = 'x'", "run.toml: seed: expected int, got 'x'"),
+        ("seed = true", "run.toml: seed: expected int, got True"),
+        ("seed = -1", "run.toml: seed must not be negative, got -1"),
+        ("seed = ", "run.toml: not valid TOML: Invalid value (at "),
+        ("[ppo]\nlr = '1'", "run.toml: ppo: lr: expected float, got '1'"),
+        ("[ppo]\nlr = 0", "run.toml: ppo: ppo.lr must be positive, got 0.0"),
+        ("ppo = 3", "run.toml: ppo: expected a table, got 3"),
+        ("collect = 'no'", "run.toml: collect: expected one of 'lockstep', 'first_ready', got 'no'"),
+        ("[network]\nhidden = 3", "run.toml: network: hidden: expected a list, got 3"),
+        ("[network]\nhidden = ['a']", "run.toml: network: hidden: expected int, got 'a'"),
+        ("num_envs = 0", "run.toml: num_envs must be at least 1, got 0"),
+        ("deterministic = true\ncollect = 'first_ready'", "deterministic=True needs collect='lockstep'"),
+        ("rules = 'sequential'\nwindow = 'completed'", "rules='sequential' needs window='started'"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_is_laid_over_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 4\n[ppo]\nlr = 1\n", encoding="utf-8")
+    base = TrainConfig(num_envs=7, ppo=PPOConfig(num_steps=5))
+    assert load_config(path, base) == replace(base, seed=4, ppo=PPOConfig(num_steps=5, lr=1.0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"min_envs": 33},
+        {"total_steps": 0},
+        {"solve_rate": 1.5},
+        {"solve_window": 51},
+        {"keep_checkpoints": 0},
+    ],
+)
+def test_values_that_cannot_be_are_refused_at_birth(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        TrainConfig(**changes)
+
+
+def test_derived_sizes() -> None:
+    config = TrainConfig(num_envs=4, total_steps=129, ppo=PPOConfig(num_steps=16))
+    assert (config.batch_size, config.num_updates) == (64, 3)
+
+
+def test_run_folders_are_made_once(tmp_path: Path) -> None:
+    config = TrainConfig(env="my_game.envs:make", runs=tmp_path)
+    first, second = RunFolder.create(config), RunFolder.create(config)
+    assert first.path != second.path
+    assert first.path.name.startswith("my_game-envs-make-seed0-")
+    assert first.config() == config
+    named = replace(config, name="mine")
+    RunFolder.create(named)
+    with pytest.raises(ConfigError, match=r"mine exists: .* --resume"):
+        RunFolder.create(named)
+    with pytest.raises(ConfigError, match="no such run folder"):
+        RunFolder.open(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"not a run folder: it has no config\.toml"):
+        RunFolder.open(tmp_path / "empty")

@@ -1,0 +1,323 @@
+"""A whole run, embedded: reports, stopping, resuming, determinism, equal shares, errors, the loop's lag."""
+# async: real envs, inline and in processes; states are awaited, nothing sleeps
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import aio_vecenv as av
+import curriculum as cu
+from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
+from trainers import ConfigError, Job, Run, Summary, TrainConfig, train, training
+from trainers.checkpoint import CheckpointError, Checkpoints
+from trainers.folder import RunFolder
+from trainers.metrics import read_metrics
+
+
+async def finish(config: TrainConfig, job: Job | None = None, **kwargs: Any) -> tuple[Summary, RunFolder]:
+    async with training(config, job=job or corridor_job(), **kwargs) as run:
+        return await run.wait(), run.folder
+
+
+def untimed(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = read_metrics(folder.metrics)
+    for line in lines:
+        del line["timing"]
+    return lines
+
+
+def parameters(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return dict(Checkpoints(folder.checkpoints).load_newest()[0].model)
+
+
+@pytest.mark.asyncio
+async def test_a_run_leaves_its_folder(tmp_path: Path) -> None:
+    async with training(tiny(tmp_path), job=corridor_job()) as run:
+        reports = [report async for report in run.reports()]
+        summary = await run.wait()
+        assert summary == await run.stop() == run.summary()
+    assert [report.update for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert (summary.reason, summary.env_steps, summary.updates) == ("steps", 384, 6)
+    assert summary.timeline[0].stage == "one"
+    assert summary.published >= 1
+    assert {entry.name for entry in run.folder.path.iterdir()} == {
+        "config.toml", "metrics.jsonl", "journal.jsonl", "checkpoints", "summary.json",
+    }  # fmt: skip
+    assert json.loads(run.folder.summary.read_text())["env_steps"] == 384
+    assert [line["update"] for line in read_metrics(run.folder.metrics)] == [1, 2, 3, 4, 5, 6]
+    assert run.folder.config() == run.config
+    assert sum(len(r["ended"]) for _n, r in cu.read_journal(run.folder.journal) if r["kind"] == "batch") > 20
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ["vector", "discrete", "image", "dict", "dict_mask"])
+@pytest.mark.parametrize("collect", ["lockstep", "first_ready"])
+async def test_every_kind_of_observation_is_learned_from(tmp_path: Path, kind: str, collect: Any) -> None:
+    config = tiny(tmp_path, collect=collect, deterministic=False, total_steps=128)
+    summary, _ = await finish(config, corridor_job(kind, masked=kind != "dict_mask"))
+    assert summary.updates == 2
+
+
+@pytest.mark.asyncio
+async def test_it_learns_and_the_curriculum_moves(tmp_path: Path) -> None:
+    config = tiny(tmp_path, total_steps=20_000, solve_rate=0.9, solve_window=30)
+    summary, _ = await finish(config)
+    assert summary.reason == "solved"
+    assert summary.solved_at == summary.env_steps < 20_000
+    assert [entry.stage for entry in summary.timeline] == ["one", "three"]
+    assert summary.stages[-1].success_rate >= 0.9
+
+
+@pytest.mark.asyncio
+async def test_the_same_metrics_bit_for_bit_for_any_number_of_workers(tmp_path: Path) -> None:
+    job, runs = corridor_job(), []
+    for backend, workers in (("inline", 1), ("process", 1), ("process", 2)):
+        config = tiny(tmp_path, backend=backend, num_workers=workers, total_steps=512)
+        summary, folder = await finish(config, job)
+        runs.append((untimed(folder), summary.timeline, parameters(folder)))
+    for lines, timeline, model in runs[1:]:
+        assert lines == runs[0][0]
+        assert timeline == runs[0][1]
+        assert all(torch.equal(model[key], runs[0][2][key]) for key in model)
+
+
+@pytest.mark.asyncio
+async def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    lines = [untimed((await finish(tiny(tmp_path, seed=seed)))[1]) for seed in (0, 1)]
+    assert lines[0] != lines[1]
+
+
+@pytest.mark.asyncio
+async def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
+    async with training(tiny(tmp_path), job=corridor_job()) as run:
+        async for report in run.reports():
+            if report.update == 3:
+                summary = await run.stop()
+                break
+    assert summary.reason == "stopped"
+    assert summary.updates == 3
+    async with training(resume=run.folder.path, job=corridor_job()) as again:
+        assert again.env_steps == summary.env_steps
+        assert again.folder.path == run.folder.path
+        summary = await again.wait()
+    assert (summary.reason, summary.updates, summary.resumes) == ("steps", 6, 1)
+    assert [line["update"] for line in read_metrics(run.folder.metrics)] == [1, 2, 3, 4, 5, 6]
+
+
+async def kill(run: Run) -> None:
+    """End a run as if its process had died: no checkpoint, no summary."""
+    await run._quiet()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("graceful", [True, False])
+async def test_exact_resume_equals_the_run_that_never_stopped(tmp_path: Path, graceful: bool) -> None:
+    """20 updates at once, or 10 and a bit, an end, and the rest: parameters and metrics bit for bit (F42)."""
+    config = tiny(tmp_path, total_steps=20 * 64, checkpoint_every=5, exact_resume=True)
+    whole, folder = await finish(replace(config, name="whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        if not graceful:
+            patch.setattr(Run, "stop", kill)
+        async with training(replace(config, name="parts"), job=corridor_job()) as run:
+            async for report in run.reports():
+                if report.update == 12:
+                    await run.stop()
+                    break
+    assert len(read_metrics(run.folder.metrics)) >= 12
+    summary, parts = await finish(run.config, resume=run.folder.path)
+    assert summary.updates == 20
+    assert untimed(parts) == untimed(folder)
+    assert summary.timeline == whole.timeline
+    ours, theirs = parameters(parts), parameters(folder)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.asyncio
+async def test_first_ready_takes_equal_shares_of_fast_and_slow_envs(tmp_path: Path) -> None:
+    """V18: every env contributes exactly T rows to each update, however fast it is."""
+    counts: list[list[int]] = []
+    order: list[tuple[int, ...]] = []
+    config = tiny(
+        tmp_path, collect="first_ready", deterministic=False, backend="process", num_workers=4, min_envs=1,
+        total_steps=64 * 3,
+    )  # fmt: skip
+
+    def make_uneven() -> Any:  # four workers: some have an even process id
+        return cu.CurriculumEnv(Corridor(delay_s=0.003 if os.getpid() % 2 else 0.0), cu.LevelSet(LEVELS))
+
+    async with training(config, job=Job(PLAN, make_uneven)) as run:
+        store = run._store
+
+        def watched(batch: av.Batch) -> Any:
+            order.append(tuple(batch.env_ids.tolist()))
+            going_on = store(batch)
+            if run._learner.rollout.full:
+                counts.append(run._learner.rollout.cursor.tolist())
+            return going_on
+
+        run._store = watched  # type: ignore[method-assign]
+        summary = await run.wait()
+    assert summary.updates == 3
+    assert counts == [[16] * 4] * 3
+    assert any(len(ids) < 4 for ids in order), "never was anyone ahead of the others"
+
+
+@pytest.mark.asyncio
+async def test_the_loop_stays_free_while_it_trains_at_full_speed(tmp_path: Path) -> None:
+    """A 1 ms ticker beside the training; the bar for a figure of speed is in the benchmarks, this one is for hangs."""
+    lags: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def ticker() -> None:
+        while True:
+            due = loop.time() + 0.001
+            await asyncio.sleep(0.001)
+            lags.append(loop.time() - due)
+
+    config = tiny(tmp_path, backend="process", total_steps=64 * 40)
+    async with training(config, job=corridor_job()) as run:
+        task = asyncio.create_task(ticker())
+        summary = await run.wait()
+        task.cancel()
+    assert len(lags) > 50
+    assert np.percentile(lags, 50) < 0.010
+    assert 0 <= summary.loop_lag_p99_s < 1
+
+
+@pytest.mark.asyncio
+async def test_an_operator_steers_a_running_run(tmp_path: Path) -> None:
+    async with training(tiny(tmp_path, total_steps=100_000), job=corridor_job()) as run:
+        async for report in run.reports():
+            if report.update == 1:
+                await run.coordinator.set_stage("three", by="operator")
+            if report.stage == "three":
+                break
+        summary = await run.stop()
+    assert summary.timeline[-1].stage == "three"
+    assert any(d.kind == "set_stage" and d.by == "operator" for d in run.coordinator.decisions)
+
+
+@pytest.mark.asyncio
+async def test_leaving_early_saves_and_closes(tmp_path: Path) -> None:
+    async with training(tiny(tmp_path, total_steps=100_000), job=corridor_job()) as run:
+        async for report in run.reports():
+            if report.update == 2:
+                break
+    assert run.envs.closed
+    assert run.summary().reason == "stopped"
+    assert Checkpoints(run.folder.checkpoints).load_newest()[0].tally["updates"] >= 2
+
+
+@pytest.mark.asyncio
+async def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
+    started = asyncio.Event()
+    config = tiny(tmp_path, total_steps=100_000, backend="process", name="cancelled")
+
+    async def embedder() -> None:
+        async with training(config, job=corridor_job()) as run:
+            started.set()
+            await run.wait()
+
+    task = asyncio.create_task(embedder())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert Checkpoints(tmp_path / "cancelled" / "checkpoints").load_newest()
+
+
+class Faulty(Corridor):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        raise ZeroDivisionError("the env is broken")
+
+
+def make_faulty() -> Any:
+    return cu.CurriculumEnv(Faulty(), cu.LevelSet([cu.Level(id="one", stage="one", data={"goal": 1})]))
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_the_env_ends_the_run_and_reaches_whoever_waits(tmp_path: Path) -> None:
+    job = Job(cu.StagePlan([cu.Stage("one")]), make_faulty)
+    with pytest.raises((av.EnvError, ExceptionGroup)):
+        async with training(tiny(tmp_path), job=job) as run:
+            await asyncio.wait([run._task])  # nobody asks what came of it: leaving raises it
+    async with training(tiny(tmp_path), job=job) as run:
+        with pytest.raises((av.EnvError, ExceptionGroup)):
+            await anext(run.reports())
+        with pytest.raises((av.EnvError, ExceptionGroup)):
+            await run.wait()
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_the_curriculum_ends_the_run(tmp_path: Path) -> None:
+    def broken(_: Any) -> bool:
+        raise LookupError("no such success")
+
+    job = replace(corridor_job(), success=broken)
+    with pytest.raises(LookupError, match="no such success"):
+        await finish(tiny(tmp_path), job)
+
+
+@pytest.mark.asyncio
+async def test_entering_fails_with_one_clear_error_and_nothing_open(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        await finish_plain(tiny(tmp_path, env=None))
+    with pytest.raises(ConfigError, match="needs a config, or a run folder"):
+        async with training():
+            pass
+    with pytest.raises(ConfigError, match="no such run folder"):
+        async with training(resume=tmp_path / "nowhere"):
+            pass
+    _, folder = await finish(tiny(tmp_path, total_steps=64))
+    other = replace(folder.config(), network=replace(folder.config().network, hidden=(5,)))
+    with pytest.raises(CheckpointError, match="the saved network does not fit"):
+        await finish(other, resume=folder.path)
+    for path in folder.checkpoints.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"no usable checkpoint: .*torn"):
+        await finish(folder.config(), resume=folder.path)
+
+
+async def finish_plain(config: TrainConfig) -> None:
+    async with training(config) as run:
+        await run.wait()
+
+
+@pytest.mark.asyncio
+async def test_a_full_disk_on_the_way_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save, calls = Checkpoints.save, []
+
+    def full(self: Checkpoints, state: Any) -> Path:
+        calls.append(state)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return save(self, state)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with caplog.at_level(logging.WARNING, "trainers"):
+        async with training(tiny(tmp_path), job=corridor_job()) as run:
+            summary = await run.wait()
+    assert summary.updates == 6
+    assert "No space left" in run.warnings[0]
+    assert "the previous one stands" in caplog.text
+
+
+def test_the_plain_call(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    seen: list[int] = []
+    summary = train(tiny(tmp_path), job=corridor_job(), on_report=lambda report: seen.append(report.update))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert summary.reason == "steps"
+    assert torch.get_num_threads() == threads
