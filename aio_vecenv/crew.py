@@ -311,6 +311,11 @@ class Crew:
 
     # -- closing ---------------------------------------------------------------------------------------------------
 
+    def hurry(self) -> None:
+        """Cut the grace of a `close` under way short: whoever still lives is killed."""
+        for worker in self.workers:
+            worker.kill("was not given time to close")
+
     async def close(self) -> None:
         """Close every worker within its grace, then the memory. Always ends with nothing left, also if cancelled."""
         self._closing = True

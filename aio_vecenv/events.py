@@ -101,6 +101,7 @@ class EventHub:
     def __init__(self) -> None:
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._opened = 0
+        self._closed = False
         self._space: asyncio.Future[None] | None = None
 
     def open(self) -> EventStream:
@@ -119,7 +120,7 @@ class EventHub:
         self.advanced()
 
     def advanced(self) -> None:
-        if self._space is not None and not self._space.done() and not self.slowest():
+        if self._space is not None and not self._space.done() and (self._closed or not self.slowest()):
             self._space.set_result(None)
 
     def slowest(self) -> EventStream | None:
@@ -129,7 +130,7 @@ class EventHub:
     async def wait_for_readers(self) -> None:
         """Wait until no reader is too far behind; warn once a second has passed. Cancelling changes nothing."""
         loop = asyncio.get_running_loop()
-        while (slow := self.slowest()) is not None:
+        while not self._closed and (slow := self.slowest()) is not None:
             message = f"recv waits for {slow.name!r}, which is {slow.behind} events behind"
             self._space = loop.create_future()
             warning = loop.call_later(_WARN_AFTER_S, warnings.warn, message, RuntimeWarning, 2)
@@ -141,6 +142,8 @@ class EventHub:
                 warning.cancel()
 
     def close(self) -> None:
-        """No more events will come; readers end after what was released."""
+        """No more events will come; readers end after what was released, and nobody waits for them any more."""
+        self._closed = True
+        self.advanced()
         for stream in tuple(self._streams):
             stream._end()

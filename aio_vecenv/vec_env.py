@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -31,7 +32,7 @@ from .env_groups import same_space
 from .errors import BusyError, ClosedError, SpaceMismatch, VecEnvError, WorkerLost, WrongLoopError
 from .events import EventHub, EventStream
 from .ledger import Command, Ledger
-from .report import ErrorReport, rebuild
+from .report import ErrorReport, describe, rebuild
 from .restart import RestartBudget, RestartLog, Timeouts
 from .slab import SharedMemory, Slab, SpaceTree, layout
 from .statistics import Percentiles, Recorder, Statistics, WorkerStatistics
@@ -136,6 +137,7 @@ class AsyncVecEnv:
         self._seed: list[int | None] = []
         self._restarts: list[int] = []
         self._receiving = False
+        self._in_reset: set[int] = set()
         self._waiter: asyncio.Future[None] | None = None
         self._need = 0
         self._watchers: list[asyncio.Future[None]] = []
@@ -219,18 +221,22 @@ class AsyncVecEnv:
         """
         if self._closed and getattr(self, "_closing", None) is None:
             return
-        self._check_loop()
+        self._check_owner()
         if self._closing is None:
             self._closed = True
-            self._end_calls(ClosedError("the vec env was closed"))
-            self._release(self._ledger.close())
-            self._hub.close()
             self._closing = self._loop.create_task(self._crew.close(), name="close vec env")
+            self._end_calls(ClosedError("the vec env was closed"))
+            try:
+                self._release(self._ledger.close())
+            finally:
+                self._hub.close()
         try:
             await asyncio.shield(self._closing)
         except asyncio.CancelledError:
-            self._closing.cancel()
-            await asyncio.wait([self._closing])
+            self._crew.hurry()
+            while not self._closing.done():  # milliseconds, however often this task is cancelled meanwhile
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([self._closing])
             raise
 
     def __del__(self) -> None:
@@ -272,10 +278,19 @@ class AsyncVecEnv:
         self._check_open()
         ids = self._env_ids(env_ids)
         seeds = self._seeds(seed, ids)
-        if self._receiving and self._ledger.owes[ids].any():
-            raise BusyError("reset() of envs that a recv() in another task waits for")
+        if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
+            raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
         if options is not None:
             wire.dumps(options, "options")
+        self._in_reset.update(ids.tolist())
+        try:
+            return await self._reset(ids, seeds, options)
+        finally:
+            self._in_reset.difference_update(ids.tolist())
+
+    async def _reset(
+        self, ids: EnvIds, seeds: list[int | None], options: dict[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
         await self._all_ready(ids)
         self._ledger.take_errors(
             ids
@@ -362,13 +377,14 @@ class AsyncVecEnv:
         self._check_open()
         if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
             raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
-        if self._receiving:
-            raise BusyError("two tasks call recv() at once: share the batches of one")
+        if self._receiving or self._in_reset:
+            raise BusyError("recv() while another task is in recv() or reset(): share the batches of one")
         self._receiving = True
         ledger = self._ledger
         try:
             if self._hub.slowest() is not None:
                 await self._hub.wait_for_readers()
+                self._check_alive()
             while True:
                 owed = ledger.owed
                 if not owed:
@@ -410,6 +426,10 @@ class AsyncVecEnv:
         """
         if self._closed:
             raise ClosedError("the vec env is closed, or not open yet")
+        if os.getpid() != self._pid:
+            raise ClosedError("this is a fork of the process that opened the vec env")
+        if self._crew.failure is not None:
+            raise self._crew.failure
         if apply not in ("reset", "now"):
             raise ValueError(f"apply is {apply!r}, not 'reset' or 'now'")
         return self._crew.channel.publish(payload, topic, apply)
@@ -513,14 +533,22 @@ class AsyncVecEnv:
         if command.kind is Kind.CALL:
             future = self._calls.pop(command.sequence, None)
             if future is not None and not future.done():
-                future.set_result(wire.loads(message.payload))
+                try:
+                    future.set_result(wire.loads(message.payload))
+                except Exception as error:  # whatever unpickling runs
+                    unread = describe(error, "reading the result of a call")
+                    future.set_result([(False, unread)] * len(command.env_ids))
             return
         if command.sequence in self._dropped:
             self._dropped.discard(command.sequence)
             return
         if message.payload:
             start = int(self._starts[command.worker])
-            extras = wire.loads(message.payload)
+            try:
+                extras = wire.loads(message.payload)
+            except Exception as error:  # whatever unpickling runs; which env it came from cannot be told
+                unread = describe(error, "reading the infos of its worker")
+                extras = {"errors": [(int(env_id) - start, unread) for env_id in command.env_ids]}
             command.extras = {k: [(start + i, v) for i, v in items] for k, items in extras.items()}
             if "errors" in command.extras and self._settings.on_env_error == "reset":
                 self._retry_resets(command)
@@ -574,7 +602,9 @@ class AsyncVecEnv:
         """From now on the loop turns in this thread. For `adapters.driver`, which owns the loop that it turns."""
         self._thread = self._crew.thread_id = self._crew.channel.thread_id = threading.get_ident()
 
-    def _check_loop(self) -> None:
+    def _check_owner(self) -> None:
+        if os.getpid() != self._pid:
+            raise ClosedError("this is a fork of the process that opened the vec env, which alone may use it")
         running = asyncio._get_running_loop()
         if threading.get_ident() != self._thread or (running is not None and running is not self._loop):
             raise WrongLoopError(
@@ -586,9 +616,7 @@ class AsyncVecEnv:
             raise ClosedError(
                 "the vec env is closed" if self._opened else "the vec env is not open yet: use `async with`"
             )
-        self._check_loop()
-        if os.getpid() != self._pid:
-            raise ClosedError("this is a fork of the process that opened the vec env")
+        self._check_owner()
         if alive:
             self._check_alive()
 
