@@ -142,3 +142,17 @@ class LevelEnv(gym.Env[Any, Any]):
         self.t += 1
         ended = self.t >= self.length
         return self.t, 1.0, ended, False, {"is_success": self.success} if ended else {}
+
+
+class ActionEnv(LevelEnv):
+    """Succeeds iff its last action was 1; a level may ask for its own length."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        self.length = (options or {}).get("level", {}).get("length", self.length)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        self.success = bool(action)
+        return super().step(action)
