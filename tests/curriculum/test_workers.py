@@ -94,8 +94,9 @@ async def test_c01_the_ratio_in_the_workers_follows_the_success_rate_without_a_s
             answers = await envs.call("get_mixing_ratio", "simplest")
             assert set(answers) == {coordinator.mixing_ratio("simplest")}  # all workers, after every step
             seen.append(answers[0])
-    assert seen[0] == 0.40
+    # four outcomes are too few to say anything; then it follows
     assert [ratio for i, ratio in enumerate(seen) if i == 0 or ratio != seen[i - 1]] == [
+        0.20,
         0.40,
         0.25,
         0.15,
