@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from .wire import Kind, ProtocolError
 
 __all__ = ["FROM_CHILD", "MOVES", "Conversation", "State"]
 
 
-class State(Enum):
+class State(IntEnum):
     """Where the conversation with one worker stands, seen from the parent."""
 
     STARTING = auto()  # the interpreter was started
@@ -94,7 +94,7 @@ class Conversation:
         self.state = State.LOST
 
     def _move(self, kind: Kind) -> State:
-        try:
-            return MOVES[self.state, kind]
-        except KeyError:
-            raise ProtocolError(f"{kind.name} may not come in state {self.state.name}") from None
+        state = MOVES.get((self.state, kind))
+        if state is None:
+            raise ProtocolError(f"{kind.name} may not come in state {self.state.name}")
+        return state

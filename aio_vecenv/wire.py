@@ -98,7 +98,7 @@ class Decoder:
         """Whether an end of the stream now would cut a message in two."""
         return bool(self._buffer)
 
-    def feed(self, data: bytes) -> list[Message]:
+    def feed(self, data: bytes | bytearray) -> list[Message]:
         """The messages that `data` completes, in order. Raises ProtocolError on anything that is none."""
         if len(data) == HEADER_BYTES and not self._buffer and self._broken is None:  # an ordinary step
             magic, kind, flags, incarnation, size, number, version = _HEADER.unpack(data)

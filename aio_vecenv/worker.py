@@ -129,17 +129,18 @@ class _Worker:
 
     def __init__(self, data: socket.socket, news: socket.socket, lifeline_fd: int, block_fd: int) -> None:
         self.data, self.news, self.block_fd = data, news, block_fd
+        self.data_fd, self.news_fd = data.fileno(), news.fileno()
         for sock in (data, news):
             sock.setblocking(True)
         self.commands, self.updates = Decoder(), Decoder()
         self.waiting: list[Message] = []
+        self.buffer = bytearray(1 << 16)
         self.incarnation = 0
         self.inbox = Inbox(0)
         self.group: EnvGroup | None = None
         self.poll = select.poll()
         self.poll.register(data, select.POLLIN)
         self.poll.register(lifeline_fd, 0)  # hang-up only
-        self.watching_news = False
 
     def run(self) -> None:
         self.send(Message(Kind.HELLO))
@@ -160,7 +161,6 @@ class _Worker:
             return
         self.group = group
         self.poll.register(self.news, select.POLLIN)
-        self.watching_news = True
         self.send(Message(Kind.ATTACHED))
         try:
             self.serve(group)
@@ -194,13 +194,13 @@ class _Worker:
     def next_command(self) -> Message:
         """The next message of the data pipe; updates that come meanwhile are taken at once."""
         while not self.waiting:
-            events = self.poll.poll()
-            if self.watching_news and any(fd == self.news.fileno() for fd, _ in events):
-                self.read_news()
-            if any(fd == self.data.fileno() for fd, _ in events):
-                self.waiting += self.commands.feed(self._receive(self.data))
-            elif any(event & (select.POLLHUP | select.POLLERR) for _, event in events):
-                raise _ParentGone
+            for fd, event in self.poll.poll():
+                if fd == self.data_fd:
+                    self.waiting += self.commands.feed(self._receive(self.data))
+                elif fd == self.news_fd:
+                    self.read_news()
+                elif event & (select.POLLHUP | select.POLLERR):  # the lifeline
+                    raise _ParentGone
         return self.waiting.pop(0)
 
     def catch_up(self, version: int) -> None:
@@ -218,15 +218,14 @@ class _Worker:
     def send(self, message: Message) -> None:
         self._send(self.data, message)
 
-    @staticmethod
-    def _receive(sock: socket.socket) -> bytes:
+    def _receive(self, sock: socket.socket) -> bytearray:
         try:
-            data = sock.recv(1 << 16)
+            size = sock.recv_into(self.buffer)
         except ConnectionError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             raise _ParentGone
-        return data
+        return self.buffer[:size]
 
     @staticmethod
     def _send(sock: socket.socket, message: Message) -> None:

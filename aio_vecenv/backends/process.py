@@ -21,6 +21,9 @@ from .base import Listener, Loss
 
 __all__ = ["ProcessBackend", "ProcessWorker"]
 
+_REPLY = Kind.REPLY
+
+_READ_BYTES = 1 << 17  # read into one buffer: a fresh one of this size costs more than the read
 _STACK_GRACE_S = 0.1  # for a stuck worker's faulthandler to write its stack: it takes about a millisecond
 
 
@@ -67,6 +70,7 @@ class ProcessWorker:
         self._child: Child | None = spare
         self._loop = asyncio.get_running_loop()
         self._decoder, self._acks = Decoder(), Decoder()
+        self._buffer = bytearray(_READ_BYTES)
         self._out = bytearray()  # of the data pipe: at most one command per env
         self._news_out = bytearray()  # of the broadcast pipe: at most one update per topic
         self._flushing_news = False
@@ -181,27 +185,28 @@ class ProcessWorker:
     def _readable(self) -> None:
         assert self._child is not None
         try:
-            data = self._child.data.recv(1 << 18)
+            data = self._buffer[: self._child.data.recv_into(self._buffer)]
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
+            data = bytearray()
         if not data:
             self._bury("in the middle of a message" if self._decoder.mid_message else "")
             return
         try:
             for message in self._decoder.feed(data):
-                self.conversation.received(message.kind, message.number, self._incarnation_of(message))
-                if message.kind is Kind.REPLY:
+                kind = message.kind
+                if kind is _REPLY:
+                    self.conversation.received(kind, message.number, message.incarnation)
                     self._listener.replied(self, message)
-                elif self._waiter is not None and not self._waiter.done():
-                    self._waiter.set_result(message)
+                    continue
+                self.conversation.received(kind, message.number)
+                if self._waiter is None or self._waiter.done():
+                    continue
+                self._waiter.set_result(message)
         except ProtocolError as error:
             self._verdict = f"broke the protocol: {error}"
             self._bury()
-
-    def _incarnation_of(self, message: Message) -> int | None:
-        return message.incarnation if message.kind in (Kind.REPLY, Kind.TAKEN) else None
 
     def _acks_readable(self) -> None:
         assert self._child is not None
@@ -216,7 +221,7 @@ class ProcessWorker:
             return
         try:
             for message in self._acks.feed(data):
-                self.conversation.received(message.kind, message.number, self._incarnation_of(message))
+                self.conversation.received(message.kind, message.number, message.incarnation)
                 self._listener.took(self, message.version)
         except ProtocolError as error:
             self._verdict = f"broke the protocol: {error}"
