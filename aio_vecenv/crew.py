@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from .wire import Kind, Message
 from .worker import Attachment, Setup, Spaces
 
 __all__ = ["Boss", "Crew", "Shift"]
+
+T = TypeVar("T")
 
 _LATE_S = 0.1  # a timer this late means that the loop, or the machine, stood still: nobody's time was fairly measured
 
@@ -81,6 +83,8 @@ class Crew:
         self.size_bytes = 0
         self.num_envs = 0
         self.failure: VecEnvError | None = None
+        self._made: list[Spaces] = []
+        self._timed = timeouts.step is not None or timeouts.reset is not None
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -99,13 +103,8 @@ class Crew:
                 progress(ready, len(self.shifts))
             return spaces
 
-        tasks = [asyncio.ensure_future(start(w, s.setup)) for w, s in zip(self.workers, self.shifts)]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        self._made = await _all_or_none([start(w, s.setup) for w, s in zip(self.workers, self.shifts)])
+        return self._made
 
     async def _start(self, worker: Worker, setup: Setup) -> Spaces:
         limit_s = self._timeouts.start
@@ -127,15 +126,25 @@ class Crew:
         self.fields, self.size_bytes, self.num_envs = fields, size_bytes, num_envs
         for shift, mine in zip(self.shifts, rows):
             shift.rows = mine
-        for shift, worker in zip(self.shifts, self.workers):
-            try:
-                await worker.attach(self._attachment(shift, None))
-            except Loss as loss:
-                who = f"worker {shift.index} (envs {shift.rows.start}-{shift.rows.stop - 1})"
-                raise _start_failed(who, shift.index, shift.setup, loss) from None
-        for shift, worker in zip(self.shifts, self.workers):
-            shift.ready = True
-            self.channel.join(worker)
+        await _all_or_none([self._attach(s, w, None) for s, w in zip(self.shifts, self.workers)])
+
+    async def _attach(self, shift: Shift, worker: Worker, reborn: list[int | None] | None) -> None:
+        """From here on the worker's loss is one of a running worker."""
+        limit_s = self._timeouts.start
+        who = f"worker {shift.index} (envs {shift.rows.start}-{shift.rows.stop - 1})"
+        try:
+            async with asyncio.timeout(limit_s):
+                await worker.attach(self._attachment(shift, reborn))
+        except TimeoutError:
+            raise WorkerTimeout(
+                f"{who} did not map its memory within {limit_s} s",
+                worker=shift.index,
+                limit_s=float(limit_s or 0),
+            ) from None
+        except Loss as loss:
+            raise _start_failed(who, shift.index, shift.setup, loss) from None
+        shift.ready = True
+        self.channel.join(worker)
 
     def _attachment(self, shift: Shift, reborn: list[int | None] | None) -> Attachment:
         return Attachment(shift.rows.start, self.num_envs, self.fields, self.size_bytes, reborn)
@@ -164,7 +173,7 @@ class Crew:
                 shift.incarnation,
             )
         )
-        if shift.timer is None:
+        if self._timed:
             self._arm(shift)
 
     def pump(self) -> bool:
@@ -183,6 +192,8 @@ class Crew:
         now = time.monotonic()
         self._recorder.replied(worker.index, now - max(command.sent_at, shift.progress_at), command, message)
         shift.progress_at = now
+        if self._timed and shift.commands:
+            self._arm(shift)
         self._boss.replied(command, message)
 
     def took(self, worker: Worker, version: int) -> None:
@@ -228,7 +239,7 @@ class Crew:
         return False
 
     def fail(self, error: VecEnvError) -> None:
-        """It is over. Everything that still runs is killed; `close` reaps it."""
+        """It is over; whatever still runs is killed by `close`, without grace."""
         if self.failure is None:
             self.failure = error
             self._boss.failed(error)
@@ -245,16 +256,14 @@ class Crew:
         try:
             if old is not None:
                 await old.close(0)
-            await self._start(worker, shift.setup)
-            async with asyncio.timeout(self._timeouts.start):
-                await worker.attach(self._attachment(shift, seeds))
-        except (Loss, VecEnvError, TimeoutError, OSError) as error:
+            spaces = await self._start(worker, shift.setup)
+            _check_unchanged(self._made[shift.index], spaces)
+            await self._attach(shift, worker, seeds)
+        except Exception as error:  # a replacement that failed, however it did, is one more loss
             await worker.close(0)
             if self.failure is None and not self._closing:
-                self._replace_or_fail(shift, f"could not be replaced: {error}")
+                self._replace_or_fail(shift, f"could not be replaced: {type(error).__name__}: {error}")
             return
-        shift.ready = True
-        self.channel.join(worker)
         self._recorder.restarted(shift.index, time.monotonic() - began)
         shift.progress_at = time.monotonic()
         for command in list(shift.commands.values()):
@@ -276,15 +285,22 @@ class Crew:
         return {Kind.STEP: self._timeouts.step, Kind.RESET: self._timeouts.reset}.get(command.kind)
 
     def _arm(self, shift: Shift) -> None:
-        """Watch the oldest command; the time before it was that worker's turn does not count."""
-        for command in shift.commands.values():
-            limit_s = self._limit(command)
-            if limit_s is None:
-                return
-            shift.due_at = max(command.sent_at, shift.progress_at) + limit_s
-            # uvloop's clock is read once per turn, so a timer may come early; `_expired` looks again.
-            shift.timer = self._loop.call_later(shift.due_at - time.monotonic(), self._expired, shift)
+        """Watch the oldest command; the time before it was that worker's turn does not count.
+
+        A timer that comes earlier stays: it looks again. So an ordinary step costs no timer.
+        """
+        oldest = next(iter(shift.commands.values()), None)
+        limit_s = None if oldest is None else self._limit(oldest)
+        if oldest is None or limit_s is None:
             return
+        due_at = max(oldest.sent_at, shift.progress_at) + limit_s
+        if shift.timer is not None:
+            if shift.due_at <= due_at:
+                return
+            shift.timer.cancel()
+        shift.due_at = due_at
+        # uvloop's clock is read once per turn, so a timer may come early; `_expired` looks again.
+        shift.timer = self._loop.call_later(due_at - time.monotonic(), self._expired, shift)
 
     def _expired(self, shift: Shift) -> None:
         shift.timer = None
@@ -335,6 +351,24 @@ class Crew:
                 await asyncio.gather(*closings, return_exceptions=True)
             finally:
                 self._backend.close()
+
+
+async def _all_or_none(starts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; or the first failure, once none runs any more. Cancelling cancels all."""
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _check_unchanged(was: Spaces, now: Spaces) -> None:
+    """Raise ValueError if a factory made an env that does not fit its rows any more."""
+    for name in ("observation", "action", "rows", "vectorised"):
+        if getattr(was, name) != getattr(now, name):
+            raise ValueError(f"the env's {name} was {getattr(was, name)} and is now {getattr(now, name)}")
 
 
 def _start_failed(who: str, index: int, setup: Setup, loss: Loss) -> WorkerLost:
