@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-__all__ = ["Child", "launch"]
+__all__ = ["Child", "check_descriptors", "launch"]
 
 # The child must find this package before it can import anything, and never runs the user's __main__.
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from aio_vecenv.worker import main; main(*map(int, sys.argv[2:]))"
 )
+_DESCRIPTORS_PER_CHILD = 5  # two sockets, lifeline, crash file, pidfd
+_DESCRIPTORS_WHILE_LAUNCHING = 10  # the child's ends, subprocess's own pipe, the shared block, a little room
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -39,18 +44,30 @@ class Child:
         news: socket.socket,
         lifeline: int,
         crash: int,
+        pidfd: int,
     ) -> None:
         self.process = process
         self.pid = process.pid
         self.data = data
         self.news = news
+        self.pidfd = pidfd  # readable once the process has exited; -1 where there is no such thing
         self._crash = crash
+        fds = [lifeline, crash] if pidfd < 0 else [lifeline, crash, pidfd]
         # Runs also when the object is dropped, and at the interpreter's end; never in a fork of this process.
-        self._cleanup = weakref.finalize(self, _destroy, os.getpid(), process, data, news, lifeline, crash)
+        self._cleanup = weakref.finalize(self, _destroy, os.getpid(), process, (data, news), fds)
 
     @property
     def alive(self) -> bool:
+        """Whether `close` has not been called."""
         return self._cleanup.alive
+
+    @property
+    def exited(self) -> bool:
+        """Whether the process has ended, as far as can be told without reaping it."""
+        poll = select.poll()
+        if self.pidfd >= 0:
+            poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def kill(self) -> None:
         """SIGKILL for the child and everything in its process group. The end-of-file on its pipes follows."""
@@ -110,7 +127,27 @@ def launch(block_fd: int) -> Child:
     child_data.close()
     child_news.close()
     os.close(child_lifeline)
-    return Child(process, data, news, lifeline, crash)
+    return Child(process, data, news, lifeline, crash, _pidfd(process.pid))
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+    except OSError:  # it has exited and nobody waits for it (SIGCHLD is ignored): the end-of-file will tell
+        return -1
+
+
+def check_descriptors(children: int) -> None:
+    """Raise OSError now, rather than in the middle, if `children` more children would need too many descriptors."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
+    needed = children * _DESCRIPTORS_PER_CHILD + _DESCRIPTORS_WHILE_LAUNCHING
+    if open_now + needed > limit:
+        raise OSError(
+            errno.EMFILE,
+            f"{children} workers need {needed} file descriptors; {open_now} are open and the limit is {limit}: "
+            "use fewer workers, or raise RLIMIT_NOFILE (ulimit -n)",
+        )
 
 
 def _interpreter_flags() -> list[str]:
@@ -142,16 +179,14 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 def _destroy(
     owner_pid: int,
     process: subprocess.Popen[bytes],
-    data: socket.socket,
-    news: socket.socket,
-    lifeline: int,
-    crash: int,
+    sockets: Sequence[socket.socket],
+    fds: Sequence[int],
 ) -> None:
     if os.getpid() != owner_pid:  # a fork of the parent owns nothing
         return
     _kill_group(process)
     process.wait()
-    data.close()
-    news.close()
-    os.close(lifeline)
-    os.close(crash)
+    for sock in sockets:
+        sock.close()
+    for fd in fds:
+        os.close(fd)

@@ -168,7 +168,7 @@ class AsyncVecEnv:
         if self._backend_choice == "process":
             from .backends.process import ProcessBackend
 
-            return ProcessBackend(self._spares)
+            return ProcessBackend(self._spares, self.num_workers)
         return self._backend_choice
 
     def _setups(self) -> list[Setup]:

@@ -6,15 +6,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
 from .. import wire
-from ..launcher import Child, launch
+from ..launcher import Child, check_descriptors, launch
 from ..memory import SharedBlock, oom_kills
 from ..protocol import Conversation, State
-from ..report import rebuild
+from ..report import describe, rebuild
 from ..wire import Decoder, Kind, Message, ProtocolError, encode
 from ..worker import Attachment, Setup, Spaces
 from .base import Listener, Loss
@@ -30,14 +31,20 @@ _STACK_GRACE_S = 0.1  # for a stuck worker's faulthandler to write its stack: it
 class ProcessBackend:
     """Workers in processes of their own; `spares` warm interpreters wait to replace a lost one."""
 
-    def __init__(self, spares: int = 0) -> None:
+    def __init__(self, spares: int = 0, workers: int = 1) -> None:
+        check_descriptors(workers + spares)
         self._block = SharedBlock()
         self.block_fd = self._block.fd
         self._wanted_spares = spares
         self._spares: list[Child] = []
 
     def worker(self, index: int, incarnation: int, listener: Listener) -> ProcessWorker:
-        spare = self._spares.pop() if incarnation and self._spares else None
+        spare: Child | None = None
+        while incarnation and spare is None and self._spares:
+            spare = self._spares.pop()
+            if spare.exited:
+                spare.close()
+                spare = None
         return ProcessWorker(index, incarnation, listener, self.block_fd, spare)
 
     def stock(self) -> None:
@@ -94,9 +101,15 @@ class ProcessWorker:
             self._child = launch(self._block_fd)
         self._loop.add_reader(self._child.data.fileno(), self._readable)
         self._loop.add_reader(self._child.news.fileno(), self._acks_readable)
+        if self._child.pidfd >= 0:
+            self._loop.add_reader(self._child.pidfd, self._exited)
         await self._answer()  # HELLO
         self.send(Message(Kind.SETUP, payload=payload, incarnation=self.conversation.incarnation))
-        spaces: Spaces = wire.loads((await self._answer()).payload)
+        payload = (await self._answer()).payload
+        try:
+            spaces: Spaces = wire.loads(payload)
+        except Exception as error:  # whatever unpickling runs
+            raise rebuild(describe(error, "reading its spaces"), setup.env_ids[0], self.index) from error
         return spaces
 
     async def attach(self, attachment: Attachment) -> None:
@@ -182,17 +195,24 @@ class ProcessWorker:
             if self._burial is None:
                 self._acks_readable()
 
-    def _readable(self) -> None:
+    def _exited(self) -> None:
+        """The process has ended. A child of its own may hold the pipes open, so their end may never come."""
+        while self._burial is None and self._readable():
+            pass  # what it had sent before
+        self._bury()
+
+    def _readable(self) -> bool:
+        """Take in what has arrived; whether that was anything."""
         assert self._child is not None
         try:
             data = self._buffer[: self._child.data.recv_into(self._buffer)]
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             data = bytearray()
         if not data:
-            self._bury("in the middle of a message" if self._decoder.mid_message else "")
-            return
+            self._bury()
+            return False
         try:
             for message in self._decoder.feed(data):
                 kind = message.kind
@@ -207,6 +227,7 @@ class ProcessWorker:
         except ProtocolError as error:
             self._verdict = f"broke the protocol: {error}"
             self._bury()
+        return True
 
     def _acks_readable(self) -> None:
         assert self._child is not None
@@ -239,29 +260,35 @@ class ProcessWorker:
         else:
             self._child.kill()
 
-    def _bury(self, detail: str = "") -> None:
-        """The pipe is at its end: nothing more will come. Kill the group, reap, then tell."""
+    def _bury(self) -> None:
+        """Nothing more will come. Kill the group, reap, then tell."""
         if self._burial is not None:
             return
         child = self._child
         assert child is not None
-        for sock in (child.data, child.news):
-            self._loop.remove_reader(sock.fileno())
-            self._loop.remove_writer(sock.fileno())
+        self._stop_listening(child)
         child.kill()
-        self._burial = self._loop.create_task(self._reap(child, detail), name=f"reap worker {self.index}")
+        self._burial = self._loop.create_task(self._reap(child), name=f"reap worker {self.index}")
 
-    async def _reap(self, child: Child, detail: str) -> None:
+    def _stop_listening(self, child: Child) -> None:
+        if child.alive:
+            for sock in (child.data, child.news):
+                self._loop.remove_reader(sock.fileno())
+                self._loop.remove_writer(sock.fileno())
+            if child.pidfd >= 0:
+                self._loop.remove_reader(child.pidfd)
+
+    async def _reap(self, child: Child) -> None:
         said_goodbye = self.conversation.state is State.CLOSED
-        await _exited(child.pid)
+        await _exited(child)
         report = child.crash_report()
         with self._listener.lock:
             status = child.close()
         reason = self._verdict or describe_exit(status)
         if status == -signal.SIGKILL and not self._verdict and oom_kills() > self._oom_kills:
             reason += ", probably because it ran out of memory"
-        if detail:
-            reason += f", {detail}"
+        if self._decoder.mid_message:
+            reason += ", in the middle of a message"
         if report:
             reason += f"\nits last words:\n{report}"
         if not said_goodbye:
@@ -293,10 +320,7 @@ class ProcessWorker:
         finally:
             self._child.kill()
             if not self._gone.done():
-                for sock in (self._child.data, self._child.news):
-                    if sock.fileno() >= 0:
-                        self._loop.remove_reader(sock.fileno())
-                        self._loop.remove_writer(sock.fileno())
+                self._stop_listening(self._child)
                 if self._burial is not None:
                     self._burial.cancel()
                 self._child.close()  # waits for a killed process: a few milliseconds
@@ -324,7 +348,7 @@ def describe_exit(status: int | None) -> str:
     return f"exited with status {status}"
 
 
-async def _exited(pid: int) -> None:
+async def _exited(child: Child) -> None:
     """Wait until a child has exited, without reaping it."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
@@ -333,22 +357,17 @@ async def _exited(pid: int) -> None:
         if not done.done():
             done.set_result(None)
 
-    if hasattr(os, "pidfd_open"):
+    if child.pidfd >= 0:
+        loop.add_reader(child.pidfd, finish)
         try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:  # somebody else reaped it
-            return
-        try:
-            loop.add_reader(fd, finish)
             await done
         finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-    else:  # pragma: no cover - macOS
+            loop.remove_reader(child.pidfd)
+    elif sys.platform != "linux":  # pragma: no cover - macOS
 
         def watch() -> None:
             with suppress(ChildProcessError):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
             loop.call_soon_threadsafe(finish)
 
         threading.Thread(target=watch, daemon=True).start()
