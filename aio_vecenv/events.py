@@ -99,7 +99,7 @@ class EventHub:
     """Hands every released batch of events to every open stream. A dropped stream ends by itself."""
 
     def __init__(self) -> None:
-        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        self._streams: list[weakref.ref[EventStream]] = []  # few; walked in every recv
         self._opened = 0
         self._closed = False
         self._space: asyncio.Future[None] | None = None
@@ -107,16 +107,20 @@ class EventHub:
     def open(self) -> EventStream:
         self._opened += 1
         stream = EventStream(self, f"events-{self._opened}")
-        self._streams.add(stream)
+        self._streams.append(weakref.ref(stream, self._forget))
         return stream
+
+    def _forget(self, dropped: weakref.ref[EventStream]) -> None:
+        self._streams = [one for one in self._streams if one is not dropped]
+        self.advanced()
 
     def release(self, batch: EventBatch) -> None:
         if batch.events:
-            for stream in tuple(self._streams):
+            for stream in self._open():
                 stream._put(batch)
 
     def drop(self, stream: EventStream) -> None:
-        self._streams.discard(stream)
+        self._streams = [one for one in self._streams if one() is not stream]
         self.advanced()
 
     def advanced(self) -> None:
@@ -125,7 +129,11 @@ class EventHub:
 
     def slowest(self) -> EventStream | None:
         """A reader that is too far behind, if there is one."""
-        return next((stream for stream in self._streams if stream.behind >= MAX_BEHIND), None)
+        for one in self._streams:
+            stream = one()
+            if stream is not None and stream.behind >= MAX_BEHIND:
+                return stream
+        return None
 
     async def wait_for_readers(self) -> None:
         """Wait until no reader is too far behind; warn once a second has passed. Cancelling changes nothing."""
@@ -145,5 +153,8 @@ class EventHub:
         """No more events will come; readers end after what was released, and nobody waits for them any more."""
         self._closed = True
         self.advanced()
-        for stream in tuple(self._streams):
+        for stream in self._open():
             stream._end()
+
+    def _open(self) -> list[EventStream]:
+        return [stream for one in self._streams if (stream := one()) is not None]

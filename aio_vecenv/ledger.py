@@ -238,17 +238,16 @@ class Ledger:
         rows: Any
         if everyone:
             ids, rows = self._everyone, slice(None)
-            self.owes[:] = False
+            rewards, versions, raw = slab.rewards.copy(), slab.versions.copy(), slab.flags.tobytes()
         else:
             ids = rows = np.sort(np.concatenate([c.env_ids for c in commands])) if n else self._everyone[:0]
-            self.owes[rows] = False
+            rewards, versions, raw = slab.rewards[ids], slab.versions[ids], slab.flags[ids].tobytes()
+        self.owes[rows] = False
         self.owed -= n
         number = self.batches
         self.batches += 1
         extras = [command.extras for command in commands if command.extras]
-        rewards = _own(slab.rewards[rows], everyone)
-        versions = _own(slab.versions[rows], everyone)
-        flags = _own(slab.flags[rows], everyone)
+        flags = np.frombuffer(bytearray(raw), np.uint8)
         first = np.zeros(n, np.bool_)
         infos: dict[int, dict[str, Any]] = {}
         final_infos: dict[int, dict[str, Any]] = {}
@@ -263,20 +262,20 @@ class Ledger:
         for env_id in anew:
             position = int(np.searchsorted(ids, env_id))
             rewards[position], flags[position], first[position] = 0.0, TRUNCATED, True
-        turning = flags.tobytes().count(0) != n or bool(anew)
-        begun = self._due if everyone else self._due.intersection(ids.tolist()) if self._due else self._due
+        begun = self._due if everyone or not self._due else self._due.intersection(ids.tolist())
         if begun:
-            first[list(begun) if everyone else np.searchsorted(ids, sorted(begun))] = True
-            turning = True
+            first[list(begun) if everyone else np.searchsorted(ids, list(begun))] = True
+        if begun or anew:
             self.steps += n - int(np.count_nonzero(first))
             self.book.length[rows] += ~first
         else:
-            self.steps += n - len(anew)
+            self.steps += n
             self.book.length[rows] += 1
         self.book.episode_return[rows] += rewards
-        if turning or self._unreleased or self._anew_later:
-            events += [replace(episode, batch=number) for episode in self._unreleased]
-            self._unreleased.clear()
+        if begun or anew or raw.count(0) != n or self._unreleased or self._anew_later:
+            if self._unreleased:
+                events += [replace(episode, batch=number) for episode in self._unreleased]
+                self._unreleased.clear()
             if self._same_step:
                 final_infos = _gather(extras, "final_infos")
             self._turn(commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
@@ -348,10 +347,11 @@ class Ledger:
         events: list[EpisodeStarted | Episode],
     ) -> None:
         """End and begin episodes, env by env."""
-        tasks, ends = _gather(extras, "tasks"), _gather(extras, "ends")
-        call_of: Callable[[int], int] | None = None
-        if len({command.number for command in commands}) > 1:
-            call_of = {int(e): command.number for command in commands for e in command.env_ids}.__getitem__
+        tasks = _gather(extras, "tasks") if extras else {}
+        ends = _gather(extras, "ends") if extras else {}
+        call_of: dict[int, int] | None = None
+        if any(command.number != commands[0].number for command in commands):
+            call_of = {e: command.number for command in commands for e in command.env_ids.tolist()}
         book, versions = self.book, self._slab.versions
         for position in np.flatnonzero(flags | first.view(np.uint8)).tolist():
             env_id = int(ids[position])
@@ -369,8 +369,14 @@ class Ledger:
             if begins:
                 if book.runs(env_id):
                     events.append(book.end(env_id, "aborted", {}, number))
-                task = tasks[env_id] if env_id in tasks else infos.get(env_id, {}).get("task")
-                call = commands[0].number if call_of is None else call_of(env_id)
+                task = (
+                    tasks[env_id]
+                    if env_id in tasks
+                    else infos[env_id].get("task")
+                    if env_id in infos
+                    else None
+                )
+                call = commands[0].number if call_of is None else call_of[env_id]
                 seed = self._next_seed.pop(env_id, None)
                 events.append(book.begin(env_id, call, int(versions[env_id]), task, seed))
                 self._due.discard(env_id)
