@@ -17,6 +17,7 @@ from trainers.config import ConfigError
 __all__ = ["ActionHead", "Categorical", "Gaussian", "action_head"]
 
 MASKED = np.float32(-1e8)  # a logit that is never drawn, yet finite: a row with nothing allowed stays uniform
+TINY = np.finfo(np.float32).tiny
 
 Floats = NDArray[np.float32]
 
@@ -72,8 +73,9 @@ class Categorical:
     ) -> tuple[NDArray[np.int64], Floats]:
         logits = params if mask is None else np.where(mask, params, MASKED)
         # Gumbel-max: the largest of logit - log(exponential noise) is distributed as softmax(logits)
-        noisy = logits - np.log(rng.standard_exponential(logits.shape, dtype=np.float32))
-        actions = self._largest(noisy)
+        noise = rng.standard_exponential(logits.shape, dtype=np.float32)
+        np.log(np.maximum(noise, TINY, out=noise), out=noise)  # a noise of 0 would beat even what is masked
+        actions = self._largest(logits - noise)
         rows = np.arange(len(logits))
         log_probs = np.zeros(len(logits), np.float32)
         for k, (lo, hi) in enumerate(self._segments):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -178,6 +179,7 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
     from trainers.progress import make_progress
     from trainers.run import training
 
+    logging.getLogger("trainers").addHandler(logging.NullHandler())  # the progress and the summary say it
     progress = make_progress()
     opening = asyncio.current_task()
     assert opening is not None
@@ -207,7 +209,7 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
                     progress.show(report)
             summary = await run.wait()
             await asyncio.to_thread(_draw, run.folder)
-        progress.finish(summary, run.folder)
+        progress.finish(summary, run)
         if received:
             print(
                 f"stopped by {received[0].name}; go on with: python -m trainers train --resume {run.folder.path}"

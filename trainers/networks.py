@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
@@ -71,11 +71,21 @@ def _channels_last(shape: tuple[int, ...]) -> bool:
     return shape[2] <= shape[0]  # the channels are the short axis
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """`_layer` does it; torch's way draws from the process's own generator."""
+
+
+class _Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """As for `_Linear`."""
+
+
 def _layer(
-    kind: type[nn.Linear] | type[nn.Conv2d], *sizes: int, gain: float, generator: torch.Generator
+    kind: Callable[..., nn.Linear | nn.Conv2d], *sizes: int, gain: float, generator: torch.Generator
 ) -> nn.Module:
-    """An orthogonal layer with bias 0. Drawn from `generator` alone: the process's own is not touched."""
-    layer: nn.Linear | nn.Conv2d = nn.utils.skip_init(kind, *sizes)  # type: ignore[no-untyped-call]
+    """An orthogonal layer with bias 0, drawn from `generator` alone."""
+    layer = kind(*sizes)
     nn.init.orthogonal_(layer.weight, gain, generator)
     nn.init.zeros_(cast(torch.Tensor, layer.bias))
     return layer
@@ -148,10 +158,10 @@ class Image(nn.Module):
         plan = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, 2, 1), (32, 2, 1), (64, 2, 1)]
         layers: list[nn.Module] = []
         for out, kernel, stride in plan:
-            layers += [_layer(nn.Conv2d, c, out, kernel, stride, gain=gain, generator=generator), nn.ReLU()]
+            layers += [_layer(_Conv2d, c, out, kernel, stride, gain=gain, generator=generator), nn.ReLU()]
             h, w, c = (h - kernel) // stride + 1, (w - kernel) // stride + 1, out
         self.width = 512 if large else 128
-        last = _layer(nn.Linear, h * w * c, self.width, gain=gain, generator=generator)
+        last = _layer(_Linear, h * w * c, self.width, gain=gain, generator=generator)
         self.layers = nn.Sequential(*layers, nn.Flatten(), last, nn.ReLU())
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
@@ -224,7 +234,7 @@ def _hidden(
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]
     layers: list[nn.Module] = []
     for hidden in sizes:
-        layers += [_layer(nn.Linear, width, hidden, gain=math.sqrt(2), generator=generator), activation()]
+        layers += [_layer(_Linear, width, hidden, gain=math.sqrt(2), generator=generator), activation()]
         width = hidden
     return layers, width
 
@@ -238,4 +248,4 @@ def _tower(
     generator: torch.Generator,
 ) -> nn.Sequential:
     layers, width = _hidden(width, sizes, config, generator)
-    return nn.Sequential(*layers, _layer(nn.Linear, width, outputs, gain=gain, generator=generator))
+    return nn.Sequential(*layers, _layer(_Linear, width, outputs, gain=gain, generator=generator))

@@ -19,7 +19,6 @@ from rich.text import Text
 from trainers.metrics import Report
 
 if TYPE_CHECKING:
-    from trainers.folder import RunFolder
     from trainers.run import Run
     from trainers.summary import Summary
 
@@ -38,7 +37,7 @@ class Progress(Protocol):
     ) -> None: ...
     def start(self, run: Run) -> None: ...
     def show(self, report: Report) -> None: ...
-    def finish(self, summary: Summary, folder: RunFolder) -> None: ...
+    def finish(self, summary: Summary, run: Run) -> None: ...
 
 
 def make_progress() -> Progress:
@@ -64,8 +63,6 @@ class PlainLines:
 
     def start(self, run: Run) -> None:
         print(_title(run), flush=True)
-        for warning in run.warnings:
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
 
     def show(self, report: Report) -> None:
         speed = self._steps_per_s.add(report.timing.steps_per_s)
@@ -80,8 +77,8 @@ class PlainLines:
             flush=True,
         )
 
-    def finish(self, summary: Summary, folder: RunFolder) -> None:
-        print("\n".join(summary_lines(summary, folder)), flush=True)
+    def finish(self, summary: Summary, run: Run) -> None:
+        print("\n".join(summary_lines(summary, run)), flush=True)
 
 
 class LivePanel:
@@ -110,8 +107,6 @@ class LivePanel:
     def start(self, run: Run) -> None:
         self._title = _title(run)
         self._total = run.config.total_steps
-        for warning in run.warnings:
-            self._console.print(f"warning: {warning}", markup=False)
 
     def show(self, report: Report) -> None:
         self._latest = report
@@ -121,8 +116,8 @@ class LivePanel:
             self._next_s = now + PANEL_EVERY_S
             self._live.update(self._panel(report), refresh=True)
 
-    def finish(self, summary: Summary, folder: RunFolder) -> None:
-        self._console.print("\n".join(summary_lines(summary, folder)), markup=False, highlight=False)
+    def finish(self, summary: Summary, run: Run) -> None:
+        print("\n".join(summary_lines(summary, run)), flush=True)
 
     def _panel(self, report: Report) -> Panel:
         table = Table(box=None, pad_edge=False, expand=True)
@@ -141,10 +136,12 @@ class LivePanel:
             )
         speed = self._steps_per_s.value
         left_s = max(0, self._total - report.env_steps) / speed if speed else 0.0
+        timing = report.timing
         facts = Text(
             f"{report.env_steps:,} of at most {self._total:,} env steps · {speed:,.0f} steps/s"
-            f" · at most {_duration(left_s)} left · updates applied {report.timing.applied}/{report.timing.published}"
-            f" · entropy {report.entropy:.2f} · loop lag p99 {1000 * report.timing.loop_lag_p99_s:.1f} ms"
+            f" · at most {_duration(left_s)} left\n"
+            f"curriculum updates applied {timing.applied}/{timing.published} · entropy {report.entropy:.2f}"
+            f" · loop lag p99 {1000 * timing.loop_lag_p99_s:.1f} ms"
         )
         bar = ProgressBar(total=self._total, completed=report.env_steps)
         return Panel(Group(table, Text(), bar, facts), title=self._title)
@@ -161,7 +158,7 @@ class Smooth:
         return self.value
 
 
-def summary_lines(summary: Summary, folder: RunFolder) -> list[str]:
+def summary_lines(summary: Summary, run: Run) -> list[str]:
     """Why the run ended, the stages' timeline, success, speed, updates, and where all that lies."""
     ended = {
         "solved": f"solved at {summary.solved_at or 0:,} env steps",
@@ -181,7 +178,8 @@ def summary_lines(summary: Summary, folder: RunFolder) -> list[str]:
         ),
         f"  speed     {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
         f"  updates   {summary.published} published, {summary.applied} applied by every worker",
-        f"  run       {folder.path}",
+        *(f"  warning   {warning}" for warning in run.warnings),
+        f"  run       {run.folder.path}",
     ]
 
 

@@ -208,10 +208,7 @@ class Run:
             self.coordinator.load_state_dict(state.curriculum)
             tally.load_state_dict(state.tally)
             self._began_s -= state.train_time_s
-        self._helpers = [
-            asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"),
-            asyncio.create_task(self._lag.run(), name="trainers.lag"),
-        ]
+        self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
         space = self.envs.single_observation_space
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
@@ -226,6 +223,7 @@ class Run:
         self._task = asyncio.create_task(self._main(), name="trainers.run")
 
     async def _main(self) -> Summary:
+        self._helpers.append(asyncio.create_task(self._lag.run(), name="trainers.lag"))
         try:
             if self._tally.updates == 0:
                 await self._checkpoint()  # a disk that cannot take it is better known now

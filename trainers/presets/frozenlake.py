@@ -80,6 +80,7 @@ PRESET = Preset(
             gamma=0.99,
             gae_lambda=0.95,
             entropy=0.01,
+            value=1.0,  # 10 of 10 seeds with it; with 0.5, one in twenty stays at the middle goal
             time_limit="terminal",  # 16 steps are the task; with bootstrapping it is not learned
         ),
         network=NetworkConfig(hidden=(64, 64), activation="tanh", shared=True),
