@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
 
+    from .adapters.gymnasium import make_vec
     from .batch import Batch, Episode, EpisodeStarted, EventBatch
     from .channel import Receipt
     from .errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "WorkerLost",
     "WorkerTimeout",
     "WrongLoopError",
+    "make_vec",
     "run",
 ]
 
@@ -68,6 +70,7 @@ _HOME = {
     "RestartBudget": "restart",
     "Statistics": "statistics",
     "Timeouts": "restart",
+    "make_vec": "adapters.gymnasium",
     "run": "loop",
 }
 

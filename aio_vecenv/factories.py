@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -20,9 +20,14 @@ class MakeSpec:
     """Makes an env from its whole spec, so that it need not be registered where it is made."""
 
     spec: EnvSpec
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for gymnasium.make
+    wrappers: tuple[Callable[[Any], Any], ...] = ()  # innermost first
 
-    def __call__(self) -> gym.Env[Any, Any]:
-        return gym.make(self.spec)
+    def __call__(self) -> Any:
+        env: Any = gym.make(self.spec, **self.kwargs)
+        for wrapper in self.wrappers:
+            env = wrapper(env)
+        return env
 
 
 def resolve(envs: Any, num_envs: int | None) -> list[Callable[[], Any]]:

@@ -1,0 +1,168 @@
+"""An `AsyncVecEnv` for a synchronous caller: opened, stepped, told and closed through a driver."""
+# async: owns the driver and what runs beside the stepping
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from ..broadcast import Apply
+from ..channel import Receipt
+from ..errors import BadActions, EnvError, SpaceMismatch, VecEnvError
+from ..vec_env import AsyncVecEnv
+from .driver import Driver, LoopChoice
+
+__all__ = ["BeforeStep", "Session", "env_errors", "original"]
+
+T = TypeVar("T")
+BeforeStep = Callable[[], Awaitable[None]]
+
+
+class Session:
+    """What a Gymnasium `VectorEnv` and an SB3 `VecEnv` have in common.
+
+    `owner` is the adapter: when it is collected, or at exit, the vec env is closed at once.
+    """
+
+    def __init__(
+        self, owner: object, native: AsyncVecEnv, loop: LoopChoice, before_step: BeforeStep | None
+    ) -> None:
+        self.native = native
+        self.before_step = before_step
+        self._told: BaseException | None = None  # of what runs beside: raised by a step already
+        self.beside_tasks: list[asyncio.Task[Any]] = []
+        self.driver = Driver(loop)
+        try:
+            self.driver.run(native.__aenter__())
+        except BaseException:
+            self.driver.close()
+            raise
+        self.driver.moved = native._adopt
+        native._ledger.join_infos = _rows
+        self._end = weakref.finalize(owner, _finalize, self.driver, native, os.getpid())
+
+    # -- telling and asking ----------------------------------------------------------------------------------------
+
+    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
+        """Tell every worker `payload`; never waits; allowed from any thread, also while another one steps."""
+        return self.native.broadcast(payload, topic=topic, apply=apply)
+
+    def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
+        """Wait until every worker has applied an update. Raises TimeoutError; nothing is lost then."""
+        return self.driver.run(receipt.wait(timeout))
+
+    def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:
+        """Call `make(native)` on the loop; what it returns runs beside the stepping from now on.
+
+        Its `run()`, if it has one, becomes a task that lives until the adapter is closed, and its `settled()`, if it
+        has one, is awaited before each step (G9). Made for a coordinator, of which nothing is known here.
+        """
+        made = self.driver.call(make, self.native)
+        run = getattr(made, "run", None)
+        if callable(run):
+            self.driver.call(self._spawn, run)
+        settled = getattr(made, "settled", None)
+        if callable(settled):
+            self.before_step = settled
+        return made
+
+    def _spawn(self, run: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self.beside_tasks.append(asyncio.get_running_loop().create_task(run(), name="beside the stepping"))
+
+    # -- stepping --------------------------------------------------------------------------------------------------
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the native env to its end."""
+        return self.driver.run(coroutine)
+
+    def send(self, actions: Any) -> None:
+        """Send one action to every env, once whoever must be heard before has settled."""
+        if self.before_step is not None:
+            self.driver.run(self._settle(self.before_step))
+        self.driver.call(self.native.send, actions)
+
+    def step(self, actions: Any) -> Any:
+        """One step of all envs: the batch."""
+        if self.before_step is not None:
+            return self.driver.run(self._settled_step(self.before_step, actions))
+        return self.driver.quick(self.native.step(actions))
+
+    async def _settled_step(self, before_step: BeforeStep, actions: Any) -> Any:
+        await self._settle(before_step)
+        return await self.native.step(actions)
+
+    async def _settle(self, before_step: BeforeStep) -> None:
+        try:
+            await before_step()
+        except Exception as error:
+            self._told = error
+            raise
+
+    def discard(self) -> None:
+        """After an error: take the healthy rows of that command off, so that the envs can be used again."""
+        with suppress(ValueError):  # nothing is owed
+            self.driver.quick(self.native.recv())
+
+    # -- closing ---------------------------------------------------------------------------------------------------
+
+    def close(self, limit_s: float | None = None) -> None:
+        """Close everything; after `limit_s` seconds, without grace. Raises what ran beside ended with."""
+        if self._end.detach() is None:
+            return
+        try:
+            self.driver.run(_goodbye(self.native, limit_s, self.beside_tasks))
+        finally:
+            self.driver.close()
+        for task in self.beside_tasks:
+            error = None if task.cancelled() else task.exception()
+            if error is not None and error is not self._told:
+                raise error
+
+
+async def _goodbye(native: AsyncVecEnv, limit_s: float | None, beside: list[asyncio.Task[Any]]) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            await native.aclose()
+    except TimeoutError:
+        pass  # its workers were killed: cancelling skips the grace
+    if beside:  # the end of the events ends them; whoever does not read events is cancelled
+        _, going = await asyncio.wait(beside, timeout=1.0)
+        for task in going:
+            task.cancel()
+        if going:
+            await asyncio.wait(going)
+
+
+def _finalize(driver: Driver, native: AsyncVecEnv, pid: int) -> None:
+    """The adapter was collected, or the interpreter ends: no grace, and nobody to raise to."""
+    if os.getpid() == pid:
+        with suppress(Exception):
+            driver.close(_goodbye(native, 0, []))
+
+
+def _rows(env_ids: Any, infos: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Infos by env id, as the workers sent them: each adapter shapes them as its users know them."""
+    return infos
+
+
+def env_errors(error: BaseException) -> list[VecEnvError]:
+    """The errors of single envs that a call raised, by env id; empty if it was something else."""
+    if isinstance(error, ExceptionGroup):
+        return [one for one in error.exceptions if isinstance(one, (EnvError, SpaceMismatch))]
+    if isinstance(error, (EnvError, SpaceMismatch)) and not isinstance(error, BadActions):
+        return [error]
+    return []
+
+
+def original(error: VecEnvError) -> BaseException:
+    """The env's own exception where it survived the trip, with the place and remote traceback as its cause."""
+    cause = error.__cause__
+    if cause is None:
+        return error
+    error.__cause__ = None
+    cause.__cause__ = error
+    return cause
