@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from .wire import MAX_PAYLOAD, Kind, Message, ProtocolError
 
-__all__ = ["Apply", "Inbox", "Update", "Updates", "decode_update", "encode_update"]
+__all__ = ["Apply", "Inbox", "Unreadable", "Update", "Updates", "decode_update", "encode_update"]
 
 Apply = Literal["reset", "now"]
 _TOPIC = struct.Struct("<H")  # bytes of the topic's name
@@ -157,6 +157,12 @@ def update_message(frame: Frame, incarnation: int) -> Message:
     return Message(Kind.UPDATE, frame.covers, update.version, update.body, flags, incarnation)
 
 
+class Unreadable(NamedTuple):
+    """Stands for a payload that could not be unpickled; an env that is told it fails with that."""
+
+    error: Exception
+
+
 class Inbox:
     """The worker's side: what has been taken, and which env must still be told.
 
@@ -211,6 +217,8 @@ def _tell(hook: Callable[[Any, int], None], updates: list[tuple[int, Any]]) -> N
     errors: list[Exception] = []
     for version, payload in updates:
         try:
+            if isinstance(payload, Unreadable):
+                raise payload.error
             hook(payload, version)
         except Exception as error:
             error.add_note(f"in on_broadcast, update {version}")

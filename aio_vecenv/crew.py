@@ -7,6 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -192,6 +193,8 @@ class Crew:
         now = time.monotonic()
         self._recorder.replied(worker.index, now - max(command.sent_at, shift.progress_at), command, message)
         shift.progress_at = now
+        if self._closing:
+            return
         if self._timed and shift.commands:
             self._arm(shift)
         self._boss.replied(command, message)
@@ -332,18 +335,34 @@ class Crew:
         for worker in self.workers:
             worker.kill("was not given time to close")
 
+    def abandon(self) -> None:
+        """Nobody holds the vec env any more. Allowed from any thread, whatever the loop does."""
+        self._closing = True
+        self.hurry()
+        with suppress(RuntimeError):  # the loop is closed: what the workers own goes with them
+            self._loop.call_soon_threadsafe(self._close_later)
+
+    def _close_later(self) -> None:
+        task = self._loop.create_task(self.close(), name="close a dropped vec env")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def close(self) -> None:
-        """Close every worker within its grace, then the memory. Always ends with nothing left, also if cancelled."""
+        """Close every worker within its grace, then the memory. Always ends with nothing left, also if cancelled.
+
+        Raises EnvError and WorkerTimeout of envs that were not closed in grace, afterwards.
+        """
         self._closing = True
         self.channel.close()
         for shift in self.shifts:
             self._disarm(shift)
-        for task in tuple(self._tasks):
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
             task.cancel()
         grace_s = self._timeouts.close if self.failure is None else 0
         closings = [asyncio.ensure_future(worker.close(grace_s)) for worker in self.workers]
         try:
-            await asyncio.gather(*self._tasks, *closings, return_exceptions=True)
+            await asyncio.gather(*tasks, *closings, return_exceptions=True)
         finally:
             for closing in closings:
                 closing.cancel()
@@ -351,6 +370,12 @@ class Crew:
                 await asyncio.gather(*closings, return_exceptions=True)
             finally:
                 self._backend.close()
+        errors = [c.exception() for c in closings if not c.cancelled()]
+        failed = [error for error in errors if isinstance(error, Exception)]
+        if len(failed) == 1:
+            raise failed[0]
+        if failed:
+            raise ExceptionGroup("closing the vec env", failed)
 
 
 async def _all_or_none(starts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 
 from . import wire
 from .broadcast import Inbox
-from .report import describe
+from .report import ErrorReport, describe
 from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
 
 __all__ = ["EnvGroup", "Extras", "InfoFilter", "RowError", "Settings"]
@@ -201,16 +201,23 @@ class EnvGroup:
                 results.append((False, describe(error, op)))
         return results
 
-    def close(self) -> None:
-        """Close every env; the errors of all, if any, in one ExceptionGroup."""
-        errors: list[Exception] = []
-        for env in self.envs:
+    def refuse(self, envs: Sequence[int], op: str, error: Exception) -> Extras:
+        """A command of these envs could not be understood: each of them has failed."""
+        extras: Extras = {}
+        for i in envs:
+            self._fail(i, op, error, extras, again=False)
+        return extras
+
+    def close(self) -> list[tuple[int, ErrorReport]]:
+        """Close every env, each once; what those that raised have to say."""
+        reports: list[tuple[int, ErrorReport]] = []
+        envs, self.envs = self.envs, []
+        for i, env in enumerate(envs):
             try:
                 env.close()
             except Exception as error:
-                errors.append(error)
-        if errors:
-            raise ExceptionGroup("closing envs", errors)
+                reports.append((i, describe(error, "close")))
+        return reports
 
     # -- one env ----------------------------------------------------------------------------------------------
 
@@ -363,6 +370,9 @@ class EnvGroup:
             for i, value in list(extras.get(kind, ())):
                 if error := _unsendable(kind, value, share):
                     self._fail(i, "step", error, extras, again=False)
+        for kind in ("errors", "env_errors"):
+            if kind in extras:
+                extras[kind] = [(i, report.cut(share)) for i, report in extras[kind]]
         return wire.dumps(extras, "infos")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cloudpickle
 
@@ -29,6 +29,13 @@ class ErrorReport:
     expected: str = ""  # of what did not fit its row
     got: str = ""
     leaf: str | None = None
+
+    def cut(self, size_bytes: int) -> ErrorReport:
+        """The same in at most about `size_bytes` bytes: the end of the traceback, the beginning of the message."""
+        if len(self.pickled or b"") + 4 * (len(self.message) + len(self.traceback)) <= size_bytes:
+            return self
+        some = max(size_bytes // 16, 100)  # a character takes up to four bytes
+        return replace(self, message=self.message[:some], traceback=self.traceback[-some:], pickled=None)
 
 
 def describe(error: BaseException, op: str) -> ErrorReport:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -26,7 +27,7 @@ from .backends.base import Backend
 from .batch import Batch, EventBatch
 from .broadcast import Apply
 from .channel import Receipt
-from .crew import Crew, Shift, derive_seed
+from .crew import Boss, Crew, Shift, derive_seed
 from .env_group import Settings
 from .env_groups import same_space
 from .errors import BusyError, ClosedError, SpaceMismatch, VecEnvError, WorkerLost, WrongLoopError
@@ -147,17 +148,17 @@ class AsyncVecEnv:
         self._log = RestartLog(self._budget)
         self._recorder = Recorder(self.num_workers, time.monotonic())
         self._backend = self._make_backend()
-        self._closed = False
+        # The loop holds the crew, the crew does not hold its boss: dropping the vec env ends it all, see __del__.
+        boss: Boss = weakref.proxy(self)
+        self._crew = Crew(self._backend, self._setups(), boss, self._timeouts, self._log, self._recorder)
         try:
-            self._crew = Crew(self._backend, self._setups(), self, self._timeouts, self._log, self._recorder)
             await self._open_crew()
         except BaseException:
-            self._closed = True
-            if hasattr(self, "_crew"):
-                await asyncio.shield(asyncio.ensure_future(self._crew.close()))
-            else:
-                self._backend.close()
+            self._closing = self._loop.create_task(self._crew.close(), name="close vec env")
+            with suppress(VecEnvError, ExceptionGroup):  # what went wrong first is what there is to tell
+                await self._end()
             raise
+        self._closed = False
         return self
 
     def _make_backend(self) -> Backend:
@@ -211,11 +212,17 @@ class AsyncVecEnv:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        except (VecEnvError, ExceptionGroup) as failure:
+            if error is None:
+                raise
+            error.add_note(f"and closing the vec env: {type(failure).__name__}: {failure}")
 
     async def aclose(self) -> None:
-        """Close all envs and workers. Always closes; an error from it means that an env's own close() failed.
+        """Close all envs and workers. Always closes; an error from it means that an env was not closed in grace:
 
+        EnvError if its close() raised, WorkerTimeout if a worker was killed for not coming to it in time.
         Can be called twice, at once from several tasks, after any failure, and in a cancelled task: cancelling
         skips the grace, never the closing.
         """
@@ -230,6 +237,13 @@ class AsyncVecEnv:
                 self._release(self._ledger.close())
             finally:
                 self._hub.close()
+            await self._end()
+        elif not self._closing.done():
+            await self._end()
+
+    async def _end(self) -> None:
+        """Wait for the closing under way. Cancelling cuts its grace short, and is raised once all is closed."""
+        assert self._closing is not None
         try:
             await asyncio.shield(self._closing)
         except asyncio.CancelledError:
@@ -237,6 +251,8 @@ class AsyncVecEnv:
             while not self._closing.done():  # milliseconds, however often this task is cancelled meanwhile
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([self._closing])
+            if not self._closing.cancelled():
+                self._closing.exception()  # seen: the cancellation is what there is to tell
             raise
 
     def __del__(self) -> None:
@@ -248,6 +264,7 @@ class AsyncVecEnv:
                 stacklevel=2,
                 source=self,
             )
+            self._crew.abandon()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -724,11 +741,12 @@ class AsyncVecEnv:
     @staticmethod
     def _load(command: Command, local: list[int] | None, loose: list[Any], rows: EnvIds) -> None:
         picked = [None if c is None else [c[row] for row in rows.tolist()] for c in loose]
-        command.flags, command.payload = PICKLED, wire.dumps((local, picked), "actions")
+        command.flags, command.payload = PICKLED, wire.dumps((local, wire.dumps(picked, "actions")))
 
     def _post_reset(self, command: Command) -> Command:
         local = (command.env_ids - self._starts[command.worker]).tolist()
-        command.payload = wire.dumps((local, list(command.seeds), command.options), "options")
+        options = None if command.options is None else wire.dumps(command.options, "options")
+        command.payload = wire.dumps((local, list(command.seeds), options))
         self._crew.post(command)
         return command
 
@@ -754,7 +772,7 @@ class AsyncVecEnv:
         parts: list[Command] = []
         for worker, mine, local in self._call_parts(np.sort(ids)):
             rows = [positions[env_id] for env_id in mine.tolist()]
-            payload = wire.dumps((op, name, local, values(rows)), f"the arguments of {name!r}")
+            payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
             parts.append(Command(Kind.CALL, self._next(), -1, worker, mine, payload))
         for command in parts:
             future: asyncio.Future[list[tuple[bool, Any]]] = self._loop.create_future()

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import env_groups, wire
-from .broadcast import NOW_FLAG, Inbox, decode_update
+from .broadcast import NOW_FLAG, Inbox, Unreadable, decode_update
 from .env_group import EnvGroup, Settings
 from .memory import SharedBlock
 from .report import describe
@@ -76,17 +77,21 @@ def main(data_fd: int, news_fd: int, lifeline_fd: int, block_fd: int, crash_fd: 
         faulthandler.register(signal.SIGUSR2, crash_file, all_threads=True)
     _tie_to_parent(lifeline_fd, parent_pid)
     worker = _Worker(socket.socket(fileno=data_fd), socket.socket(fileno=news_fd), lifeline_fd, block_fd)
-    code = 0
+    code = 1
     try:
         worker.run()
+        code = 0
     except _ParentGone:
-        code = 1
+        pass
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # the env may have closed them
+            stream.flush()
     os._exit(code)  # neither the env's atexit hooks nor its threads may keep a worker that is done
 
 
@@ -165,8 +170,8 @@ class _Worker:
         try:
             self.serve(group)
         finally:
-            group.close()
-        self.send(Message(Kind.GOODBYE))
+            reports = group.close()
+        self.send(Message(Kind.GOODBYE, payload=wire.dumps(reports) if reports else b""))
 
     def set_up(self, setup: Setup) -> EnvGroup | None:
         envs, spaces = make_envs(setup)
@@ -237,10 +242,12 @@ class _Worker:
 
 def take_update(inbox: Inbox, message: Message) -> None:
     """Take the update that `message` carries."""
-    topic, payload = decode_update(message.payload)
-    inbox.take(
-        message.version, message.number, topic, wire.loads(payload), now=bool(message.flags & NOW_FLAG)
-    )
+    topic, packed = decode_update(message.payload)
+    try:
+        payload = wire.loads(packed)
+    except Exception as error:  # whatever unpickling runs
+        payload = Unreadable(error)
+    inbox.take(message.version, message.number, topic, payload, now=bool(message.flags & NOW_FLAG))
 
 
 def execute(group: EnvGroup, command: Message) -> bytes:
@@ -249,14 +256,29 @@ def execute(group: EnvGroup, command: Message) -> bytes:
         envs: list[int] | None = None
         loose: Any = ()
         if command.flags & PICKLED:
-            envs, loose = wire.loads(command.payload)
+            envs, packed = wire.loads(command.payload)
+            try:
+                loose = wire.loads(packed)
+            except Exception as error:  # whatever unpickling runs, here and below
+                return group.encode(
+                    group.refuse(range(len(group.envs)) if envs is None else envs, "step", error)
+                )
         elif command.flags & SUBSET:
             envs = np.frombuffer(command.payload, np.uint32).tolist()
         return group.encode(group.step(envs, loose))
     if command.kind is Kind.RESET:
-        return group.encode(group.reset(*wire.loads(command.payload)))
+        envs_reset, seeds, packed = wire.loads(command.payload)
+        try:
+            options = None if packed is None else wire.loads(packed)
+        except Exception as error:
+            return group.encode(group.refuse(envs_reset, "reset", error))
+        return group.encode(group.reset(envs_reset, seeds, options))
     if command.kind is Kind.CALL:
-        op, name, envs_called, values = wire.loads(command.payload)
+        op, name, envs_called, packed = wire.loads(command.payload)
+        try:
+            values = wire.loads(packed)
+        except Exception as error:
+            return _encode_results([(False, describe(error, op))] * len(envs_called))
         return _encode_results(group.call(op, name, envs_called, values))
     raise ProtocolError(f"{command.kind.name} is no command")
 
@@ -267,6 +289,9 @@ def _encode_results(results: list[tuple[bool, Any]]) -> bytes:
     except (TypeError, ValueError):
         safe: list[tuple[bool, Any]] = []
         for ok, result in results:
+            if not ok:
+                safe.append((False, result.cut(wire.MAX_PAYLOAD // len(results) // 2)))
+                continue
             try:
                 _bounded(wire.dumps(result, "the result"), len(results))
                 safe.append((ok, result))

@@ -61,7 +61,7 @@ class InlineWorker:
     async def make(self, setup: Setup) -> Spaces:
         self.conversation.received(Kind.HELLO)
         self.conversation.sent(Kind.SETUP)
-        self._setup = setup
+        self._setup, self._env_ids = setup, setup.env_ids
         try:
             self._envs, self._spaces = make_envs(setup)
         except Exception as error:
@@ -123,13 +123,13 @@ class InlineWorker:
 
     async def close(self, grace_s: float | None) -> None:
         envs, self._envs, self._group = self._envs, [], None
+        self._queue.clear()
+        self._news.clear()
         errors: list[Exception] = []
-        for env in envs:
+        for env_id, env in zip(getattr(self, "_env_ids", ()), envs):
             try:
                 env.close()
             except Exception as error:
-                errors.append(error)
-        self._queue.clear()
-        self._news.clear()
+                errors.append(rebuild(describe(error, "close"), env_id, self.index))
         if errors:
-            raise ExceptionGroup("closing envs", errors)
+            raise errors[0] if len(errors) == 1 else ExceptionGroup("closing envs", errors)

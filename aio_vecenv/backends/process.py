@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from .. import wire
+from ..errors import WorkerTimeout
 from ..launcher import Child, check_descriptors, launch
 from ..memory import SharedBlock, oom_kills
 from ..protocol import Conversation, State
@@ -86,6 +87,8 @@ class ProcessWorker:
         self._burial: asyncio.Task[None] | None = None
         self._verdict = ""  # why we killed it, where we did
         self._attached = False
+        self._farewell = b""  # what the envs said when they were closed
+        self._env_ids: list[int] = []
         self._oom_kills = 0
 
     @property
@@ -95,7 +98,7 @@ class ProcessWorker:
     # -- set-up ------------------------------------------------------------------------------------------------
 
     async def make(self, setup: Setup) -> Spaces:
-        payload = wire.dumps(setup, "envs")
+        payload, self._env_ids = wire.dumps(setup, "envs"), setup.env_ids
         self._oom_kills = oom_kills()
         if self._child is None:
             self._child = launch(self._block_fd)
@@ -221,6 +224,8 @@ class ProcessWorker:
                     self._listener.replied(self, message)
                     continue
                 self.conversation.received(kind, message.number)
+                if kind is Kind.GOODBYE:
+                    self._farewell = message.payload
                 if self._waiter is None or self._waiter.done():
                     continue
                 self._waiter.set_result(message)
@@ -301,22 +306,22 @@ class ProcessWorker:
             self._listener.lost(self, loss)
 
     async def close(self, grace_s: float | None) -> None:
-        """Cancelling skips the grace: the process is killed and reaped all the same."""
+        """Cancelling skips the grace: the process is killed and reaped all the same.
+
+        Raises EnvError (an ExceptionGroup if several) if envs raised in close(), WorkerTimeout if they were not closed
+        in grace. A worker that is still being set up is given none.
+        """
         if self._child is None:
             return
+        self._attached = False  # its end is no loss any more
         try:
             if self._burial is None and not self._gone.done():
-                self._attached = False  # its end is no loss any more
-                try:
+                if self.conversation.state in (State.IDLE, State.MADE, State.READY) and grace_s != 0:
                     self.send(Message(Kind.CLOSE))
-                except ProtocolError:
+                    await self._wait_gone(grace_s)
+                else:
                     self._child.kill()
-                async with asyncio.timeout(grace_s):
-                    await asyncio.shield(self._gone)
-            else:
-                await asyncio.shield(self._gone)
-        except TimeoutError:
-            self._verdict = f"did not close within {grace_s} s"
+            await asyncio.shield(self._gone)
         finally:
             self._child.kill()
             if not self._gone.done():
@@ -324,6 +329,27 @@ class ProcessWorker:
                 if self._burial is not None:
                     self._burial.cancel()
                 self._child.close()  # waits for a killed process: a few milliseconds
+        reports = wire.loads(self._farewell) if self._farewell else []
+        errors = [rebuild(report, self._env_ids[i], self.index) for i, report in reports]
+        if errors:
+            raise errors[0] if len(errors) == 1 else ExceptionGroup("closing envs", errors)
+
+    async def _wait_gone(self, grace_s: float | None) -> None:
+        assert self._child is not None
+        try:
+            async with asyncio.timeout(grace_s):
+                await asyncio.shield(self._gone)
+        except TimeoutError:
+            self._child.dump_stack()
+            await asyncio.sleep(_STACK_GRACE_S)
+            self._child.kill()
+            loss = await asyncio.shield(self._gone)
+            raise WorkerTimeout(
+                f"worker {self.index} (envs {self._env_ids[0]}-{self._env_ids[-1]}) did not close within {grace_s:g} s "
+                f"and {loss.reason}",
+                worker=self.index,
+                limit_s=float(grace_s or 0),
+            ) from None
 
 
 def _send(sock: Any, data: bytes | bytearray) -> int:
