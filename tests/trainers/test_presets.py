@@ -1,0 +1,140 @@
+"""Presets are what the design says, and their envs run in children that know nothing of the trainer."""
+# edge: real workers
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import aio_vecenv as av
+import curriculum as cu
+from trainers import ConfigError, Job, TrainConfig, load_preset, training
+from trainers.jobs import resolve_job
+from trainers.presets import DEFAULT, NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_is_whole(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.name == preset.config.preset == name
+    job = resolve_job(preset.config)
+    assert len(job.plan) == 3
+    only = resolve_job(replace(preset.config, curriculum=False))
+    assert only.plan.names == (job.plan.names[-1],)
+
+
+def test_frozenlake_is_what_the_table_says() -> None:
+    assert DEFAULT == "frozenlake"
+    config = load_preset("frozenlake").config
+    ppo = config.ppo
+    assert (config.num_envs, ppo.num_steps, ppo.lr, ppo.entropy) == (32, 32, 1e-3, 0.01)
+    assert (ppo.epochs, ppo.minibatches, ppo.gamma, ppo.gae_lambda, ppo.time_limit) == (
+        4,
+        4,
+        0.99,
+        0.95,
+        "terminal",
+    )
+    assert (config.network.hidden, config.network.activation) == ((64, 64), "tanh")
+    assert (config.solve_rate, config.solve_window) == (1.0, 50)
+    assert [stage.name for stage in resolve_job(config).plan] == ["near", "middle", "far"]
+
+
+def test_the_maps_come_with_their_source() -> None:
+    path = Path(__file__).parents[2] / "trainers" / "presets" / "frozenlake_maps.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert "ray-project/ray" in data["source"]
+    assert data["env"] == {"id": "FrozenLake-v1", "is_slippery": False, "max_episode_steps": 16}
+    goals = {stage["name"]: "".join(stage["map"]).index("G") for stage in data["stages"]}
+    assert goals == {"near": 18, "middle": 36, "far": 63}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_presets_env_plays_each_stage_in_a_child_without_torch_or_trainers(name: str) -> None:
+    job = resolve_job(load_preset(name).config)
+    make_env = job.make_env
+
+    def spying() -> Any:
+        import sys
+
+        env = make_env()
+
+        def loaded(module: str) -> bool:
+            return module in sys.modules
+
+        env.loaded = loaded  # reached by call()
+        return env
+
+    async with av.AsyncVecEnv(spying, 2, num_workers=1) as envs:
+        for stage in job.plan.names:
+            none = (0.0,) * len(job.plan)
+            directive = cu.Directive(stages=job.plan.names, stage=stage, ratios=none)
+            await envs.broadcast(directive, topic="curriculum", apply="now")
+            _, infos = await envs.reset(seed=1)
+            assert [task["stage"] for task in infos["task"]] == [stage, stage]
+            for _ in range(40):
+                await envs.step(np.full(2, 2))
+        assert await envs.call("loaded", "torch") == (False, False)
+        assert await envs.call("loaded", "trainers") == (False, False)
+
+
+@pytest.mark.asyncio
+async def test_doorkey_changes_its_size() -> None:
+    job = resolve_job(load_preset("doorkey").config)
+    async with av.AsyncVecEnv(job.make_env, 1, backend="inline") as envs:
+        for stage, size in (("5x5", 5), ("8x8", 8), ("6x6", 6)):
+            directive = cu.Directive(stages=job.plan.names, stage=stage, ratios=(0.0,) * 3)
+            await envs.broadcast(directive, topic="curriculum", apply="now")
+            obs, _ = await envs.reset(seed=3)
+            assert (await envs.get_attr("grid"))[0].width == size
+            assert (await envs.get_attr("max_steps")) == (10 * size**2,)
+            assert obs["image"].shape == (1, 7, 7, 3)
+
+
+@pytest.mark.asyncio
+async def test_a_gymnasium_id_without_a_plan_is_one_stage(tmp_path: Path) -> None:
+    config = TrainConfig(env="CartPole-v1", num_envs=4, num_workers=1, total_steps=512, runs=tmp_path)
+    async with training(config) as run:
+        summary = await run.wait()
+    assert [stage.name for stage in summary.stages] == ["all"]
+    assert summary.stages[0].episodes > 10
+
+
+def test_levels_bring_their_plan_and_a_plan_file_wins(tmp_path: Path) -> None:
+    stages = tmp_path / "levels"
+    for stage in ("a", "b"):
+        (stages / stage).mkdir(parents=True)
+        (stages / stage / "some.jsonl").write_text('{"id": "x", "data": {"low": 0.0, "high": 0.01}}\n')
+    (stages / "plan.toml").write_text('[[stage]]\nname = "a"\n\n[[stage]]\nname = "b"\n')
+    config = TrainConfig(env="CartPole-v1", levels=stages)
+    assert resolve_job(config).plan.names == ("a", "b")
+    plan = tmp_path / "own.toml"
+    plan.write_text('[[stage]]\nname = "b"\n')
+    assert resolve_job(replace(config, plan=plan)).plan.names == ("b",)
+    with pytest.raises(ConfigError, match="a preset brings its own levels"):
+        resolve_job(TrainConfig(preset="frozenlake", levels=stages))
+
+
+def test_an_own_curriculum_env_is_left_as_it_is() -> None:
+    from tests.trainers.helpers import LEVELS, Corridor
+
+    job: Job = resolve_job(TrainConfig(env="tests.trainers.helpers:Corridor"))
+    env = job.make_env()
+    assert isinstance(env, cu.CurriculumEnv)
+    assert isinstance(env.env, Corridor)
+    assert LEVELS
+    nested = resolve_job(TrainConfig(env="tests.trainers.test_presets:make_nested")).make_env()
+    assert isinstance(nested, cu.CurriculumEnv)
+    assert isinstance(nested.env, Corridor)
+
+
+def make_nested() -> Any:
+    from tests.trainers.helpers import LEVELS, Corridor
+
+    return cu.CurriculumEnv(Corridor(), cu.LevelSet(LEVELS))
