@@ -12,7 +12,7 @@ import cloudpickle
 from . import wire
 from .errors import EnvError, SpaceMismatch, VecEnvError
 
-__all__ = ["ErrorReport", "describe", "rebuild"]
+__all__ = ["ErrorReport", "describe", "raise_all", "rebuild"]
 
 _MAX_TEXT = 64 * 1024  # characters of a message or traceback that travel
 
@@ -98,3 +98,11 @@ def rebuild(report: ErrorReport, env_id: int, worker: int, where: str = "") -> V
         with suppress(Exception):  # its module may not be importable here: then the text has to do
             error.__cause__ = wire.loads(report.pickled)
     return error
+
+
+def raise_all(errors: list[VecEnvError], what: str) -> None:
+    """Raise the one error, or all in an ExceptionGroup; nothing if there are none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup(f"{what}: {len(errors)} envs raised", errors)

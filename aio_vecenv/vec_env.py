@@ -11,7 +11,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -21,19 +20,21 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from . import factories, wire
+from . import factories, options, wire
 from .actions import ActionPort
 from .backends.base import Backend
 from .batch import Batch, EventBatch
 from .broadcast import Apply
+from .calls import Calls, whole_workers
 from .channel import Receipt
 from .crew import Boss, Crew, Shift, derive_seed
+from .deal import Deal, EnvIds, deal_out, is_sorted, seeds_for
 from .env_group import Settings
 from .env_groups import same_space
-from .errors import BusyError, ClosedError, SpaceMismatch, VecEnvError, WorkerLost, WrongLoopError
+from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
 from .events import EventHub, EventStream
 from .ledger import Command, Ledger
-from .report import ErrorReport, describe, rebuild
+from .report import ErrorReport, describe, raise_all, rebuild
 from .restart import RestartBudget, RestartLog, Timeouts
 from .slab import SharedMemory, Slab, SpaceTree, layout
 from .statistics import Percentiles, Recorder, Statistics, WorkerStatistics
@@ -43,7 +44,6 @@ from .worker import PICKLED, SUBSET, Setup, Spaces
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
 EnvFactory = Callable[[], Any]
-EnvIds = NDArray[np.int64]
 
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
@@ -95,25 +95,16 @@ class AsyncVecEnv:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
         self._factories = factories.resolve(envs, num_envs)
         self.num_envs = len(self._factories)
-        wanted = factories.usable_cpus() if num_workers is None else num_workers
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise ValueError(f"num_workers is {num_workers!r}, not a whole number ≥ 1")
-        self.num_workers = min(wanted, self.num_envs)
+        self.num_workers = options.workers_for(num_workers, self.num_envs)
         autoreset = AutoresetMode(autoreset)
-        if info not in ("all", "episode"):
-            if isinstance(info, str) or not all(isinstance(name, str) for name in info):
-                raise ValueError(f"info is {info!r}, not 'all', 'episode' or a list of names")
-            info = tuple(info)
-        _one_of("on_env_error", on_env_error, ("raise", "reset"))
-        _one_of("check", check, (None, "finite"))
-        _one_of("shared_memory", shared_memory, ("auto", True, False))
-        _one_of("spaces", spaces, ("equal", "equivalent"))
-        if isinstance(spares, bool) or not isinstance(spares, int) or spares < 0:
-            raise ValueError(f"spares is {spares!r}, not a whole number ≥ 0")
+        options.one_of("on_env_error", on_env_error, ("raise", "reset"))
+        options.one_of("check", check, (None, "finite"))
+        options.one_of("shared_memory", shared_memory, ("auto", True, False))
+        options.one_of("spaces", spaces, ("equal", "equivalent"))
         if isinstance(backend, str):
-            _one_of("backend", backend, ("process", "inline"))
-        self._settings = Settings(autoreset, info, check, on_env_error, spaces)
-        self._backend_choice, self._spares = backend, spares
+            options.one_of("backend", backend, ("process", "inline"))
+        self._settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces)
+        self._backend_choice, self._spares = backend, options.whole("spares", spares, 0)
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
         self._opened = False
@@ -142,7 +133,6 @@ class AsyncVecEnv:
         self._waiter: asyncio.Future[None] | None = None
         self._need = 0
         self._watchers: list[asyncio.Future[None]] = []
-        self._calls: dict[int, asyncio.Future[list[tuple[bool, Any]]]] = {}
         self._dropped: set[int] = set()
         self._closing: asyncio.Task[None] | None = None
         self._log = RestartLog(self._budget)
@@ -152,6 +142,7 @@ class AsyncVecEnv:
         boss: Boss = weakref.proxy(self)
         self._crew = Crew(self._backend, self._setups(), boss, self._timeouts, self._log, self._recorder)
         try:
+            self._calls = Calls(self._crew, self._next)
             await self._open_crew()
         except BaseException:
             self._closing = self._loop.create_task(self._crew.close(), name="close vec env")
@@ -173,19 +164,16 @@ class AsyncVecEnv:
         return self._backend_choice
 
     def _setups(self) -> list[Setup]:
-        bounds = np.linspace(0, self.num_envs, self.num_workers + 1).astype(int).tolist()
         return [
-            Setup(self._factories[a:b], list(range(a, b)), self._settings, self._shared_memory)
-            for a, b in pairwise(bounds)
+            Setup(self._factories[run.start : run.stop], list(run), self._settings, self._shared_memory)
+            for run in deal_out(self.num_envs, self.num_workers)
         ]
 
     async def _open_crew(self) -> None:
         made = await self._crew.make()
         self._spaces = _agree(made, [shift.setup.env_ids[0] for shift in self._crew.shifts], self._settings)
-        bounds = np.cumsum([0, *(sum(spaces.rows) for spaces in made)]).tolist()
-        rows = [range(a, b) for a, b in pairwise(bounds)]
-        self.num_envs = bounds[-1]
-        self._vectorised = self._spaces.vectorised
+        self._deal = Deal([sum(spaces.rows) for spaces in made], whole=self._spaces.vectorised)
+        self.num_envs = self._deal.num_envs
         self._seed = [None] * self.num_envs
         self._restarts = [0] * self.num_workers
         obs = SpaceTree(self._spaces.observation, self._shared_memory)
@@ -201,10 +189,8 @@ class AsyncVecEnv:
         self.spec = self._spaces.spec
         self._ledger = Ledger(self.num_envs, slab, obs, self._settings.autoreset, copy=self._copy)
         self._port = ActionPort(action, slab)
-        self._starts = np.array([r.start for r in rows])
-        self._ranges = [np.arange(r.start, r.stop) for r in rows]
         self._crew.channel.mark = slab.mark
-        await self._crew.attach(rows, self.num_envs, fields, size_bytes)
+        await self._crew.attach(self._deal.rows, self.num_envs, fields, size_bytes)
         stock = getattr(self._backend, "stock", None)
         if stock is not None:
             stock()
@@ -293,8 +279,8 @@ class AsyncVecEnv:
         reset those envs accept only reset; its replies are dropped.
         """
         self._check_open()
-        ids = self._env_ids(env_ids)
-        seeds = self._seeds(seed, ids)
+        ids = self._deal.env_ids(env_ids)
+        seeds = seeds_for(seed, ids)
         if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
             raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
         if options is not None:
@@ -321,7 +307,7 @@ class AsyncVecEnv:
         in_order = np.sort(ids)
         self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
         posted: list[Command] = []
-        for worker, mine in self._by_worker(in_order):
+        for worker, mine in self._deal.by_worker(in_order):
             command = Command(Kind.RESET, self._next(), number, worker, mine, options=options)
             command.seeds = [by_env[e] for e in mine.tolist()]
             posted.append(self._post_reset(command))
@@ -345,37 +331,37 @@ class AsyncVecEnv:
         Raises BadActions or BusyError before anything is sent.
         """
         self._check_open()
-        ids = None if env_ids is None else self._env_ids(env_ids)
+        ids = None if env_ids is None else self._deal.env_ids(env_ids)
         ledger = self._ledger
         ledger.check_send(ids)
         n = self.num_envs if ids is None else len(ids)
         columns = self._port.check(actions, n)
+        if ids is not None and self._deal.whole:
+            self._check_whole_workers(ids)
         if ids is None:
             loose = self._port.write(columns, slice(None))
         else:
-            if self._vectorised:
-                self._check_whole_workers(ids)
             loose = self._port.write(columns, ids)
-            if loose:
+            if not is_sorted(ids):
                 order = np.argsort(ids)
                 loose = [None if c is None else [c[j] for j in order.tolist()] for c in loose]
-            ids = np.sort(ids)
+                ids = ids[order]
         if loose:
             wire.dumps(loose, "actions")
         number = self._next_number()
         ledger.sent(ids, number)
         post = self._crew.post
         if ids is None:
-            for worker, mine in enumerate(self._ranges):
+            for worker, mine in enumerate(self._deal.ranges):
                 command = Command(Kind.STEP, self._next(), number, worker, mine)
                 if loose:
                     self._load(command, None, loose, mine)
                 post(command)
             return
-        for worker, mine in self._by_worker(ids):
+        for worker, mine in self._deal.by_worker(ids):
             command = Command(Kind.STEP, self._next(), number, worker, mine)
-            if len(mine) < len(self._ranges[worker]):
-                local = mine - self._starts[worker]
+            if not self._deal.is_all_of(worker, mine):
+                local = self._deal.local(worker, mine)
                 if loose:
                     self._load(command, local.tolist(), loose, np.searchsorted(ids, mine))
                 else:
@@ -472,14 +458,14 @@ class AsyncVecEnv:
 
         Errors and cancelling as for `call`. A replaced worker does not have it any more.
         """
-        n = len(self._targets(env_ids))
+        self._check_open()
         if isinstance(values, (list, tuple)):
+            n = len(self._deal.env_ids(env_ids)) if not self._deal.whole else len(self._factories)
             if len(values) != n:
                 raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
-            each = list(values)
+            await self._ask("set", name, env_ids, lambda rows: [values[r] for r in rows])
         else:
-            each = [values] * n
-        await self._ask("set", name, env_ids, lambda rows: [each[r] for r in rows])
+            await self._ask("set", name, env_ids, lambda rows: [values] * len(rows))
 
     async def apply(
         self, function: Callable[[Any], Any], *, env_ids: Sequence[int] | EnvIds | None = None
@@ -510,8 +496,10 @@ class AsyncVecEnv:
     def abort(self, env_ids: Sequence[int] | EnvIds) -> None:
         """Give up the workers of these envs now, instead of at their timeout; then as if they had died."""
         self._check_open()
-        ids = self._env_ids(env_ids)
-        self._crew.abort([worker for worker, _ in self._by_worker(np.sort(ids))], "was aborted by the caller")
+        ids = self._deal.env_ids(env_ids)
+        self._crew.abort(
+            [worker for worker, _ in self._deal.by_worker(np.sort(ids))], "was aborted by the caller"
+        )
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of what was counted and timed so far."""
@@ -548,19 +536,13 @@ class AsyncVecEnv:
     def replied(self, command: Command, message: Message) -> None:
         """A reply is in: store it, and wake who waits for it."""
         if command.kind is Kind.CALL:
-            future = self._calls.pop(command.sequence, None)
-            if future is not None and not future.done():
-                try:
-                    future.set_result(wire.loads(message.payload))
-                except Exception as error:  # whatever unpickling runs
-                    unread = describe(error, "reading the result of a call")
-                    future.set_result([(False, unread)] * len(command.env_ids))
+            self._calls.answered(command, message)
             return
         if command.sequence in self._dropped:
             self._dropped.discard(command.sequence)
             return
         if message.payload:
-            start = int(self._starts[command.worker])
+            start = self._deal.rows[command.worker].start
             try:
                 extras = wire.loads(message.payload)
             except Exception as error:  # whatever unpickling runs; which env it came from cannot be told
@@ -583,7 +565,7 @@ class AsyncVecEnv:
         for sequence, command in list(shift.commands.items()):
             if command.kind is Kind.CALL:
                 del shift.commands[sequence]
-                self._fail_call(sequence, shift, reason)
+                self._calls.lost(command, shift, reason)
             elif sequence in self._dropped:
                 del shift.commands[sequence]
                 self._dropped.discard(sequence)
@@ -605,13 +587,6 @@ class AsyncVecEnv:
             again = self._ledger.retry(command, env_id, report)
             again.sequence = self._next()
             self._post_reset(again)
-
-    def _fail_call(self, sequence: int, shift: Shift, reason: str) -> None:
-        future = self._calls.pop(sequence, None)
-        if future is not None and not future.done():
-            ids = list(shift.rows)
-            text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason} during a call"
-            future.set_exception(WorkerLost(text, worker=shift.index, env_ids=ids, reason=reason))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -644,8 +619,8 @@ class AsyncVecEnv:
             raise self._crew.failure
 
     def _end_calls(self, error: VecEnvError) -> None:
-        waiting = [self._waiter, *self._watchers, *self._calls.values()]
-        self._watchers, self._calls = [], {}
+        self._calls.end(error)
+        waiting, self._watchers = [self._waiter, *self._watchers], []
         for future in waiting:
             if future is not None and not future.done():
                 future.set_exception(error)
@@ -687,53 +662,20 @@ class AsyncVecEnv:
                 future.set_result(None)
 
     def _raise_errors(self, found: list[tuple[Command, int, ErrorReport]]) -> None:
-        if not found:
-            return
         errors: list[VecEnvError] = []
         for command, env_id, report in found:
             book = self._ledger.book
             index, length, seed = book.index(env_id), int(book.length[env_id]), book.seed[env_id]
             where = "" if index < 0 else f", episode {index}, after {length} steps, seed {seed}"
             errors.append(rebuild(report, env_id, command.worker, where))
-        if len(errors) == 1:
-            raise errors[0]
-        raise ExceptionGroup(f"{len(errors)} envs raised", errors)
-
-    def _env_ids(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
-        if env_ids is None:
-            return np.arange(self.num_envs)
-        ids = np.asarray(env_ids)
-        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-            raise ValueError(f"env_ids is {env_ids!r}, not a sequence of env indices")
-        ids = ids.astype(np.int64)
-        if ids.min() < 0 or ids.max() >= self.num_envs:
-            raise ValueError(f"env_ids {ids.tolist()}: there are envs 0 to {self.num_envs - 1}")
-        if len(np.unique(ids)) != len(ids):
-            raise ValueError(f"env_ids {ids.tolist()} names an env twice")
-        return ids
-
-    def _seeds(self, seed: int | Sequence[int | None] | None, ids: EnvIds) -> list[int | None]:
-        if seed is None:
-            return [None] * len(ids)
-        if isinstance(seed, (int, np.integer)):
-            return [int(seed) + env_id for env_id in ids.tolist()]
-        if len(seed) != len(ids):
-            raise ValueError(f"{len(seed)} seeds for {len(ids)} envs")
-        return [None if one is None else int(one) for one in seed]
-
-    def _by_worker(self, ids: EnvIds) -> list[tuple[int, EnvIds]]:
-        """Sorted env ids, dealt to the workers that hold them."""
-        workers = np.searchsorted(self._starts, ids, side="right") - 1
-        return [(int(w), ids[workers == w]) for w in np.unique(workers)]
+        raise_all(errors, "a step or reset")
 
     def _check_whole_workers(self, ids: EnvIds) -> None:
-        from .errors import BadActions
-
-        for worker, mine in self._by_worker(np.sort(ids)):
-            if len(mine) < len(self._ranges[worker]):
+        for worker, mine in self._deal.by_worker(np.sort(ids)):
+            if not self._deal.is_all_of(worker, mine):
                 raise BadActions(
-                    f"worker {worker} holds a VectorEnv, whose envs {self._ranges[worker][0]}-"
-                    f"{self._ranges[worker][-1]} are stepped together; nothing was sent",
+                    f"worker {worker} holds VectorEnvs, whose envs {self._deal.rows[worker]} are stepped together; "
+                    "nothing was sent",
                     expected="all of them",
                     got=str(mine.tolist()),
                 )
@@ -744,20 +686,11 @@ class AsyncVecEnv:
         command.flags, command.payload = PICKLED, wire.dumps((local, wire.dumps(picked, "actions")))
 
     def _post_reset(self, command: Command) -> Command:
-        local = (command.env_ids - self._starts[command.worker]).tolist()
+        local = self._deal.local(command.worker, command.env_ids).tolist()
         options = None if command.options is None else wire.dumps(command.options, "options")
         command.payload = wire.dumps((local, list(command.seeds), options))
         self._crew.post(command)
         return command
-
-    def _targets(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
-        """The env ids of a call; for VectorEnvs one id per VectorEnv, its first row."""
-        self._check_open()
-        if not self._vectorised:
-            return self._env_ids(env_ids)
-        if env_ids is not None:
-            raise ValueError("a call of VectorEnvs goes to all of them: env_ids cannot pick rows")
-        return np.arange(sum(len(shift.setup.factories) for shift in self._crew.shifts))
 
     async def _ask(
         self,
@@ -766,56 +699,16 @@ class AsyncVecEnv:
         env_ids: Sequence[int] | EnvIds | None,
         values: Callable[[list[int]], Any],
     ) -> tuple[Any, ...]:
-        ids = self._targets(env_ids)
-        positions = {env_id: position for position, env_id in enumerate(ids.tolist())}
-        asked: list[tuple[int, EnvIds, asyncio.Future[list[tuple[bool, Any]]]]] = []
-        parts: list[Command] = []
-        for worker, mine, local in self._call_parts(np.sort(ids)):
-            rows = [positions[env_id] for env_id in mine.tolist()]
-            payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
-            parts.append(Command(Kind.CALL, self._next(), -1, worker, mine, payload))
-        for command in parts:
-            future: asyncio.Future[list[tuple[bool, Any]]] = self._loop.create_future()
-            self._calls[command.sequence] = future
-            asked.append((command.worker, command.env_ids, future))
-            self._crew.post(command)
-        while any(not future.done() for _, _, future in asked) and self._crew.pump():
-            pass
-        results: list[Any] = [None] * len(ids)
-        errors: list[VecEnvError] = []
-        try:
-            await asyncio.wait([future for _, _, future in asked])
-        finally:
-            for command in parts:
-                self._calls.pop(command.sequence, None)
-            for _, _, future in asked:
-                if not future.cancel() and not future.cancelled():
-                    future.exception()  # seen: it is raised below, or this call was cancelled
-        for worker, mine, future in asked:
-            if (failure := future.exception()) is not None:
-                raise failure
-            for env_id, (ok, result) in zip(mine.tolist(), future.result()):
-                if ok:
-                    results[positions[env_id]] = result
-                else:
-                    errors.append(rebuild(result, env_id, worker))
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup(f"{op} {name!r}: {len(errors)} envs raised", errors)
-        return tuple(results)
-
-    def _call_parts(self, ids: EnvIds) -> list[tuple[int, EnvIds, list[int]]]:
-        if not self._vectorised:
-            return [(w, mine, (mine - self._starts[w]).tolist()) for w, mine in self._by_worker(ids)]
-        counts = [len(shift.setup.factories) for shift in self._crew.shifts]
-        bounds = np.cumsum([0, *counts]).tolist()
-        return [(w, np.arange(a, b), list(range(b - a))) for w, (a, b) in enumerate(pairwise(bounds))]
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if not any(value is option or (isinstance(value, str) and value == option) for option in allowed):
-        raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(repr, allowed))}")
+        self._check_open()
+        if self._deal.whole:
+            if env_ids is not None:
+                raise ValueError("a call of VectorEnvs goes to all of them: env_ids cannot pick rows")
+            ids, parts = whole_workers([len(shift.setup.factories) for shift in self._crew.shifts])
+        else:
+            ids = self._deal.env_ids(env_ids)
+            dealt = self._deal.by_worker(np.sort(ids))
+            parts = [(worker, mine, self._deal.local(worker, mine).tolist()) for worker, mine in dealt]
+        return await self._calls.ask(op, name, ids, parts, values)
 
 
 def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spaces:

@@ -28,9 +28,9 @@ EXTRA: dict[str, set[str]] = {
 
 ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {
-        "__init__", "actions", "batch", "broadcast", "channel", "chaos", "crew", "env_group", "env_group_vector",
+        "__init__", "actions", "batch", "broadcast", "calls", "channel", "chaos", "crew", "deal", "env_group", "env_group_vector",
         "env_groups", "episodes", "errors", "events", "factories", "infos", "launcher", "ledger", "loop", "memory",
-        "protocol", "report", "restart", "slab", "statistics", "testing", "vec_env", "wire", "worker",
+        "options", "protocol", "report", "restart", "slab", "statistics", "testing", "vec_env", "wire", "worker",
     },
     "aio_vecenv/backends": {"__init__", "base", "inline", "process"},
     "aio_vecenv/adapters": {"__init__"},

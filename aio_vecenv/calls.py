@@ -1,0 +1,110 @@
+"""Asking single envs: call, get, set, apply; at any moment, also while they step."""
+# async: one future per worker that is asked
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import wire
+from .crew import Crew, Shift
+from .deal import EnvIds
+from .errors import VecEnvError, WorkerLost
+from .ledger import Command
+from .report import describe, raise_all, rebuild
+from .wire import Kind, Message
+
+__all__ = ["Calls"]
+
+Answers = list[tuple[bool, Any]]  # per env: ok, and the result or an error report
+
+
+class Calls:
+    """The calls under way of one vec env."""
+
+    def __init__(self, crew: Crew, next_sequence: Callable[[], int]) -> None:
+        self._crew = crew
+        self._next_sequence = next_sequence
+        self._waiting: dict[int, asyncio.Future[Answers]] = {}
+
+    async def ask(
+        self,
+        op: str,
+        name: str,
+        ids: EnvIds,
+        parts: list[tuple[int, EnvIds, list[int]]],
+        values: Callable[[list[int]], Any],
+    ) -> tuple[Any, ...]:
+        """One result per env of `ids`, in that order. `parts`: worker, its env ids, their local indices.
+
+        `values(positions)` gives what travels to one worker. Raises EnvError (an ExceptionGroup if several), or
+        WorkerLost. Cancelling drops the replies.
+        """
+        loop = asyncio.get_running_loop()
+        positions = {env_id: position for position, env_id in enumerate(ids.tolist())}
+        commands: list[Command] = []
+        for worker, mine, local in parts:
+            rows = [positions[env_id] for env_id in mine.tolist()]
+            payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
+            commands.append(Command(Kind.CALL, self._next_sequence(), -1, worker, mine, payload))
+        futures: list[asyncio.Future[Answers]] = []
+        for command in commands:
+            future: asyncio.Future[Answers] = loop.create_future()
+            self._waiting[command.sequence] = future
+            futures.append(future)
+            self._crew.post(command)
+        while any(not future.done() for future in futures) and self._crew.pump():
+            pass
+        try:
+            await asyncio.wait(futures)
+        finally:
+            for command, future in zip(commands, futures):
+                self._waiting.pop(command.sequence, None)
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen: it is raised below, or this call was cancelled
+        results: list[Any] = [None] * len(ids)
+        errors: list[VecEnvError] = []
+        for command, future in zip(commands, futures):
+            for env_id, (ok, result) in zip(command.env_ids.tolist(), future.result()):
+                if ok:
+                    results[positions[env_id]] = result
+                else:
+                    errors.append(rebuild(result, env_id, command.worker))
+        raise_all(errors, f"{op} {name!r}")
+        return tuple(results)
+
+    def answered(self, command: Command, message: Message) -> None:
+        """A reply is in; nobody may wait for it any more."""
+        future = self._waiting.pop(command.sequence, None)
+        if future is None or future.done():
+            return
+        try:
+            future.set_result(wire.loads(message.payload))
+        except Exception as error:  # whatever unpickling runs
+            unread = describe(error, "reading the result of a call")
+            future.set_result([(False, unread)] * len(command.env_ids))
+
+    def lost(self, command: Command, shift: Shift, reason: str) -> None:
+        """The worker was lost with this call under way."""
+        future = self._waiting.pop(command.sequence, None)
+        if future is not None and not future.done():
+            ids = list(shift.rows)
+            text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason} during a call"
+            future.set_exception(WorkerLost(text, worker=shift.index, env_ids=ids, reason=reason))
+
+    def end(self, error: VecEnvError) -> None:
+        """It is over: everybody who waits gets `error`."""
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+
+def whole_workers(counts: list[int]) -> tuple[EnvIds, list[tuple[int, EnvIds, list[int]]]]:
+    """Ids and parts of a call to VectorEnvs: one id per VectorEnv, `counts[w]` of them in worker w."""
+    bounds = np.cumsum([0, *counts]).tolist()
+    ids = np.arange(bounds[-1])
+    return ids, [(w, ids[a : a + n], list(range(n))) for w, (a, n) in enumerate(zip(bounds, counts))]
