@@ -456,6 +456,10 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _after(self, error: BaseException, *, quiet: bool = False) -> NoReturn:
         found = env_errors(error)
         if not found:
+            if (
+                self._session.owed
+            ):  # interrupted: the step goes on, for `step_wait` or to be given up by `reset`
+                self._doing, self._late = "step", True
             raise error
         if not quiet:  # a call leaves everything as it was
             self._doing, self._late = None, False

@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium import Space, Wrapper, spaces
 
-__all__ = ["class_names", "row_of"]
+__all__ = ["class_names", "has_attr", "row_of"]
 
 
 def row_of(space: Space[Any], batch: Any, row: int) -> Any:
@@ -30,3 +30,12 @@ def class_names(env: Any) -> list[list[str]]:
         names.append([f"{base.__module__}.{base.__qualname__}" for base in type(env).__mro__])
         env = env.env
     return names
+
+
+def has_attr(name: str, env: Any) -> bool:
+    """Whether an env, or what it wraps, has the attribute."""
+    try:
+        env.get_wrapper_attr(name)
+    except AttributeError:
+        return False
+    return True

@@ -102,6 +102,11 @@ class Session:
             self._told = error
             raise
 
+    @property
+    def owed(self) -> int:
+        """How many envs have a command whose row was not handed out."""
+        return self.native._ledger.owed
+
     def discard(self) -> None:
         """After an error: take the healthy rows of that command off, so that the envs can be used again."""
         with suppress(ValueError):  # nothing is owed
