@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from curriculum.errors import StateError
 from curriculum.rules import WINDOW
@@ -28,10 +27,11 @@ class Window:
     def add(self, success: bool) -> None:
         """Take in one outcome; the oldest of 50 leaves."""
         outcomes = self.outcomes
-        if len(outcomes) == WINDOW:
-            self.successes -= outcomes[0]
+        if self.n >= WINDOW:  # n counts all that were ever added, so the window is full
+            self.successes += success - outcomes[0]
+        else:
+            self.successes += success
         outcomes.append(success)
-        self.successes += success
         self.n += 1
 
     def clear(self) -> None:
@@ -60,8 +60,7 @@ class Window:
             and isinstance(state[0], str)
             and set(state[0]) <= {"0", "1"}
             and isinstance(state[1], int)
-            and len(state[0]) <= WINDOW
-            and state[1] >= len(state[0])
+            and len(state[0]) == min(state[1], WINDOW)
         ):
             raise StateError(f'{where}: expected ["0110…" of at most {WINDOW}, count], got {state!r}')
         self.clear()
@@ -70,8 +69,7 @@ class Window:
         self.n = state[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What the order keeps of one episode. `success` is None while it runs, and for an aborted one."""
 
     stage: int

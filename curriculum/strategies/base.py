@@ -136,7 +136,7 @@ def is_success(episode: EpisodeLike) -> bool:
     """`final_info["is_success"]`, else `["success"]`, else false."""
     info = episode.final_info
     value = info.get("is_success")
-    return bool(info.get("success", False) if value is None else value)
+    return bool(value if value is not None else info.get("success", False))
 
 
 def success_score(episode: EpisodeLike) -> float:
@@ -147,6 +147,8 @@ def success_score(episode: EpisodeLike) -> float:
 def task_of(event: StartedLike) -> Mapping[str, Any]:
     """The stamp of an episode; StampError that names its env if there is none."""
     task = event.task
+    if type(task) is dict and "stage" in task and "level" in task:  # as it comes from a worker
+        return task
     if not isinstance(task, Mapping) or "stage" not in task or "level" not in task:
         raise StampError(
             f"env {event.env_id}: episode {event.index} has no task stamp "

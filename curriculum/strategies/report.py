@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from curriculum import rules
-from curriculum.rules import CHECK_EVERY, cusum
+from curriculum.rules import CHECK_EVERY
 
 if TYPE_CHECKING:
     from curriculum.strategies.staged import Staged
@@ -55,7 +55,7 @@ def missing(staged: Staged, tally: Tally) -> str:
     if staged._advance_reasons(tally):
         return ""
     if staged.rules == "sequential":
-        limit = cusum(tally.threshold).limit
+        limit = tally.test.limit
         if tally.statistic < limit:
             lacks.append(f"evidence {tally.statistic} of {limit}")
     elif k < tally.threshold * length or not length:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from curriculum import rules
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, PlanError, StampError, StateError
-from curriculum.rules import BASE_RATIO, CHECK_EVERY, cusum
+from curriculum.rules import BASE_RATIO, CHECK_EVERY
 from curriculum.stages import FloatOverride, IntOverride, StagePlan
 from curriculum.strategies.base import (
     Decision,
@@ -27,7 +27,6 @@ from curriculum.windows import Entry, StartOrder
 __all__ = ["Staged"]
 
 _PATIENCE = 20  # later-started episodes per env that may end before the oldest unfinished one is passed over
-_ROLES = ("current", "previous", "probe")
 
 
 class Staged:
@@ -85,6 +84,7 @@ class Staged:
         self.adaptive_mixing, self.stage_mixing = adaptive_mixing, stage_mixing
         self.success = success
         self._sequential = rules == "sequential"
+        self._places = {name: place for place, name in enumerate(self.plan.names)}
         self._tallies = [Tally(stage, BASE_RATIO) for stage in self.plan]
         self._order = StartOrder()
         self._num_envs = 1
@@ -175,14 +175,13 @@ class Staged:
 
     def _entry(self, event: StartedLike, *, success: bool | None = None, length: int = 0) -> Entry:
         task = task_of(event)
-        if task["stage"] not in self.plan:
+        place = self._places.get(task["stage"])
+        if place is None:
             raise StampError(
                 f"env {event.env_id}: episode {event.index} is stamped with the unknown stage "
-                f"{task['stage']!r}; "
-                f"the plan has {', '.join(self.plan.names)}"
+                f"{task['stage']!r}; the plan has {', '.join(self.plan.names)}"
             )
-        role = task.get("role", "current")
-        return Entry(self.plan.index(task["stage"]), str(role), event.version, success, length)
+        return Entry(place, task.get("role", "current"), event.version, success, length)
 
     def _in_stay(self, version: int) -> bool:
         return self._stay_version is None or version >= self._stay_version
@@ -199,7 +198,8 @@ class Staged:
                 tally.guard.add(success, 4 * tally.min_episodes)
         elif in_stay:
             tally.add(success, sequential=self._sequential)
-            tally.guard.add(success, 4 * tally.min_episodes)
+            if tally.guard.floor is not None:
+                tally.guard.add(success, 4 * tally.min_episodes)
         else:
             tally.totals["earlier_stay"] += 1
 
@@ -245,7 +245,7 @@ class Staged:
         minimum, extras = tally.min_episodes, not self._stay_by_regression
         fast = self.early and extras and rules.early(k, length, n)
         if self._sequential:
-            if tally.statistic < cusum(tally.threshold).limit:
+            if tally.statistic < tally.test.limit:
                 return ()
             return ("sequential",) * (n >= minimum) + ("early",) * fast
         reasons = ("standard",) * rules.standard(k, length, n, tally.threshold, minimum) + ("early",) * fast

@@ -10,7 +10,7 @@ from typing import Any
 
 from curriculum import rules
 from curriculum.errors import StateError
-from curriculum.rules import RATIOS, WINDOW, cusum, exact
+from curriculum.rules import MIXING_OUTCOMES, RATIOS, WINDOW, Cusum, cusum, exact
 from curriculum.stages import Stage
 from curriculum.strategies.base import need
 from curriculum.windows import Window
@@ -28,6 +28,11 @@ class Guard:
     window: Window = field(default_factory=Window)
     statistic: int = 0  # CUSUM of failures against T' = 1 - floor
     armed: bool = False
+    test: Cusum | None = None
+
+    def __post_init__(self) -> None:
+        if self.floor is not None:
+            self.test = cusum(1 - self.floor)
 
     def clear(self, *, armed: bool = False) -> None:
         """A new stay."""
@@ -37,9 +42,9 @@ class Guard:
     def add(self, success: bool, patience: int) -> None:
         """Take in one outcome; arms once the stage was learned in this stay, or at n ≥ patience (4·M)."""
         self.window.add(success)
-        if self.floor is None:
+        if self.floor is None or self.test is None:
             return
-        self.statistic = cusum(1 - self.floor).step(self.statistic, not success)
+        self.statistic = self.test.step(self.statistic, not success)
         if self.armed:
             return
         if rules.learned(self.window.successes, len(self.window), self.floor):
@@ -50,10 +55,10 @@ class Guard:
 
     def fails(self, sequential: bool) -> bool:
         """Armed, and below the floor by the test in force."""
-        if self.floor is None or not self.armed:
+        if self.floor is None or self.test is None or not self.armed:
             return False
         if sequential:
-            return self.statistic >= cusum(1 - self.floor).limit
+            return self.statistic >= self.test.limit
         return rules.regression(self.window.successes, len(self.window), self.window.n, self.floor)
 
 
@@ -63,6 +68,7 @@ class Tally:
     def __init__(self, stage: Stage, base_ratio: float) -> None:
         self.stage = stage
         self.threshold = exact(stage.threshold)
+        self.test = cusum(self.threshold)
         self.window = Window()  # for advance: outcomes passed over are failures in it
         self.mixing = Window()  # for the mixing ratio: without them
         self.statistic = 0  # CUSUM of successes against the threshold
@@ -94,16 +100,15 @@ class Tally:
     def add(self, success: bool, *, sequential: bool) -> None:
         """An outcome of this stage, for advance and mixing."""
         self.window.add(success)
-        self.statistic = cusum(self.threshold).step(self.statistic, success)
+        self.statistic = self.test.step(self.statistic, success)
         mixing = self.mixing
         mixing.add(success)
-        length = len(mixing)
-        if length < rules.MIXING_OUTCOMES:
+        if mixing.n < MIXING_OUTCOMES:
             return
-        if sequential and length == WINDOW and self.band is not None:
+        if sequential and mixing.n >= WINDOW and self.band is not None:
             self.band = rules.hysteresis_band(self.band, mixing.successes)
         else:
-            self.band = rules.mixing_band(mixing.successes, length)
+            self.band = rules.mixing_band(mixing.successes, len(mixing.outcomes))
         self.ratio = RATIOS[self.band]
 
     def add_passed_over(self) -> None:
@@ -111,7 +116,7 @@ class Tally:
         regression and mixing.
         """
         self.window.add(False)
-        self.statistic = cusum(self.threshold).step(self.statistic, False)
+        self.statistic = self.test.step(self.statistic, False)
 
     def mean_length(self) -> Fraction | None:
         """Mean length of the newest 50 admitted episodes; None with fewer than five."""

@@ -390,7 +390,7 @@ def test_c24_a_fast_failure_cannot_overtake_a_slow_success_nor_the_other_way_rou
 
 
 def test_a_straggler_counts_as_a_failure_for_advance_and_as_nothing_for_mixing() -> None:
-    staged = Staged(PLAN, early=False)
+    staged = Staged(PLAN, early=False, floor={"near": 0.3})
     staged.attached(2)
     staged.started(Started(0, 0, 0, 1, stamp("near")))  # never ends
     for order in range(1, 40):

@@ -42,7 +42,7 @@ def test_a_window_survives_its_state(outcomes: list[bool]) -> None:
     )
 
 
-@pytest.mark.parametrize("state", [None, ["012", 3], ["01", 1], ["0" * 51, 60], ["0"], [0, "0"]])
+@pytest.mark.parametrize("state", [None, ["012", 3], ["01", 1], ["01", 3], ["0" * 51, 60], ["0"], [0, "0"]])
 def test_a_torn_window_is_refused(state: object) -> None:
     with pytest.raises(StateError, match="here: expected"):
         Window().load(state, "here")

@@ -1,0 +1,224 @@
+"""The journal and what is read from it: exact replay, other rules, explanations, and errors with file and line."""
+# pure + files under tmp_path; the channel is scripted
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curriculum import Coordinator, Journal, JournalError, Stage, Staged, StagePlan, read_journal
+from curriculum.__main__ import main
+from curriculum.replay import other_rules, replay
+from tests.curriculum.helpers import Channel, Started, episode, stamp
+
+PLAN = StagePlan(
+    [Stage("near", 0.60, 50), Stage("middle", 0.65, 60, floor=0.40), Stage("far", 0.70, 80, floor=0.45)]
+)
+
+
+async def write(
+    path: Path, staged: Staged, steps: int = 400, seed: int = 1, state: Any = None
+) -> dict[str, Any]:
+    """A run of 8 envs with slow failures, an operator, a hold, an abort now and then."""
+    rng = random.Random(seed)
+    channel = Channel(num_envs=8)
+    coordinator = Coordinator(staged, channel, journal=path)
+    if state is not None:
+        coordinator.load_state_dict(state)
+    task = asyncio.create_task(coordinator.run())
+    running: dict[int, tuple[int, int, int, str, bool]] = {}
+    for step in range(steps):
+        events: list[Any] = []
+        for env in range(8):
+            if env not in running:
+                good = rng.random() < (0.75 if step % 200 < 140 else 0.2)
+                order, stage = step * 8 + env, str(coordinator.stage)
+                running[env] = (order, step + (1 if good else 4), channel.version, stage, good)
+                events.append(Started(env, order, order, channel.version, stamp(stage)))
+        for env, (order, end, version, stage, good) in sorted(running.items()):
+            if end == step:
+                outcome = "aborted" if rng.random() < 0.03 else "truncated"
+                events.append(episode(order, stage, good, version=version, outcome=outcome, env_id=env))
+                del running[env]
+        channel.hand_out(events, min(order for order, *_ in running.values()) if running else 1 << 40)
+        await coordinator.settled()
+        if step == 250:
+            coordinator.set_stage("near", by="operator", why="to see it again")
+            coordinator.set_mixing_ratio("middle", 0.3, by="operator")
+            coordinator.record("near", True)
+        if step in (300, 320):
+            (coordinator.hold if step == 300 else coordinator.release)(why="pause")
+    saved = coordinator.state_dict()
+    channel.closed = True
+    channel._signal.set()
+    await task
+    return saved
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("options", [{}, {"window": "completed"}, {"rules": "sequential", "probe": 0.02}])
+async def test_a_journal_replays_to_the_same_decisions(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "run" / "journal.jsonl"
+    saved = await write(path, Staged(PLAN, **options))
+    result = replay(path)
+    kinds = [decision.kind for decision in result.logged]
+    assert {"advance", "set_stage", "set_mixing_ratio", "hold", "release"} <= set(kinds)
+    assert result.same
+    assert result.total == saved["strategy"]["total"]
+    assert [d.as_dict() for d in result.logged] == saved["decisions"]
+    for stay in other_rules(
+        path, {"rules": options.get("rules", "reference"), "window": options.get("window", "started")}
+    ):
+        logged = stay.logged
+        if (
+            logged is not None and logged.kind != "set_stage"
+        ):  # the rules' own moves, found again stay by stay
+            assert stay.other is not None
+            assert (stay.other.kind, stay.other.to, stay.other.total) == (
+                logged.kind,
+                logged.to,
+                logged.total,
+            )
+        else:
+            assert stay.other is None
+
+
+@pytest.mark.asyncio
+async def test_a_resumed_journal_replays_too_and_a_torn_line_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    saved = await write(path, Staged(PLAN))
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"kind":"batch","numb')  # a crash in the middle of a line
+    assert len(list(read_journal(path))) == whole.count(b"\n")
+    await write(path, Staged(PLAN), seed=2, state=saved)
+    assert path.read_bytes().startswith(whole + b'{"kind":"run"')
+    assert replay(path).same
+    assert len(replay(path).logged) > len(saved["decisions"])
+
+
+@pytest.mark.asyncio
+async def test_replay_notices_a_journal_that_was_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    await write(path, Staged(PLAN))
+    text = path.read_text()
+    path.write_text(text.replace('"kind":"advance"', '"kind":"regress"', 1))
+    assert not replay(path).same
+    assert main(["replay", str(path)]) == 1
+    assert "does not replay" in capsys.readouterr().err
+
+
+@pytest.mark.asyncio
+async def test_the_command_line_replays_compares_and_explains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    await write(path, Staged(PLAN))
+    count = len(replay(path).logged)
+    assert main(["replay", str(path)]) == 0
+    assert f"{count} decisions: replayed exactly" in capsys.readouterr().out
+    assert main(["replay", str(path), "--rules", "sequential", "--threshold", "near=.99"]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("near")]
+    assert all(line.endswith("no move") for line in rows)
+    assert "drawn under the logged directives" in out
+    assert main(["explain", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "advance   near → middle  (" in out
+    assert "by operator: to see it again" in out
+    assert f"{count} decisions" in out
+    assert main(["replay", str(path), "--threshold", "near=x"]) == 2
+
+
+@pytest.mark.asyncio
+async def test_sequential_rules_move_later_than_the_reference_on_the_same_episodes(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    await write(path, Staged(PLAN))
+    first = other_rules(path, {"rules": "sequential"})[0]
+    assert first.logged is not None
+    assert first.other is None or first.other.total > first.logged.total
+
+
+LINES = [
+    {
+        "kind": "run",
+        "schema": 1,
+        "num_envs": 1,
+        "config": Staged(PLAN).config(),
+        "state": Staged(PLAN).state_dict(),
+    },
+    {"kind": "batch", "number": 0, "watermark": 5, "started": [], "ended": []},
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r":3: not valid JSON"),
+        ("[]", r":3: kind: expected one of run, batch"),
+        ('{"kind": "guess"}', r":3: kind: expected one of run, batch, .*, got 'guess'"),
+        ('{"kind": "batch", "number": 1}', r":3: a batch line needs the key 'watermark'"),
+        (
+            '{"kind":"batch","number":1,"watermark":1,"started":[[1]],"ended":[]}',
+            r":3: started: expected \[env_id",
+        ),
+        (
+            '{"kind":"batch","number":1,"watermark":1,"started":[],"ended":[[1]]}',
+            r":3: ended: expected \[env_id",
+        ),
+        (
+            '{"kind":"command","command":"fly","arguments":[],"by":null,"why":null}',
+            r":3: command: unknown .* 'fly'",
+        ),
+        (
+            '{"kind":"command","command":"set_stage","arguments":["moon"],"by":null,"why":null}',
+            r":3: set_stage: stage: unknown stage 'moon'",
+        ),
+        ('{"kind":"decision","decision":{}}', r":3: decision: expected kind, stage"),
+        ('{"kind":"run","schema":7,"num_envs":1,"config":{},"state":{}}', r":3: schema: expected 1, got 7"),
+        (
+            '{"kind":"run","schema":1,"num_envs":1,"config":{"strategy":"Other"},"state":{}}',
+            r":3: config: only journals of Staged",
+        ),
+    ],
+)
+def test_a_broken_journal_names_file_and_line(
+    tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in LINES) + line + "\n")
+    with pytest.raises(JournalError, match=message):
+        replay(path)
+    assert main(["replay", str(path)]) == 1
+    assert f"error: {path}:3: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ":1: expected a run line, the file is empty"),
+        (json.dumps(LINES[1]) + "\n", ":1: expected a run line first, got batch"),
+    ],
+)
+def test_a_journal_begins_with_a_run(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(text)
+    with pytest.raises(JournalError, match=message):
+        list(read_journal(path))
+
+
+def test_a_journal_that_is_not_there_or_closed(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="nowhere: cannot be read"):
+        list(read_journal(tmp_path / "nowhere"))
+    journal = Journal(tmp_path / "j")
+    journal.close()
+    journal.close()
+    with pytest.raises(JournalError, match="the journal is closed"):
+        journal.write("published", version=1)
