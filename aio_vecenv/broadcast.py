@@ -72,6 +72,7 @@ class Updates:
         """A worker is live (again), and knows nothing: the newest of every topic waits for it."""
         worker = self._workers[index] = _Worker()
         for update in self.newest.values():
+            worker.since[update.topic] = 1  # it lacks all there ever was of this topic
             self._enqueue(worker, update)
 
     def leave(self, index: int) -> None:
