@@ -85,6 +85,7 @@ class Crew:
         self.num_envs = 0
         self.failure: VecEnvError | None = None
         self._made: list[Spaces] = []
+        self._in_thread = getattr(backend, "in_thread", True)
         self._timed = timeouts.step is not None or timeouts.reset is not None
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -179,6 +180,8 @@ class Crew:
 
     def pump(self) -> bool:
         """Let workers that live in this thread do the oldest command; whether there was one."""
+        if not self._in_thread:
+            return False
         for shift in sorted((s for s in self.shifts if s.commands), key=lambda s: next(iter(s.commands))):
             assert shift.worker is not None
             if shift.worker.pump():

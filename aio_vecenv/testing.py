@@ -420,6 +420,7 @@ class ScriptedBackend:
     """
 
     block_fd = -1
+    in_thread = True
 
     def __init__(self, *, automatic: bool = False) -> None:
         self._inline = InlineBackend()

@@ -75,6 +75,7 @@ class Backend(Protocol):
     """Makes workers."""
 
     block_fd: int  # -1: memory need not be shared
+    in_thread: bool  # whether its workers do their commands in `pump`, in the caller's thread
 
     def worker(self, index: int, incarnation: int, listener: Listener) -> Worker:
         """A new worker; nothing is started yet."""

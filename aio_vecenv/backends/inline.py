@@ -25,6 +25,7 @@ class InlineBackend:
     """Workers in the caller's thread. Timeouts and crashes do not apply; memory is ordinary memory."""
 
     block_fd = -1
+    in_thread = True
 
     def __init__(self) -> None:
         self.block: Any = None

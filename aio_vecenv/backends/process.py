@@ -34,6 +34,7 @@ class ProcessBackend:
 
     def __init__(self, spares: int = 0, workers: int = 1) -> None:
         check_descriptors(workers + spares)
+        self.in_thread = False
         self._block = SharedBlock()
         self.block_fd = self._block.fd
         self._wanted_spares = spares
