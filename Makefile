@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test lint types pytest clean
+.PHONY: train test lint types pytest soak bench clean
 
 train: .venv/.installed          ## train the default preset to its end, with live progress
 	$(BIN)/python -m trainers train
@@ -20,6 +20,12 @@ types: .venv/.installed-dev
 pytest: .venv/.installed-dev
 	$(BIN)/python -m pytest
 
+soak: .venv/.installed-dev        ## ten minutes of random faults; the table must add up
+	$(BIN)/python -m aio_vecenv.chaos --seconds 600
+
+bench: .venv/.installed-bench     ## side by side with other vectorised envs, in under 15 minutes
+	$(BIN)/python -m benchmarks
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
@@ -30,6 +36,10 @@ pytest: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
+	@touch $@ .venv/.installed
+
+.venv/.installed-bench: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[bench]'
 	@touch $@ .venv/.installed
 
 clean:
