@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import tempfile
@@ -10,9 +11,11 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import tyro
 
-from trainers import TrainConfig, load_preset, train
+import aio_vecenv as av
+from trainers import Summary, TrainConfig, load_preset, training
 
 WITH_LIMIT = 40_000  # env steps within which far must be solved, with the curriculum
 WITHOUT_LIMIT = 200_000  # env steps that training on far alone gets
@@ -39,6 +42,7 @@ class Result:
     solved_at: int | None  # env steps, reset rows included; None: not within the limit
     env_steps: int
     wall_s: float  # from nothing to closed: workers' start and their end included, the import of torch not
+    lag_p99_s: float  # how late a 1 ms ticker on the training's event loop was
     stages: tuple[tuple[str, int], ...]  # stage, env steps when it was entered
 
 
@@ -53,15 +57,34 @@ def one(seed: int, curriculum: bool, folder: Path) -> Result:
         name=f"{'with' if curriculum else 'without'}-{seed}",
     )
     began = time.monotonic()
-    summary = train(config)
+    summary, lag_p99_s = av.run(_train_beside_a_ticker(config))
+    within = summary.solved_at is not None and summary.solved_at <= config.total_steps
     return Result(
         seed=seed,
         curriculum=curriculum,
-        solved_at=summary.solved_at,
+        solved_at=summary.solved_at if within else None,
         env_steps=summary.env_steps,
         wall_s=time.monotonic() - began,
+        lag_p99_s=lag_p99_s,
         stages=tuple((entry.stage, entry.env_steps) for entry in summary.timeline),
     )
+
+
+async def _train_beside_a_ticker(config: TrainConfig) -> tuple[Summary, float]:
+    late: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def ticker() -> None:
+        while True:
+            due = loop.time() + 0.001
+            await asyncio.sleep(0.001)
+            late.append(loop.time() - due)
+
+    async with training(config) as run:
+        task = asyncio.create_task(ticker())
+        summary = await run.wait()
+        task.cancel()
+    return summary, float(np.percentile(late, 99))
 
 
 def main() -> None:
@@ -106,6 +129,12 @@ def table(results: list[Result]) -> list[str]:
         f"{max((r.wall_s for r in half.values()), default=0):.1f} s at most" for half in (with_, without)
     ]
     lines.append(f"| solved | **{counts[0]}** | | {longest[0]} | **{counts[1]}** | {longest[1]} |")
+    lags_ms = sorted(1000 * result.lag_p99_s for result in results)
+    lines += [
+        "",
+        f"Event loop lag while training (1 ms ticker), p99 of each run: median {lags_ms[len(lags_ms) // 2]:.1f} ms, "
+        f"worst {lags_ms[-1]:.1f} ms.",
+    ]
     return lines
 
 

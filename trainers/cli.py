@@ -208,7 +208,8 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
                 async for report in run.reports():
                     progress.show(report)
             summary = await run.wait()
-            await asyncio.to_thread(_draw, run.folder)
+            if not received:  # whoever sent a signal waits; `plot` draws it later
+                await asyncio.to_thread(_draw, run.folder)
         progress.finish(summary, run)
         if received:
             print(

@@ -239,7 +239,9 @@ class Run:
             return summary
         finally:
             self._feed.close()
-            for helper in self._helpers:  # from here on the coordinator refuses commands: nobody plays any more
+            for (
+                helper
+            ) in self._helpers:  # from here on the coordinator refuses commands: nobody plays any more
                 helper.cancel()
             await asyncio.gather(*self._helpers, return_exceptions=True)
 
