@@ -31,10 +31,11 @@ class Journal:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._file: IO[str] | None = None
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.cut_bytes = _cut_torn_line(self.path)
-        self._file: IO[str] | None = self.path.open("a", encoding="utf-8", buffering=1)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line."""
@@ -76,6 +77,9 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def __del__(self) -> None:  # of a coordinator that never ran; every line is written already
+        self.close()
 
     def __enter__(self) -> Journal:
         return self

@@ -9,8 +9,17 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from curriculum import CurriculumEnv, Directive, DirectiveError, Level, LevelError, LevelSet, Staged
-from tests.curriculum.helpers import PLAN, LevelEnv, level_set
+from curriculum import (
+    CurriculumEnv,
+    Directive,
+    DirectiveError,
+    Level,
+    LevelError,
+    LevelSet,
+    Staged,
+    StagePlan,
+)
+from tests.curriculum.helpers import PLAN, ActionEnv, LevelEnv, level_set
 
 
 def directive(stage: str, mix: float = 0.0) -> Directive:
@@ -130,6 +139,24 @@ def test_c10_seeded_resets_repeat_their_draws() -> None:
 
 
 # ---- alone
+
+
+@pytest.mark.parametrize(("mix_by", "share"), [("episodes", 0.73), ("steps", 0.40)])
+def test_mix_by_steps_makes_the_ratio_the_share_of_steps(mix_by: Any, share: float) -> None:
+    """Episodes of the previous stage are four times as long; the ratio is .40 all along."""
+    levels = LevelSet([Level("near", "n", {"length": 40}), Level("middle", "m", {"length": 10})])
+    staged = Staged(StagePlan(PLAN.stages[:2]), mix_by=mix_by)
+    staged.set_stage("middle")
+    env = CurriculumEnv(ActionEnv(), levels, strategy=staged)
+    steps: Counter[str] = Counter()
+    for episode in range(1500):
+        stage = env.reset(seed=4 if episode == 0 else None)[1]["task"]["stage"]
+        ended = False
+        while not ended:
+            ended = env.step(0)[2]
+            steps[stage] += episode >= 100
+    assert staged.mixing_ratio("middle") == 0.40
+    assert steps["near"] / steps.total() == pytest.approx(share, abs=0.03)
 
 
 def test_alone_it_tracks_itself_and_checks_every_ten_episodes() -> None:
