@@ -76,7 +76,7 @@ class AnySequence(RuleBasedStateMachine):
     def only_commands_are_owed(self) -> None:
         assert set(self.talk.owed.values()) <= set(COMMANDS)
         if self.talk.owed:
-            assert self.talk.state in (State.READY, State.CLOSING, State.LOST)
+            assert self.talk.state in (State.READY, State.CLOSING, State.CLOSED, State.LOST)
 
 
 AnySequence.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

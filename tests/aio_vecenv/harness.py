@@ -1,0 +1,136 @@
+"""Shared by the tests of the runtime: waiting for states, running parents of their own, counting what they left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = """
+import asyncio, os, signal, sys, time, threading, ctypes
+import numpy as np
+import aio_vecenv as av
+from functools import partial
+from aio_vecenv.testing import *
+def pids(envs): return [w.pid for w in envs.statistics().workers]
+def ready(envs, *more):
+    print("READY", *pids(envs), *more, flush=True)
+"""
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """For tests that are not async themselves."""
+    return asyncio.run(coroutine)
+
+
+async def until(state: Callable[[], Any], limit_s: float = 10.0) -> None:
+    """Wait, on the loop, until `state()` is true. Raises AssertionError at the limit."""
+    deadline = time.monotonic() + limit_s
+    while not state():
+        assert time.monotonic() < deadline, f"not so within {limit_s} s: {state}"
+        await asyncio.sleep(0.002)
+
+
+def wait_until(state: Callable[[], Any], limit_s: float = 10.0) -> None:
+    """The same without a loop."""
+    deadline = time.monotonic() + limit_s
+    while not state():
+        assert time.monotonic() < deadline, f"not so within {limit_s} s: {state}"
+        time.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def state_of(pid: int) -> str:
+    """As the kernel sees it: R, S, T, Z …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+class Parent:
+    """A Python process in a session of its own that runs `code`; Ctrl-C restored, everything it starts is counted."""
+
+    def __init__(self, code: str, *arguments: str, stdin: bool = False, **environment: str) -> None:
+        command = [sys.executable, "-"] if stdin else [sys.executable, "-c", PREFIX + code]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            restore_signals=True,
+            cwd=ROOT,
+            env={**os.environ, **environment, "AIO_VECENV_TEST": str(time.monotonic_ns())},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        if stdin:
+            assert self.process.stdin is not None
+            self.process.stdin.write(PREFIX + code)
+            self.process.stdin.close()
+            self.process.stdin = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def __enter__(self) -> Parent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in [self.pid, *self.left()]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.communicate()
+
+    def ready(self) -> list[str]:
+        """Wait for its line READY; what follows the word."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("READY"):
+                return line.split()[1:]
+        raise AssertionError(
+            f"it never was ready: {self.process.stderr.read() if self.process.stderr else ''}"
+        )
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self, limit_s: float = 20.0) -> tuple[int, str, str]:
+        """Wait for its end; exit code, stdout, stderr."""
+        out, err = self.process.communicate(timeout=limit_s)
+        return self.process.returncode, out, err
+
+    def left(self) -> list[int]:
+        """Processes of its session that live, itself excluded."""
+        found: list[int] = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == self.pid:
+                continue
+            try:
+                if os.getsid(int(entry.name)) == self.pid and state_of(int(entry.name)) != "Z":
+                    found.append(int(entry.name))
+            except (ProcessLookupError, FileNotFoundError):
+                continue
+        return found
+
+    def nothing_left(self, limit_s: float = 2.0) -> None:
+        """Raise AssertionError unless nothing of it lives within the limit."""
+        wait_until(lambda: not self.left(), limit_s)
