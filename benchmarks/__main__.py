@@ -1,0 +1,52 @@
+"""`python -m benchmarks`: all of them, one after another; tables to stdout, JSON, tables and charts to a folder."""
+# edge: starts the benchmarks as processes
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ALL = ("throughput", "latency", "start", "memory", "training")
+SECONDS = {"throughput": 0.8, "latency": 0.8, "start": 1.0, "memory": 0.4, "training": 1.0}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Every benchmark of speed and size, in under 15 minutes on 2 cores."""
+
+    out: Path = Path("bench-results")
+    """Folder for NAME.json, NAME.md and NAME.png."""
+    only: tuple[str, ...] = ALL
+    """Which."""
+    rounds: int = 5
+    """Rounds of each."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    began, failed = time.monotonic(), []
+    for name in arguments.only:
+        target = arguments.out / name
+        command = [
+            sys.executable, "-m", f"benchmarks.{name}", "--rounds", str(arguments.rounds),
+            "--seconds", str(SECONDS.get(name, 1.0)),
+            "--json", f"{target}.json", "--plot", f"{target}.png",
+        ]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout, flush=True)
+        target.with_suffix(".md").write_text(done.stdout, "utf-8")
+        if done.returncode:
+            failed.append(name)
+    print(f"{time.monotonic() - began:.0f} s in all; JSON, tables and charts are in {arguments.out}/")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
