@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curriculum import rules
 from curriculum.directive import Directive
-from curriculum.errors import CommandError, PlanError, StampError, StateError
+from curriculum.errors import CommandError, PlanError, StampError
 from curriculum.rules import BASE_RATIO, CHECK_EVERY
 from curriculum.stages import FloatOverride, IntOverride, StagePlan
 from curriculum.strategies.base import (
@@ -17,10 +17,10 @@ from curriculum.strategies.base import (
     StartedLike,
     Success,
     is_success,
-    need,
     task_of,
 )
 from curriculum.strategies.report import explanation, progress_rows
+from curriculum.strategies.staged_state import load_staged, staged_config, staged_state
 from curriculum.strategies.tally import Tally
 from curriculum.windows import Entry, StartOrder
 
@@ -425,83 +425,12 @@ class Staged:
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data; a replay needs them."""
-        return {
-            "strategy": "Staged",
-            "stages": [stage.as_dict() for stage in self.plan],
-            "rules": self.rules,
-            "window": self.window,
-            "early": self.early,
-            "trend": self.trend,
-            "adaptive_mixing": self.adaptive_mixing,
-            "stage_mixing": self.stage_mixing,
-            "probe": self.probe,
-            "mix_by": self.mix_by,
-        }
+        return staged_config(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data, with a schema version."""
-        return {
-            "schema": 1,
-            "strategy": "Staged",
-            "stages": list(self.plan.names),
-            "window": self.window,
-            "num_envs": self._num_envs,
-            "current": self._current,
-            "stay_version": self._stay_version,
-            "stay_by_regression": self._stay_by_regression,
-            "stay_admitted": self._stay_admitted,
-            "moved": self._moved,
-            "stalled": self._stalled,
-            "solved": self._solved,
-            "held": self._held,
-            "total": self._total,
-            "last_check": self._last_check,
-            "ended_now": self._ended_now,
-            "overrides": {self.plan[i].name: ratio for i, ratio in self._overrides.items()},
-            "ratios": list(self._ratios),
-            "last_verdict": self._last_verdict,
-            "order": self._order.state(),
-            "tallies": [tally.state() for tally in self._tallies],
-        }
+        return staged_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as if it had not stopped. StateError, and nothing changed, if the state does not fit."""
-        fresh = [Tally(stage, BASE_RATIO) for stage in self.plan]
-        order = StartOrder()
-        where = "Staged state"
-        if need(state, "schema", int, where) != 1 or need(state, "strategy", str, where) != "Staged":
-            raise StateError(
-                f"{where}: expected schema 1 of Staged, got {state['schema']} of {state['strategy']}"
-            )
-        for key, mine in (("stages", list(self.plan.names)), ("window", self.window)):
-            if need(state, key, (list, str), where) != mine:
-                raise StateError(f"{where}: {key}: expected {mine!r}, got {state[key]!r}")
-        tallies = need(state, "tallies", list, where)
-        if len(tallies) != len(fresh):
-            raise StateError(f"{where}: tallies: expected {len(fresh)}, got {len(tallies)}")
-        for tally, saved in zip(fresh, tallies):
-            tally.load(saved, f"{where}: stage {tally.stage.name!r}")
-        order.load(need(state, "order", dict, where), len(fresh), f"{where}: order")
-        current = need(state, "current", int, where)
-        if not 0 <= current < len(fresh):
-            raise StateError(f"{where}: current: expected 0 to {len(fresh) - 1}, got {current}")
-        counts = {
-            key: need(state, key, int, where)
-            for key in ("num_envs", "stay_admitted", "total", "last_check", "ended_now")
-        }
-        flags = {
-            key: need(state, key, bool, where)
-            for key in ("stay_by_regression", "moved", "stalled", "solved", "held")
-        }
-        overrides = need(state, "overrides", dict, where)
-        ratios = [float(ratio) for ratio in need(state, "ratios", list, where)]
-        if len(ratios) != len(fresh) or set(overrides) - set(self.plan.names):
-            raise StateError(f"{where}: ratios and overrides: expected those of {', '.join(self.plan.names)}")
-        stay_version = need(state, "stay_version", (int, type(None)), where)
-        self._last_verdict = need(state, "last_verdict", (dict, type(None)), where)
-        self._tallies, self._order, self._current, self._stay_version = fresh, order, current, stay_version
-        for name, value in (*counts.items(), *flags.items()):
-            setattr(self, f"_{name}", value)
-        self._overrides = {self.plan.index(name): float(ratio) for name, ratio in overrides.items()}
-        self._ratios = ratios
-        self._directive = None
+        load_staged(self, state)

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +225,33 @@ def test_a_journal_that_is_not_there_or_closed(tmp_path: Path) -> None:
     journal.close()
     with pytest.raises(JournalError, match="the journal is closed"):
         journal.write("published", version=1)
+
+
+def test_the_command_line_is_a_command(tmp_path: Path) -> None:
+    """As a user starts it: a real process, its exit codes and streams."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "curriculum", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    (tmp_path / "near").mkdir()
+    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "near"\n')
+    (tmp_path / "near" / "walk.jsonl").write_text('{"id": "a", "data": {}}\n')
+    good = run("check", str(tmp_path))
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "1 levels in 1 stages" in good.stdout
+    bad = run("explain", str(tmp_path / "nowhere"))
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.startswith("error: ")
+    assert "Traceback" not in bad.stderr
+    assert run("fly").returncode == 2
+
+
+def test_the_example_strategy_runs() -> None:
+    command = [sys.executable, "examples/custom_strategy.py"]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    easy, hard, _ = ran.stdout.splitlines()
+    assert int(hard.split()[1]) > 5 * int(easy.split()[1])
