@@ -439,8 +439,11 @@ def _stack(leaf: Leaf, values: list[Any]) -> Any:
     """Observations that came pickled: one array where the space has a fixed size, else a tuple."""
     if not leaf.stackable:
         return tuple(values)
-    empty = np.zeros(leaf.shape, leaf.dtype)
-    return np.stack([empty if value is None else value for value in values])
+    rows = np.zeros((len(values), *leaf.shape), leaf.dtype)
+    for row, value in enumerate(values):
+        if value is not None:
+            rows[row] = value
+    return rows
 
 
 def _part(command: Command, mask: NDArray[np.bool_]) -> Command | None:

@@ -216,7 +216,8 @@ def exact(leaf: Leaf, value: Any) -> NDArray[Any] | np.generic | int | float | b
     ):
         with np.errstate(over="ignore"):
             cast = array.astype(leaf.dtype)
-        return cast if bool((np.isfinite(cast) == np.isfinite(array)).all()) else None
+        kept = np.isfinite(cast) == np.isfinite(array) if array.dtype.kind == "f" else cast == array
+        return cast if bool(kept.all()) else None
     return None
 
 

@@ -223,7 +223,7 @@ class AsyncVecEnv:
                 self._release(self._ledger.close())
             finally:
                 self._hub.close()
-            await self._end()
+                await self._end()
         elif not self._closing.done():
             await self._end()
 
