@@ -86,6 +86,7 @@ def test_the_gain_is_exact_where_floats_are_not() -> None:
                 )
                 if above != (second / (length - half) - first / half > 0.15):
                     wrong.append((length, first, second))
+                    assert not rules.trend_bonus(first + second, length, 1000, first, F(1, 20), 50)
     assert sorted(wrong) == sorted(FLOAT_GAIN)
 
 

@@ -327,6 +327,15 @@ def test_the_cooldown_counts_admitted_outcomes_since_any_move() -> None:
     assert decisions[0].reasons == ("below its floor",)
 
 
+def test_failures_from_before_a_stage_was_learned_are_no_sign_of_forgetting() -> None:
+    plan = StagePlan([Stage("near"), Stage("middle", 0.65, 1000, floor=0.40)])
+    driver = Driver(Staged(plan, rules="sequential", early=False))
+    driver.staged.set_stage("middle")
+    driver.publish()
+    assert driver.play("0" * 200 + mixed(50, 50)) == []  # learned at 25 of 50, after two hundred failures
+    assert [decision.kind for decision in driver.play("0" * 60)] == ["regress"]
+
+
 def test_sequential_advance_is_not_latched_and_needs_the_evidence() -> None:
     driver = Driver(Staged(PLAN, rules="sequential", early=False))
     driver.play("1" * 40)
