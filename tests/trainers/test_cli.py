@@ -275,7 +275,10 @@ def test_a_signal_finishes_the_step_saves_and_ends_as_signals_do(
     assert not alive
 
 
-SLOW_ENV = OWN_ENV.replace("def step(self, action):", "def step(self, action):\n        time.sleep(30)")
+SLOW_ENV = OWN_ENV.replace(
+    "def step(self, action):",
+    "def step(self, action):\n        print('in the step', flush=True)\n        time.sleep(30)",
+)
 
 
 def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -284,7 +287,7 @@ def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     args = ("train", "--env", "slow:make", "--plan", "plan.toml", "--num-envs", "1", "--num-workers", "1")
     (tmp_path / "plan.toml").write_text(OWN_PLAN)
     with started(*args, cwd=tmp_path) as process:
-        read_until(process, "slow:make · seed 0")
+        read_until(process, "in the step")
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
