@@ -34,8 +34,14 @@ ROOMS: dict[str, set[str]] = {
     },
     "aio_vecenv/backends": {"__init__", "base", "inline", "process"},
     "aio_vecenv/adapters": {"__init__"},
-    "curriculum": set(),
-    "curriculum/strategies": set(),
+    "curriculum": {
+        "__init__", "__main__", "coordinator", "curriculum_env", "directive", "errors", "journal", "level_files",
+        "levels", "replay", "rules", "stages", "windows",
+    },
+    "curriculum/strategies": {
+        "__init__", "base", "learnability", "learning_progress", "replay", "report", "staged", "staged_state", "tally",
+        "weighted",
+    },
     "trainers": set(),
     "trainers/presets": set(),
 }  # fmt: skip
