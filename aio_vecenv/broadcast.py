@@ -110,16 +110,19 @@ class Updates:
 
     def applied(self, topic: str, version: int) -> tuple[int, ...]:
         """The live workers that have taken `version` of `topic`, or a newer one."""
-        return tuple(i for i, worker in self._workers.items() if worker.taken.get(topic, 0) >= version)
+        return tuple(i for i, worker in self._sorted() if worker.taken.get(topic, 0) >= version)
 
     def pending(self, topic: str, version: int) -> tuple[int, ...]:
         """The live workers that have not."""
-        return tuple(i for i, worker in self._workers.items() if worker.taken.get(topic, 0) < version)
+        return tuple(i for i, worker in self._sorted() if worker.taken.get(topic, 0) < version)
 
     def newest_taken(self, index: int) -> int:
         """The highest version that this worker has taken; 0 = none."""
         worker = self._workers.get(index)
         return max(worker.taken.values(), default=0) if worker else 0
+
+    def _sorted(self) -> list[tuple[int, _Worker]]:
+        return sorted(self._workers.items(), key=lambda item: item[0])
 
     @staticmethod
     def _enqueue(worker: _Worker, update: Update) -> None:

@@ -170,7 +170,7 @@ class EnvGroup:
             self._deliver_now()
         for i, seed in zip(envs, seeds):
             if error := self._refused.pop(i, None):
-                self._fail(i, "on_broadcast", error, extras)
+                self._fail(i, "on_broadcast", error, extras, again=False)
                 continue
             self._begin(i, seed, None if options is None else dict(options), extras)
         return extras
@@ -237,9 +237,7 @@ class EnvGroup:
     def _autoreset(self, i: int, extras: Extras) -> None:
         self._begin(i, self._reborn.get(i), None, extras)
 
-    def _begin(
-        self, i: int, seed: int | None, options: dict[str, Any] | None, extras: Extras, *, again: bool = True
-    ) -> None:
+    def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None, extras: Extras) -> None:
         """Reset env `i`; its episode begins with the look at the newest version."""
         inbox = self._inbox
         newest = int(self._newest[0])
@@ -256,7 +254,7 @@ class EnvGroup:
             obs, info = _reset_result(result)
             self._write(i, obs, self._rows, "objects", extras)
         except Exception as error:
-            self._fail(i, op, error, extras, again=again)
+            self._fail(i, op, error, extras, again=False)
             return
         self._pending[i] = False
         self._reborn.pop(i, None)
@@ -329,15 +327,15 @@ class EnvGroup:
             extras.setdefault(kind, []).append((i, info))
 
     def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:
-        """Env `i` raised. With on_env_error="reset" it begins anew at once; if that fails too it has failed."""
+        """Env `i` raised. With on_env_error="reset" it begins anew at once, unless it was a reset that failed."""
         report = describe(error, op)
         self._rewards[i] = 0.0
         self._flags[i] = 0
         for items in extras.values():
             items[:] = [item for item in items if item[0] != i]
         self._pending[i] = True
-        if self.settings.on_env_error == "reset" and again and op == "step":
-            self._begin(i, None, None, extras, again=False)
+        if self.settings.on_env_error == "reset" and again:
+            self._begin(i, None, None, extras)
             if not self._pending[i]:
                 extras.setdefault("env_errors", []).append((i, report))
             return

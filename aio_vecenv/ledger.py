@@ -150,6 +150,8 @@ class Ledger:
 
         Only where errors are not raised (on_env_error="reset").
         """
+        if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
+            self._end_failed(command, env_id)
         for items in command.extras.values():
             items[:] = [item for item in items if item[0] != env_id]
         command.env_ids = command.env_ids[command.env_ids != env_id]
@@ -197,21 +199,25 @@ class Ledger:
         return sorted(errors, key=lambda item: item[1])
 
     def _fail(self, command: Command, env_id: int, report: ErrorReport) -> None:
+        if self.book.runs(env_id):
+            self._end_failed(command, env_id)
+        self.book.forget(env_id)
+        self._due.add(env_id)
+        self._anew_why.pop(env_id, None)
+        self.blocked[env_id] = f"raised {report.type_name} in {report.op}"
+
+    def _end_failed(self, command: Command, env_id: int) -> None:
+        """The episode of an env that raised is over; as it ended itself, if only the reset after it failed."""
         flags = int(self._slab.flags[env_id])
         outcome: Outcome = "aborted"
         info: dict[str, Any] = {}
-        if flags and command.kind is Kind.STEP:  # SAME_STEP: the episode ended, the reset after it failed
+        if flags and command.kind is Kind.STEP:  # SAME_STEP
             self.book.length[env_id] += 1
             self.book.episode_return[env_id] += self._slab.rewards[env_id]
             outcome = "terminated" if flags & TERMINATED else "truncated"
             info = _gather([command.extras], "final_infos").get(env_id, {})
             info = _gather([command.extras], "ends").get(env_id, info)
-        if self.book.runs(env_id):
-            self._unreleased.append(self.book.end(env_id, outcome, info, -1))
-        self.book.forget(env_id)
-        self._due.add(env_id)
-        self._anew_why.pop(env_id, None)
-        self.blocked[env_id] = f"raised {report.type_name} in {report.op}"
+        self._unreleased.append(self.book.end(env_id, outcome, info, -1))
 
     # -- hand-out ----------------------------------------------------------------------------------------------
 

@@ -35,7 +35,9 @@ class ErrorReport:
         if len(self.pickled or b"") + 4 * (len(self.message) + len(self.traceback)) <= size_bytes:
             return self
         some = max(size_bytes // 16, 100)  # a character takes up to four bytes
-        return replace(self, message=self.message[:some], traceback=self.traceback[-some:], pickled=None)
+        return replace(
+            self, message=self.message[:some], traceback=_middle_out(self.traceback, some), pickled=None
+        )
 
 
 def describe(error: BaseException, op: str) -> ErrorReport:
@@ -45,13 +47,13 @@ def describe(error: BaseException, op: str) -> ErrorReport:
     except Exception as worse:
         message = f"<its __str__ raised {type(worse).__name__}>"
     try:
-        text = "".join(traceback.format_exception(error))[-_MAX_TEXT:]
+        text = _middle_out("".join(traceback.format_exception(error)), _MAX_TEXT)
     except Exception:
         text = ""
     pickled: bytes | None
     try:
-        pickled = cloudpickle.dumps(error)
-        if len(pickled) > _MAX_TEXT or type(wire.loads(pickled)) is not type(error):
+        pickled = cloudpickle.dumps(error) if len(message) < _MAX_TEXT else None
+        if pickled is None or len(pickled) > _MAX_TEXT or type(wire.loads(pickled)) is not type(error):
             pickled = None
     except Exception:
         pickled = None
@@ -65,6 +67,11 @@ def describe(error: BaseException, op: str) -> ErrorReport:
         getattr(error, "got", "") if _is_row_error(error) else "",
         getattr(error, "leaf", None) if _is_row_error(error) else None,
     )
+
+
+def _middle_out(text: str, limit: int) -> str:
+    """At most about `limit` characters: the frames come first, what was raised last."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}\n…\n{text[-limit // 2 :]}"
 
 
 def _is_row_error(error: BaseException) -> bool:

@@ -312,6 +312,7 @@ FAULTS: dict[str, Callable[[Any, Result], Result]] = {
     "raise without text": _raise(BadText),
     "raise group": _raise(lambda: ExceptionGroup("several", [ValueError("a"), KeyError("b")])),
     "raise 10 MB": _raise(lambda: ValueError("x" * 10_000_000)),
+    "raise 100 kB": _raise(lambda: ValueError("x" * 100_000)),
     "raise unicode": _raise(lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no")),
     "hang": _hang,
     "wait": _wait,

@@ -240,6 +240,10 @@ class AsyncVecEnv:
             if not self._closing.cancelled():
                 self._closing.exception()  # seen: the cancellation is what there is to tell
             raise
+        finally:
+            for name in ("_ledger", "_port"):  # their views keep the block, and Python's mapping a descriptor
+                vars(self).pop(name, None)
+            self._crew.channel.mark = lambda version: None  # no worker is left to see it
 
     def __del__(self) -> None:
         if not self._closed and os.getpid() == self._pid:
@@ -306,16 +310,15 @@ class AsyncVecEnv:
             self._seed[env_id] = given if given is not None else self._seed[env_id]
         in_order = np.sort(ids)
         self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
-        posted: list[Command] = []
         for worker, mine in self._deal.by_worker(in_order):
             command = Command(Kind.RESET, self._next(), number, worker, mine, options=options)
             command.seeds = [by_env[e] for e in mine.tolist()]
-            posted.append(self._post_reset(command))
+            self._post_reset(command)
         try:
             await self._all_ready(in_order)
         except asyncio.CancelledError:
-            self._dropped.update(command.sequence for command in posted if not self._is_ready(command))
-            self._ledger.drop(in_order)
+            if not self._closed:
+                self._drop_reset(in_order)
             raise
         self._raise_errors(self._ledger.take_errors(ids))
         batch, events = self._ledger.hand_out(self._ledger.select(ids))
@@ -638,8 +641,13 @@ class AsyncVecEnv:
         self._ledger.next_number += 1
         return number
 
-    def _is_ready(self, command: Command) -> bool:
-        return bool(self._ledger.is_ready[command.env_ids].all())
+    def _drop_reset(self, ids: EnvIds) -> None:
+        """A reset of these envs was cancelled: what is still under way for it will be dropped."""
+        for shift in self._crew.shifts:
+            for command in shift.commands.values():
+                if command.kind is Kind.RESET and np.isin(command.env_ids, ids).any():
+                    self._dropped.add(command.sequence)
+        self._ledger.drop(ids)
 
     async def _all_ready(self, ids: EnvIds) -> None:
         """Wait until every one of these envs that owes a row has it ready."""
