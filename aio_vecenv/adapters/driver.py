@@ -8,10 +8,11 @@ happens either – acknowledgements, deadlines, restarts and what runs beside th
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
-from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import CancelledError as Cancelled
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 from ..errors import ClosedError, WrongLoopError
 
@@ -21,12 +22,7 @@ T = TypeVar("T")
 LoopChoice = Literal["auto", "thread"]
 
 
-class Pending(Protocol):
-    """Something under way on the loop: an asyncio.Task in place, a concurrent future in a thread."""
-
-    def done(self) -> bool: ...
-    def cancel(self) -> object: ...
-    def result(self) -> Any: ...
+Pending = asyncio.Task[Any]  # something under way on the loop
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -64,85 +60,60 @@ class Driver:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run `coroutine` as a task; its result. An interrupt (Ctrl-C) cancels it."""
-        return self.wait(self._task(coroutine), None)  # type: ignore[no-any-return]
+        if self._in_thread(coroutine):
+            return self._result(coroutine)
+        with self._turning(coroutine):
+            task = self._loop.create_task(coroutine)
+            try:
+                while not task.done():
+                    self._loop.turn()
+            except BaseException:
+                task.cancel()
+                while not task.done():
+                    self._loop.turn()
+                raise
+        return task.result()
 
     def quick(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """As `run`, for a coroutine that needs no current task: in place it costs no more than an await does."""
-        if self._in_thread():
-            return self.wait(self._task(coroutine), None)  # type: ignore[no-any-return]
-        with self._lock:
-            self._enter()
+        if self._in_thread(coroutine):
+            return self._result(coroutine)
+        with self._turning(coroutine):
             try:
                 return self._by_hand(coroutine)
-            finally:
-                asyncio._set_running_loop(None)
+            except BaseException:
+                coroutine.close()
+                raise
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)` in the thread that turns the loop; its result."""
-        if self._in_thread():
 
-            async def calling() -> T:
-                return function(*args)
+        async def calling() -> T:
+            return function(*args)
 
-            return self.wait(self._task(calling()), None)  # type: ignore[no-any-return]
-        with self._lock:
-            self._enter()
-            try:
-                return function(*args)
-            finally:
-                asyncio._set_running_loop(None)
+        return self.quick(calling())
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Pending:
         """Begin `coroutine`: everything that it does before it waits for the first time has been done on return."""
-        if self._in_thread():
-            begun = threading.Event()
 
-            async def beginning() -> Any:
-                task = self._loop.create_task(coroutine)
-                await asyncio.sleep(0)
-                begun.set()
-                return await task
+        async def starting() -> Pending:
+            task = self._loop.create_task(coroutine)
+            task.add_done_callback(_seen)
+            await asyncio.sleep(0)
+            return task
 
-            future = asyncio.run_coroutine_threadsafe(beginning(), self._loop)
-            begun.wait()
-            return future
-        with self._lock:
-            self._enter()
-            try:
-                task = self._loop.create_task(coroutine)
-                task.add_done_callback(_seen)
-                self._loop.call_soon(_nothing)  # this turn waits for nothing
-                self._loop.turn()
-            finally:
-                asyncio._set_running_loop(None)
-        return task
+        return self.quick(starting())
 
     def wait(self, pending: Pending, timeout_s: float | None) -> Any:
-        """Wait for what was started. TimeoutError after `timeout_s` seconds: it goes on. An interrupt cancels it."""
-        if self._in_thread():
-            if isinstance(pending, asyncio.Task):  # begun before the loop moved
-                pending = asyncio.run_coroutine_threadsafe(_await(pending), self._loop)
-            return _result(pending, timeout_s)
-        with self._lock:
-            self._enter()
-            try:
-                self._turn_until(pending, timeout_s)
-            except BaseException:
-                pending.cancel()
-                self._turn_until(pending, 1.0)
-                raise
-            finally:
-                asyncio._set_running_loop(None)
+        """The result of what was started. TimeoutError after `timeout_s` seconds: it goes on."""
+        self.quick(_done(pending, timeout_s))
         if not pending.done():
             raise TimeoutError
         return pending.result()
 
     def drop(self, pending: Pending) -> None:
-        """Cancel what was started; nobody wants its result any more."""
-        if self._in_thread():
-            self._loop.call_soon_threadsafe(pending.cancel)
-        else:
-            pending.cancel()
+        """Cancel what was started, and see it end; nobody wants its result any more."""
+        self.quick(_cancelled(pending))
 
     def close(self, last: Coroutine[Any, Any, Any] | None = None) -> None:
         """Run `last`, cancel whatever is left, close the loop, end the thread. Can be called twice."""
@@ -162,18 +133,12 @@ class Driver:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _task(self, coroutine: Coroutine[Any, Any, Any]) -> Pending:
-        if self._loop.is_closed():
-            coroutine.close()
-            raise ClosedError("the adapter is closed")
-        if self._in_thread():
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        return self._loop.create_task(coroutine)
-
-    def _in_thread(self) -> bool:
+    def _in_thread(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        """Whether the loop turns in its thread: from now on, if this call comes from under a running loop."""
         running = asyncio._get_running_loop()
         if running is not None:
             if running is self._loop:
+                coroutine.close()
                 raise WrongLoopError(
                     "called from inside the adapter's own loop, which it would block: await its `native` instead"
                 )
@@ -181,47 +146,52 @@ class Driver:
                 self._start_thread()
         return self._thread is not None
 
-    def _enter(self) -> None:
-        """This thread turns the loop now."""
+    def _result(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """In a thread: run as a task there."""
         if self._loop.is_closed():
-            raise ClosedError("the adapter is closed")
-        thread = threading.get_ident()
-        if thread != self._turner:
-            self._turner = thread
-            if self.moved is not None:
-                self.moved()
-        asyncio._set_running_loop(self._loop)
-
-    def _by_hand(self, coroutine: Generator[Any, None, T] | Coroutine[Any, Any, T]) -> T:
-        loop = self._loop
-        try:
-            while True:
-                try:
-                    waits_for = coroutine.send(None)
-                except StopIteration as stop:
-                    return stop.value  # type: ignore[no-any-return]
-                if waits_for is None:  # asyncio.sleep(0)
-                    loop.call_soon(_nothing)
-                    loop.turn()
-                    continue
-                waits_for._asyncio_future_blocking = False
-                while not waits_for.done():
-                    loop.turn()
-        except BaseException:
             coroutine.close()
+            raise ClosedError("the adapter is closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise asyncio.CancelledError from None
+        except BaseException:
+            future.cancel()
             raise
 
-    def _turn_until(self, pending: Pending, timeout_s: float | None) -> None:
+    @contextmanager
+    def _turning(self, coroutine: Coroutine[Any, Any, Any]) -> Iterator[None]:
+        """This thread turns the loop now, and no other."""
+        with self._lock:
+            if self._loop.is_closed():
+                coroutine.close()
+                raise ClosedError("the adapter is closed")
+            thread = threading.get_ident()
+            if thread != self._turner:
+                self._turner = thread
+                if self.moved is not None:
+                    self.moved()
+            asyncio._set_running_loop(self._loop)
+            try:
+                yield
+            finally:
+                asyncio._set_running_loop(None)
+
+    def _by_hand(self, coroutine: Coroutine[Any, Any, T]) -> T:
         loop = self._loop
-        if timeout_s is None:
-            while not pending.done():
+        while True:
+            try:
+                waits_for = coroutine.send(None)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            if waits_for is None:  # asyncio.sleep(0)
+                loop.call_soon(_nothing)
                 loop.turn()
-            return
-        deadline = loop.time() + timeout_s
-        timer = loop.call_at(deadline, _nothing)
-        while not pending.done() and loop.time() < deadline:
-            loop.turn()
-        timer.cancel()
+                continue
+            waits_for._asyncio_future_blocking = False
+            while not waits_for.done():
+                loop.turn()
 
     def _start_thread(self) -> None:
         ready = threading.Event()
@@ -249,22 +219,15 @@ def _seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def _await(task: asyncio.Task[T]) -> T:
-    return await task
+async def _done(task: Pending, timeout_s: float | None) -> None:
+    if not task.done():
+        await asyncio.wait([task], timeout=timeout_s)
 
 
-def _result(future: Any, timeout_s: float | None) -> Any:
-    try:
-        return future.result(timeout_s)
-    except Cancelled:
-        raise asyncio.CancelledError from None
-    except TimeoutError:
-        if future.done():  # it ended with a TimeoutError of its own
-            return future.result()
-        raise
-    except BaseException:
-        future.cancel()
-        raise
+async def _cancelled(task: Pending) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _end_tasks() -> None:

@@ -165,16 +165,14 @@ class VecEnv:
 
     def _unpack(self, batch: Batch) -> StepReturn:
         rows: dict[Any, dict[str, Any]] = batch.infos
-        cut = batch.truncations & ~batch.terminations
         dones = batch.terminations | batch.truncations
+        infos: list[dict[str, Any]]
         if rows:
-            infos = [
-                {**rows.get(i, {}), "TimeLimit.truncated": truncated}
-                for i, truncated in enumerate(cut.tolist())
-            ]
+            infos = [{**rows.get(i, {}), "TimeLimit.truncated": False} for i in range(self.num_envs)]
         else:
-            infos = [{"TimeLimit.truncated": truncated} for truncated in cut.tolist()]
+            infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if dones.any():
+            cut = batch.truncations & ~batch.terminations
             finals: dict[Any, dict[str, Any]] = batch.final_infos
             for i in np.flatnonzero(dones).tolist():
                 self.reset_infos[i] = rows.get(i, {})

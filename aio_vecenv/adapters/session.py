@@ -58,8 +58,9 @@ class Session:
     def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:
         """Call `make(native)` on the loop; what it returns runs beside the stepping from now on.
 
-        Its `run()`, if it has one, becomes a task that lives until the adapter is closed, and its `settled()`, if it
-        has one, is awaited before each step (G9). Made for a coordinator, of which nothing is known here.
+        Its `run()`, if it has one, becomes a task that lives until the adapter is closed. Its `settled()`, if it has
+        one, is awaited before each step (G9); in place that is outside of any task, so without `asyncio.timeout`.
+        Made for a coordinator, of which nothing is known here.
         """
         made = self.driver.call(make, self.native)
         run = getattr(made, "run", None)
@@ -82,13 +83,13 @@ class Session:
     def send(self, actions: Any) -> None:
         """Send one action to every env, once whoever must be heard before has settled."""
         if self.before_step is not None:
-            self.driver.run(self._settle(self.before_step))
+            self.driver.quick(self._settle(self.before_step))
         self.driver.call(self.native.send, actions)
 
     def step(self, actions: Any) -> Any:
         """One step of all envs: the batch."""
         if self.before_step is not None:
-            return self.driver.run(self._settled_step(self.before_step, actions))
+            return self.driver.quick(self._settled_step(self.before_step, actions))
         return self.driver.quick(self.native.step(actions))
 
     async def _settled_step(self, before_step: BeforeStep, actions: Any) -> Any:

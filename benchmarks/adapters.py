@@ -1,0 +1,155 @@
+"""What the synchronous adapters cost per step, beside native `AsyncVecEnv`: `python benchmarks/adapters.py`.
+
+Every contender steps its own 32 envs in 2 workers; short rounds are interleaved in random order. Two figures each, and
+how much they are over native `AsyncVecEnv` on asyncio in the same autoreset mode: the median time per call, and the CPU
+time that the calling process spends per call, which a busy machine disturbs less. `null` is an env that does nothing.
+"""
+# edge: prints a table
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+import aio_vecenv as av
+from aio_vecenv.adapters.gymnasium import VectorEnv
+from aio_vecenv.adapters.sb3 import VecEnv
+
+Measure = Callable[[int], list[float]]  # calls -> seconds per call
+
+
+class Null(gym.Env[Any, Any]):
+    """Does nothing, as fast as can be."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    _obs = np.zeros(4, np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        return self._obs, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._obs, 0.0, False, False, {}
+
+
+def _synchronous(step: Callable[[Any], Any], actions: Any) -> Measure:
+    def measure(calls: int) -> list[float]:
+        times = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            step(actions)
+            times.append(time.perf_counter() - began)
+        return times
+
+    return measure
+
+
+def _native(runner: asyncio.Runner, envs: av.AsyncVecEnv, actions: Any) -> Measure:
+    async def stepping(calls: int) -> list[float]:
+        times = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            await envs.step(actions)
+            times.append(time.perf_counter() - began)
+        return times
+
+    return lambda calls: runner.run(stepping(calls))
+
+
+def compare(
+    factory: Callable[[], Any], num_envs: int, workers: int, calls: int, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Seconds and CPU seconds per step call, by contender."""
+    factories = [factory] * num_envs
+    actions = np.zeros(num_envs, np.int64)
+    contenders: dict[str, Measure] = {}
+    closers: list[Callable[[], Any]] = []
+
+    async def settled() -> None:
+        """What a coordinator does when nothing is unread."""
+
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"native, asyncio": asyncio.new_event_loop}
+    try:
+        import uvloop
+    except ImportError:
+        pass
+    else:
+        loops["native, uvloop"] = uvloop.new_event_loop
+    for name, loop in loops.items():
+        for mode in (gym.vector.AutoresetMode.NEXT_STEP, gym.vector.AutoresetMode.SAME_STEP):
+            runner = asyncio.Runner(loop_factory=loop)
+            native = runner.run(av.AsyncVecEnv.open(factories, num_workers=workers, autoreset=mode))
+            runner.run(native.reset(seed=0))
+            contenders[f"{name}, {mode.value}"] = _native(runner, native, actions)
+            closers += [partial(_close_native, runner, native)]
+    for name, options in {
+        "gymnasium adapter": {},
+        "gymnasium adapter, before_step": {"before_step": settled},
+        "gymnasium adapter, thread": {"loop": "thread"},
+    }.items():
+        envs = VectorEnv(factories, num_workers=workers, **options)  # type: ignore[arg-type]
+        envs.reset(seed=0)
+        contenders[name] = _synchronous(envs.step, actions)
+        closers.append(envs.close)
+    for name, options in {
+        "sb3 adapter": {},
+        "sb3 adapter, before_step": {"before_step": settled},
+        "sb3 adapter, thread": {"loop": "thread"},
+    }.items():
+        venv = VecEnv(factories, num_workers=workers, **options)  # type: ignore[arg-type]
+        venv.seed(0)
+        venv.reset()
+        contenders[name] = _synchronous(venv.step, actions)
+        closers.append(venv.close)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for name in order:
+            began = time.process_time()
+            times[name] += contenders[name](calls)
+            cpu[name].append((time.process_time() - began) / calls)
+    for close in closers:
+        close()
+    return {name: (statistics.median(times[name]), statistics.median(cpu[name])) for name in contenders}
+
+
+def _close_native(runner: asyncio.Runner, envs: av.AsyncVecEnv) -> None:
+    runner.run(envs.aclose())
+    runner.close()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--envs", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=20, help="per contender and round")
+    parser.add_argument("--rounds", type=int, default=100)
+    args = parser.parse_args()
+    kinds: dict[str, Callable[[], Any]] = {"CartPole-v1": partial(gym.make, "CartPole-v1"), "null": Null}
+    for kind, factory in kinds.items():
+        medians = compare(factory, args.envs, args.workers, args.calls, args.rounds)
+        print(f"\n{kind}, {args.envs} envs, {args.workers} workers; µs per step call (over native asyncio)")
+        print(f"  {'':34s}{'time, median':>22s}{'CPU of this process':>24s}")
+        for name, figures in medians.items():
+            mode = "SameStep" if name.startswith("sb3") or "SameStep" in name else "NextStep"
+            base = medians[f"native, asyncio, {mode}"]
+            columns = [f"{mine * 1e6:12.1f} ({(mine - of) * 1e6:+7.1f})" for mine, of in zip(figures, base)]
+            print(f"  {name:34s}{columns[0]:>22s}{columns[1]:>24s}")
+
+
+if __name__ == "__main__":
+    main()

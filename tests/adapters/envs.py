@@ -1,0 +1,172 @@
+"""Small envs for the tests of the adapters; importable in the workers."""
+# pure: envs of a few lines
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+__all__ = [
+    "CountEnv",
+    "CustomSpace",
+    "CustomSpaceEnv",
+    "Faulty",
+    "Heeding",
+    "RandomEnv",
+    "Slow",
+    "TwoArguments",
+]
+
+Reset = tuple[Any, dict[str, Any]]
+Step = tuple[Any, Any, bool, bool, dict[str, Any]]
+
+
+class RandomEnv(gym.Env[Any, Any]):
+    """Samples observations of any space; ends at random; its infos have all shapes."""
+
+    def __init__(self, space: spaces.Space[Any], actions: spaces.Space[Any] | None = None) -> None:
+        self.observation_space = deepcopy(space)  # it is seeded
+        self.action_space = spaces.Discrete(5) if actions is None else actions
+        self.t = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {"begun": float(self.np_random.random()), "who": "reset"}
+
+    def step(self, action: Any) -> Step:
+        self.t += 1
+        number = float(np.sum(np.asarray(spaces.flatten(self.action_space, action))))
+        info: dict[str, Any] = {}
+        if self.t % 3 == 0:
+            info = {"t": self.t, "nested": {"x": np.arange(2) + self.t}, "text": f"step {self.t}"}
+        terminated = bool(self.np_random.random() < 0.05)
+        return self.observation_space.sample(), number + self.t, terminated, self.t >= 40, info
+
+
+class CountEnv(gym.Env[Any, Any]):
+    """The observation counts steps, the reward is the action; ends at `max_count`. Reuses its buffer."""
+
+    def __init__(self, max_count: int = 3, render_mode: str | None = None) -> None:
+        self.action_space = spaces.Discrete(5)
+        self.observation_space = spaces.Box(0, 100, (1,), np.int64)
+        self.metadata = {"render_modes": ["rgb_array"]}
+        self.max_count, self.render_mode = max_count, render_mode
+        self.buffer = np.zeros(1, np.int64)
+        self.options: dict[str, Any] | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        super().reset(seed=seed)
+        self.options = options
+        self.buffer[0] = 0 if seed is None else seed
+        return self.buffer, {}
+
+    def step(self, action: Any) -> Step:
+        self.buffer[0] += 1
+        return self.buffer, action, bool(self.buffer[0] == self.max_count), False, {}
+
+    def render(self) -> Any:
+        return np.full((4, 6, 3), self.max_count, np.uint8)
+
+    def add(self, a: int, *, b: int = 0) -> int:
+        return self.max_count + a + b
+
+
+class CustomSpace(spaces.Space[str]):
+    """Nobody's space but ours."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CustomSpace)
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str)
+
+
+class CustomSpaceEnv(gym.Env[str, str]):
+    """Observations and actions that are strings."""
+
+    def __init__(self) -> None:
+        self.observation_space = CustomSpace()
+        self.action_space = CustomSpace()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        super().reset(seed=seed)
+        return "reset", {}
+
+    def step(self, action: str) -> Step:
+        return f"step({action})", 0.0, False, False, {}
+
+
+class TwoArguments(Exception):
+    """Cannot be rebuilt from its message."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class Faulty(CountEnv):
+    """What the action says: 0 nothing, 1 ValueError, 2 TwoArguments, 3 die, 4 wait until `gate` exists."""
+
+    def __init__(self, gate: str = "", max_count: int = 100) -> None:
+        super().__init__(max_count)
+        self.gate = gate
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        if seed == 13:
+            raise ValueError("Error in reset")
+        if seed == 14:
+            self._wait()
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Step:
+        if action == 1:
+            raise ValueError(f"Error in step with {action} at 100%")
+        if action == 2:
+            raise TwoArguments(7, "because")
+        if action == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == 4:
+            self._wait()
+        return super().step(action)
+
+    def wait(self) -> str:
+        self._wait()
+        return "waited"
+
+    def _wait(self) -> None:
+        while not Path(
+            self.gate
+        ).exists():  # the test lets the fault end; polled, since it is another process
+            time.sleep(0.001)
+
+
+class Slow(CountEnv):
+    """Sleeps a millisecond a step."""
+
+    def step(self, action: Any) -> Step:
+        time.sleep(0.001)
+        return super().step(action)
+
+
+class Heeding(CountEnv):
+    """Its reward is the newest payload that it was told."""
+
+    told: float = 0.0
+
+    def on_broadcast(self, payload: Any, version: int) -> None:
+        self.told = payload
+
+    def step(self, action: Any) -> Step:
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, self.told, terminated, truncated, info

@@ -1,0 +1,257 @@
+"""Stable-Baselines3 on top of our `VecEnv`: its contract, its algorithms, its wrappers, and a curriculum beside it."""
+# edge: real worker processes, and the real library
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import aio_vecenv as av
+from aio_vecenv.adapters.sb3 import VecEnv
+from curriculum import CurriculumEnv, Level, LevelSet, Stage, Staged, StagePlan
+from curriculum.adapters import CurriculumVecEnvWrapper
+from tests.adapters.envs import CountEnv, Faulty, RandomEnv
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    stable_baselines3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import (
+        DummyVecEnv,
+        VecFrameStack,
+        VecMonitor,
+        VecNormalize,
+        is_vecenv_wrapped,
+    )
+    from stable_baselines3.common.vec_env import VecEnv as TheirVecEnv
+
+CARTPOLE = partial(gym.make, "CartPole-v1")
+
+
+@pytest.fixture
+def cartpoles() -> Iterator[Any]:
+    with VecEnv("CartPole-v1", 4, num_workers=1) as venv:
+        yield venv
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(theirs, dict):
+        return set(ours) == set(theirs) and all(_equal(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, (tuple, list)):
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+    return bool(np.array_equal(ours, theirs))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (3,), np.float32),
+        spaces.Discrete(4),
+        spaces.Dict(a=spaces.Box(0, 1, (2,), np.float32), b=spaces.Discrete(3)),
+        spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 1, (2,), np.float32))),
+    ],
+    ids=["box", "discrete", "dict", "tuple"],
+)
+def test_the_first_transitions_are_those_of_dummy_vec_env(space: Any) -> None:
+    factories = [partial(RandomEnv, space)] * 3
+    ours, theirs = VecEnv(factories, num_workers=2), DummyVecEnv([lambda f=f: f() for f in factories])  # type: ignore[misc]
+    assert isinstance(ours, TheirVecEnv)
+    ours.seed(4), theirs.seed(4)
+    ours.set_options({"x": 1}), theirs.set_options({"x": 1})
+    assert _equal(ours.reset(), theirs.reset())
+    assert _equal(ours.reset_infos, theirs.reset_infos)
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        actions = random.integers(0, 5, 3)
+        mine, other = ours.step(actions), theirs.step(actions)
+        assert _equal(mine[0], other[0])
+        assert np.allclose(mine[1], other[1])
+        assert _equal(mine[2], other[2])
+        assert _equal(mine[3], other[3])
+        assert _equal(ours.reset_infos, theirs.reset_infos)
+    ours.close()
+
+
+def test_the_rest_of_the_contract() -> None:
+    venv = VecEnv(
+        [partial(gym.wrappers.TimeLimit, CountEnv(i + 3, "rgb_array"), 2) for i in range(3)], num_workers=2
+    )
+    assert venv.metadata == {"render_modes": ["human", "rgb_array"]}
+    assert venv.env_method("add", 1, b=2) == [6, 7, 8]
+    assert venv.env_method("add", 1, indices=[2, 0]) == [6, 4]
+    assert venv.get_attr("max_count", 1) == [4]
+    venv.set_attr("max_count", [7], indices=[0])  # the value, not one per env
+    assert venv.get_attr("max_count") == [[7], 4, 5]
+    assert venv.has_attr("max_count")
+    assert not venv.has_attr("max_cuont")
+    with pytest.raises(AttributeError, match="max_cuont"):
+        venv.get_attr("max_cuont")
+    assert venv.env_is_wrapped(gym.wrappers.TimeLimit) == [True] * 3
+    assert venv.env_is_wrapped(gym.wrappers.OrderEnforcing, indices=0) == [False]
+    assert [frame.shape for frame in venv.get_images() if frame is not None] == [(4, 6, 3)] * 3
+    tiles = venv.render()
+    assert tiles is not None
+    assert tiles.shape == (8, 12, 3)
+    with pytest.warns(UserWarning, match="made with render_mode='rgb_array'"):
+        assert venv.render("ansi") is None
+    venv.set_options([{"a": 1}, {}, {"a": 2}])
+    venv.seed(3)
+    assert venv.reset().ravel().tolist() == [3, 4, 5]
+    assert venv.get_attr("options") == [{"a": 1}, None, {"a": 2}]
+    venv.step([0, 0, 0])
+    _, _, dones, infos = venv.step([0, 0, 0])
+    assert dones.tolist() == [True, True, True]
+    assert infos[2]["TimeLimit.truncated"] is True
+    assert infos[2]["terminal_observation"].tolist() == [7]
+    venv.close()
+    venv.close()
+    with pytest.raises(av.ClosedError):
+        venv.step([0, 0, 0])
+
+
+def test_bad_input_and_errors_of_envs() -> None:
+    with pytest.raises(ValueError, match="inherit nothing"):
+        VecEnv("CartPole-v1", 2, start_method="fork")
+    with pytest.raises(av.SpaceMismatch):
+        VecEnv([CARTPOLE, CountEnv])
+    venv = VecEnv([Faulty] * 3, num_workers=2)
+    venv.reset()
+    with pytest.raises(ValueError, match="nothing was sent"):
+        venv.step([1, 2])
+    with pytest.raises(ValueError, match="Error in step"):  # V12: not EOFError
+        venv.step([0, 1, 0])
+    venv.reset()
+    venv.step_async([0, 0, 0])
+    assert venv.env_method("add", 1) == [101] * 3  # V13: not the step's reply
+    with pytest.raises(av.BusyError):
+        venv.step_async([0, 0, 0])
+    assert venv.step_wait()[0].ravel().tolist() == [1, 1, 1]
+    obs, rewards, dones, infos = venv.step([0, 3, 0])  # V15: the worker died, and is replaced
+    assert dones.tolist() == [False, True, True]
+    assert "SIGKILL" in infos[1]["worker_lost"]
+    assert infos[1]["TimeLimit.truncated"]
+    assert infos[1]["terminal_observation"].tolist() == [1]
+    assert obs.ravel().tolist() == [2, 0, 0]
+    assert rewards.tolist() == [0, 0, 0]
+    venv.close()
+
+
+def test_v16_set_attr_reaches_the_env_that_has_the_attribute(cartpoles: Any) -> None:
+    cartpoles.set_attr("gravity", 1.5)
+    assert cartpoles.env_method("get_wrapper_attr", "unwrapped") is not None
+    assert [env.gravity for env in cartpoles.get_attr("unwrapped")] == [1.5] * 4
+
+
+def test_algorithms_and_wrappers(cartpoles: Any) -> None:
+    stacked = VecFrameStack(VecNormalize(VecMonitor(cartpoles)), n_stack=2)
+    assert is_vecenv_wrapped(stacked, VecMonitor)
+    model = PPO("MlpPolicy", stacked, n_steps=32, batch_size=64, n_epochs=1, seed=1, device="cpu")
+    model.learn(256)
+    assert model.ep_info_buffer
+    mean, _ = evaluate_policy(model, stacked, n_eval_episodes=4, warn=False)
+    assert mean > 0
+    dqn = DQN("MlpPolicy", cartpoles, learning_starts=16, buffer_size=500, train_freq=4, seed=1, device="cpu")
+    dqn.learn(64)
+
+
+def test_dict_observations() -> None:
+    space = spaces.Dict(a=spaces.Box(0, 1, (2,), np.float32), b=spaces.Discrete(3))
+    with VecEnv([partial(RandomEnv, space)] * 2, num_workers=1) as venv:
+        model = PPO("MultiInputPolicy", VecMonitor(venv), n_steps=16, batch_size=16, n_epochs=1, device="cpu")  # type: ignore[arg-type]
+        model.learn(32)
+
+
+# -- a curriculum beside it ---------------------------------------------------------------------------------------------
+
+PLAN = StagePlan([Stage("simplest", 0.60, 10), Stage("simpler", 0.60, 10)])
+LEVELS = LevelSet(
+    [Level(f"{stage}-{i}", stage, "walk", {"n": i}) for stage in ("simplest", "simpler") for i in (0, 1)]
+)
+
+
+class OneStep(gym.Env[Any, Any]):
+    """Succeeds at once if the action says so."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 9, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), float(action), True, False, {"success": bool(action)}
+
+
+def _curriculum_env() -> Any:
+    return CurriculumEnv(OneStep(), LEVELS)
+
+
+def test_the_reference_acceptance_test() -> None:
+    strategy = Staged(PLAN)
+    for i in range(30):
+        strategy.record("simplest", i < 12)
+    venv = CurriculumVecEnvWrapper(VecEnv(_curriculum_env, 4, num_workers=2), strategy)
+    venv.reset()
+    assert venv.env_method("get_mixing_ratio", "simplest") == [0.40] * 4
+    for _ in range(40):
+        venv.record_episode("simplest", True)
+    assert (
+        venv.env_method("get_mixing_ratio", "simplest") == [venv.mixing_ratio("simplest")] * 4 == [0.05] * 4
+    )
+    venv.close()
+
+
+@pytest.mark.parametrize("loop", ["auto", "thread"])
+def test_a_curriculum_advances_during_sb3_training(loop: Any) -> None:
+    inner = VecEnv(_curriculum_env, 4, num_workers=2, loop=loop)
+    venv = CurriculumVecEnvWrapper(VecMonitor(inner), Staged(PLAN))  # type: ignore[arg-type]
+    model = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, device="cpu", ent_coef=0.0)  # type: ignore[arg-type]
+    model.learn(64)
+    assert venv.progress()[0]["outcomes"] > 30
+    assert venv.coordinator.folded >= 16
+    venv.set_stage("simpler", by="operator")
+    assert venv.stage == "simpler"
+    _, _, dones, _ = venv.step(np.ones(4, np.int64))
+    assert dones.all()
+    stages = {info["task"]["stage"] for info in inner.reset_infos if info["task"]["role"] == "current"}
+    assert stages == {"simpler"}
+    venv.close()
+
+
+def test_an_exception_in_the_strategy_ends_the_training() -> None:
+    strategy = Staged(PLAN)
+    venv = CurriculumVecEnvWrapper(VecEnv(_curriculum_env, 2, num_workers=1), strategy)
+    venv.reset()
+
+    def broken(episode: Any) -> None:
+        raise RuntimeError("no such rule")
+
+    strategy.observe = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no such rule"):
+        for _ in range(3):
+            venv.step(np.ones(2, np.int64))
+    venv.close()
+
+
+def test_a_vec_env_without_a_channel_is_refused() -> None:
+    with pytest.raises(TypeError, match="no broadcast channel"):
+        CurriculumVecEnvWrapper(DummyVecEnv([_curriculum_env]), Staged(PLAN))
+
+
+def test_workers_do_not_import_torch(cartpoles: Any) -> None:
+    cartpoles.env_is_wrapped(stable_baselines3.common.monitor.Monitor)
+    pid = cartpoles.native._crew.shifts[0].worker.pid
+    with open(f"/proc/{pid}/maps") as maps:
+        assert "libtorch" not in maps.read()
+    assert pid != os.getpid()
