@@ -102,7 +102,11 @@ class Driver:
             await asyncio.sleep(0)
             return task
 
-        return self.quick(starting())
+        try:
+            return self.quick(starting())
+        except ClosedError:
+            coroutine.close()
+            raise
 
     def wait(self, pending: Pending, timeout_s: float | None) -> Any:
         """The result of what was started. TimeoutError after `timeout_s` seconds: it goes on."""

@@ -14,15 +14,18 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from curriculum import CurriculumEnv, Level, LevelSet
+
 __all__ = [
     "CountEnv",
     "CustomSpace",
     "CustomSpaceEnv",
     "Faulty",
     "Heeding",
+    "OneStep",
     "RandomEnv",
-    "Slow",
     "TwoArguments",
+    "curriculum_env",
 ]
 
 Reset = tuple[Any, dict[str, Any]]
@@ -151,14 +154,6 @@ class Faulty(CountEnv):
             time.sleep(0.001)
 
 
-class Slow(CountEnv):
-    """Sleeps a millisecond a step."""
-
-    def step(self, action: Any) -> Step:
-        time.sleep(0.001)
-        return super().step(action)
-
-
 class Heeding(CountEnv):
     """Its reward is the newest payload that it was told."""
 
@@ -170,3 +165,25 @@ class Heeding(CountEnv):
     def step(self, action: Any) -> Step:
         obs, _, terminated, truncated, info = super().step(action)
         return obs, self.told, terminated, truncated, info
+
+
+class OneStep(gym.Env[Any, Any]):
+    """Succeeds at once if the action says so."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 9, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Step:
+        return np.zeros(1, np.float32), float(action), True, False, {"success": bool(action)}
+
+
+def curriculum_env() -> gym.Env[Any, Any]:
+    """Two stages of two levels each, which make no difference."""
+    stages = ("simplest", "simpler")
+    levels = LevelSet([Level(stage, f"{stage}-{i}", data={"n": i}) for stage in stages for i in (0, 1)])
+    return CurriculumEnv(OneStep(), levels)
