@@ -122,13 +122,9 @@ def table(results: list[Result]) -> list[str]:
         lines.append(
             f"| {seed} | {_steps(left)} | {entered} | {_wall(left)} | {_steps(right)} | {_wall(right)} |"
         )
-    counts = [
-        f"{sum(r.solved_at is not None for r in half.values())} of {len(half)}" for half in (with_, without)
-    ]
-    longest = [
-        f"{max((r.wall_s for r in half.values()), default=0):.1f} s at most" for half in (with_, without)
-    ]
-    lines.append(f"| solved | **{counts[0]}** | | {longest[0]} | **{counts[1]}** | {longest[1]} |")
+    cells = ["solved", *_total(with_), *_total(without)]
+    cells.insert(2, "")
+    lines.append(f"| {' | '.join(cells)} |")
     lags_ms = sorted(1000 * result.lag_p99_s for result in results)
     lines += [
         "",
@@ -136,6 +132,13 @@ def table(results: list[Result]) -> list[str]:
         f"worst {lags_ms[-1]:.1f} ms.",
     ]
     return lines
+
+
+def _total(half: dict[int, Result]) -> tuple[str, str]:
+    if not half:
+        return "", ""
+    solved = sum(result.solved_at is not None for result in half.values())
+    return f"**{solved} of {len(half)}**", f"{max(result.wall_s for result in half.values()):.1f} s at most"
 
 
 def _steps(result: Result | None) -> str:

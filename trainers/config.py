@@ -145,7 +145,7 @@ class TrainConfig:
     device: str = "auto"
     """Where torch computes; auto: CUDA for image observations where there is one, else the CPU."""
     torch_threads: int | None = None
-    """None: the CPUs that the workers leave, at least one."""
+    """None: one, or for image observations the CPUs that the workers leave."""
 
     runs: Path = Path("runs")
     """Folder of run folders."""

@@ -66,7 +66,8 @@ async def evaluate(
         job.make_env, config.num_envs, num_workers=config.num_workers, backend=config.backend, info=[MASK]
     ) as envs:
         try:
-            torch.set_num_threads(torch_threads(config, envs.num_workers))
+            space = envs.single_observation_space
+            torch.set_num_threads(torch_threads(config, envs.num_workers, space))
             learner: Learner | None = None
             for number, name in enumerate(names):
                 envs.broadcast(
@@ -74,7 +75,6 @@ async def evaluate(
                     topic="curriculum",
                     apply="now",
                 )
-                space = envs.single_observation_space
                 seeds = env_seeds(seed, number, config.num_envs, EVAL)
                 obs, infos = await envs.reset(seed=seeds)
                 masked = is_masked(space, infos)

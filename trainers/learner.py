@@ -33,9 +33,10 @@ def env_seeds(seed: int, index: int, num_envs: int, purpose: int = RESET) -> lis
     return [int(n) for n in stream(seed, purpose, index).integers(2**31, size=num_envs)]
 
 
-def torch_threads(config: TrainConfig, num_workers: int) -> int:
-    """Threads for torch: what the workers leave of the CPUs this process may use, at least one."""
-    if config.deterministic:
+def torch_threads(config: TrainConfig, num_workers: int, obs_space: gym.Space[Any]) -> int:
+    """Threads for torch: one for networks without images, which more would only slow down; else what the workers
+    leave of the CPUs this process may use, at least one."""
+    if config.deterministic or (config.torch_threads is None and not has_image(obs_space)):
         return 1
     if config.torch_threads is not None:
         return config.torch_threads

@@ -90,7 +90,7 @@ async def training(
                 timeouts=av.Timeouts(reset=limit, step=limit),
             )
         )
-        threads = torch_threads(config, envs.num_workers)
+        threads = torch_threads(config, envs.num_workers, envs.single_observation_space)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
         executor = ThreadPoolExecutor(1, "trainers.learner", torch.set_num_threads, (threads,))

@@ -158,3 +158,18 @@ def test_it_learns_which_arm_pays() -> None:
         update(model, optimiser, head, rollout, policy.values(obs), config, lr=config.lr, rng=rng)
     chosen: Any = policy.choose(obs, None, rng, True)
     assert (chosen == 2).all()
+
+
+def test_torch_never_fights_with_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    from trainers.config import TrainConfig
+    from trainers.learner import torch_threads
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    image = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    config = TrainConfig()
+    assert torch_threads(config, 2, SPACE) == 1, "a small network is slower with more"
+    assert [torch_threads(config, workers, image) for workers in (1, 6, 8, 20)] == [7, 2, 1, 1]
+    assert torch_threads(replace(config, torch_threads=3), 8, SPACE) == 3
+    assert torch_threads(replace(config, deterministic=True), 1, image) == 1
