@@ -1,7 +1,8 @@
 """How to test an env of your own with pytest-asyncio and `aio_vecenv.testing`.
 
-`python -m pytest examples/test_my_env.py`. Inline, an env runs in the test's own thread: `pdb` works, a failure is an ordinary traceback, and a test takes
-milliseconds. The last tests run the same in worker processes, and kill one.
+`python -m pytest examples/test_my_env.py`. Inline, an env runs in the test's own thread: `pdb` works, a failure is an
+ordinary traceback, and a test takes milliseconds. One test runs the same in worker processes; the last one takes a
+worker away, by a script.
 """
 # edge: real worker processes, at the end
 
