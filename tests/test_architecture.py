@@ -23,27 +23,30 @@ EXTRA: dict[str, set[str]] = {
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
     "trainers/metrics.py": {"tensorboard"},
     "trainers/plot.py": {"matplotlib"},
-    "trainers/cli.py": {"uvloop"},
+    "trainers/presets/doorkey.py": {"minigrid"},
 }
 
 ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {
-        "__init__", "actions", "batch", "broadcast", "calls", "channel", "chaos", "crew", "deal", "env_group", "env_group_vector",
-        "env_groups", "episodes", "errors", "events", "factories", "infos", "launcher", "ledger", "loop", "memory",
-        "options", "protocol", "report", "restart", "slab", "statistics", "testing", "vec_env", "wire", "worker",
+        "__init__", "actions", "batch", "broadcast", "calls", "channel", "chaos", "crew", "deal", "env_group",
+        "env_group_vector", "env_groups", "episodes", "errors", "events", "factories", "infos", "launcher",
+        "ledger", "loop", "memory", "options", "protocol", "report", "restart", "slab", "statistics", "testing", "vec_env", "wire", "worker",
     },
     "aio_vecenv/backends": {"__init__", "base", "inline", "process"},
-    "aio_vecenv/adapters": {"__init__"},
+    "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "curriculum": {
-        "__init__", "__main__", "coordinator", "curriculum_env", "directive", "errors", "journal", "level_files",
-        "levels", "replay", "rules", "stages", "windows",
+        "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "directive", "errors", "journal",
+        "level_files", "levels", "replay", "rules", "stages", "windows",
     },
     "curriculum/strategies": {
         "__init__", "base", "learnability", "learning_progress", "replay", "report", "staged", "staged_state", "tally",
         "weighted",
     },
-    "trainers": set(),
-    "trainers/presets": set(),
+    "trainers": {
+        "__init__", "__main__", "actions", "checkpoint", "cli", "config", "evaluate", "feed", "folder", "jobs", "lag",
+        "learner", "metrics", "networks", "plot", "policy", "ppo", "progress", "rollout", "run", "seen", "summary",
+    },
+    "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""The soak: a short form of what `make soak` runs for ten minutes; and that it would notice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from aio_vecenv import Episode, EpisodeStarted
+from aio_vecenv.chaos import Options, Table, _Books, main, soak
+
+BEGAN = EpisodeStarted(env_id=1, index=0, order=1, version=0, task=None, seed=None)
+ENDED = Episode(1, 0, 1, 3, 6.0, "terminated", 0, None, {}, None, 0)
+
+
+@pytest.mark.asyncio
+async def test_everything_adds_up_under_faults() -> None:
+    table = await soak(Options(seconds=8, seed=1, num_envs=8, num_workers=2, faults_per_minute=240))
+    assert not table.failures, str(table)
+    assert table.started == table.terminated + table.truncated + table.aborted > 0
+    assert sum(table.faults.values()) >= 4
+    assert table.steps > 0
+    assert table.applied == table.published > 0
+
+
+def test_the_books_notice_what_is_lost_or_doubled() -> None:
+    def failures(*events: EpisodeStarted | Episode, newest: int = 0) -> list[str]:
+        table = Table()
+        books = _Books(table, num_envs=2)
+        books.newest_at[0] = newest
+        for event in events:
+            books.fold(event)
+        books.close()
+        return table.failures
+
+    assert not failures(BEGAN, ENDED)
+    assert failures(BEGAN)  # never ended
+    assert failures(ENDED)  # never began
+    assert failures(BEGAN, ENDED, ENDED)
+    assert failures(BEGAN, BEGAN, ENDED)
+    assert failures(BEGAN, ENDED, replace(BEGAN, index=2, order=5), replace(ENDED, index=2, order=5))
+    assert failures(BEGAN, ENDED, newest=1)  # began under an update older than one published before
+
+
+def test_the_command_prints_a_table_and_says_when_the_env_is_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "aio_vecenv.chaos", "--seconds", "2", "--num-envs", "4", "--num-workers", "2"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "episodes doubled, lost  0, 0" in done.stdout
+    with pytest.raises(SystemExit, match=r"--env nowhere:nothing"):
+        main(["--env", "nowhere:nothing"])
