@@ -30,7 +30,8 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {
         "__init__", "actions", "batch", "broadcast", "calls", "channel", "chaos", "crew", "deal", "env_group",
         "env_group_vector", "env_groups", "episodes", "errors", "events", "factories", "infos", "launcher",
-        "ledger", "loop", "memory", "options", "protocol", "report", "restart", "slab", "statistics", "testing", "vec_env", "wire", "worker",
+        "ledger", "loop", "memory", "options", "protocol", "report", "restart", "slab", "statistics", "testing",
+        "vec_env", "wire", "worker",
     },
     "aio_vecenv/backends": {"__init__", "base", "inline", "process"},
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
