@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
 from ..errors import ClosedError, WrongLoopError
@@ -62,28 +61,35 @@ class Driver:
         """Run `coroutine` as a task; its result. An interrupt (Ctrl-C) cancels it."""
         if self._in_thread(coroutine):
             return self._result(coroutine)
-        with self._turning(coroutine):
-            task = self._loop.create_task(coroutine)
+        with self._lock:
+            self._enter(coroutine)
             try:
-                while not task.done():
-                    self._loop.turn()
-            except BaseException:
-                task.cancel()
-                while not task.done():
-                    self._loop.turn()
-                raise
+                task = self._loop.create_task(coroutine)
+                try:
+                    while not task.done():
+                        self._loop.turn()
+                except BaseException:
+                    task.cancel()
+                    while not task.done():
+                        self._loop.turn()
+                    raise
+            finally:
+                asyncio._set_running_loop(None)
         return task.result()
 
     def quick(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """As `run`, for a coroutine that needs no current task: in place it costs no more than an await does."""
         if self._in_thread(coroutine):
             return self._result(coroutine)
-        with self._turning(coroutine):
+        with self._lock:
+            self._enter(coroutine)
             try:
                 return self._by_hand(coroutine)
             except BaseException:
                 coroutine.close()
                 raise
+            finally:
+                asyncio._set_running_loop(None)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)` in the thread that turns the loop; its result."""
@@ -164,23 +170,17 @@ class Driver:
             future.cancel()
             raise
 
-    @contextmanager
-    def _turning(self, coroutine: Coroutine[Any, Any, Any]) -> Iterator[None]:
-        """This thread turns the loop now, and no other."""
-        with self._lock:
-            if self._loop.is_closed():
-                coroutine.close()
-                raise ClosedError("the adapter is closed")
-            thread = threading.get_ident()
-            if thread != self._turner:
-                self._turner = thread
-                if self.moved is not None:
-                    self.moved()
-            asyncio._set_running_loop(self._loop)
-            try:
-                yield
-            finally:
-                asyncio._set_running_loop(None)
+    def _enter(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """This thread turns the loop now."""
+        if self._loop.is_closed():
+            coroutine.close()
+            raise ClosedError("the adapter is closed")
+        thread = threading.get_ident()
+        if thread != self._turner:
+            self._turner = thread
+            if self.moved is not None:
+                self.moved()
+        asyncio._set_running_loop(self._loop)
 
     def _by_hand(self, coroutine: Coroutine[Any, Any, T]) -> T:
         loop = self._loop

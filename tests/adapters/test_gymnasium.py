@@ -70,7 +70,7 @@ def test_the_first_1000_transitions_are_those_of_sync_vector_env(kind: str, mode
     space = SPACES[kind]
     actions = space if kind in ("box", "discrete", "dict", "tuple", "multidiscrete") else None
     factories = [partial(RandomEnv, space, actions)] * 4
-    ours = VectorEnv(factories, num_workers=2, autoreset_mode=mode)
+    ours = VectorEnv(factories, num_workers=1 + (kind == "dict"), autoreset_mode=mode)
     theirs = SyncVectorEnv(factories, autoreset_mode=mode)
     try:
         assert ours.observation_space == theirs.observation_space
@@ -110,7 +110,7 @@ def test_vector_env_equal(shared_memory: bool, mode: AutoresetMode) -> None:
 @pytest.mark.parametrize("kind", SPACES)
 def test_vector_obs_action_spaces(kind: str, shared_memory: bool) -> None:
     space = SPACES[kind]
-    envs = VectorEnv([partial(RandomEnv, space)] * 3, shared_memory=shared_memory, num_workers=1)
+    envs = VectorEnv([partial(RandomEnv, space)] * 3, shared_memory=shared_memory, backend="inline")
     obs, _ = envs.reset(seed=0)
     assert obs in envs.observation_space
     obs, *_ = envs.step(envs.action_space.sample())
@@ -133,14 +133,14 @@ def _boxes(*shapes_and_highs: tuple[int, float]) -> list[Any]:
     return [partial(RandomEnv, spaces.Box(0, high, (size,), np.float32)) for size, high in shapes_and_highs]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_obs_mode_same_refuses_different_spaces(workers: int) -> None:
     message = "the sub-environments observation spaces are not equivalent. .*If this is intentional, use"
     with pytest.raises(RuntimeError, match=message):
         VectorEnv(_boxes((2, 1), (2, 2), (2, 3)), num_workers=workers)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("custom", [False, True])
 def test_obs_mode_different_batches_different_bounds(custom: bool, workers: int) -> None:
     singles = [spaces.Box(0, high, (5,), np.float32) for high in (1, 2, 3)]
@@ -158,7 +158,7 @@ def test_obs_mode_different_batches_different_bounds(custom: bool, workers: int)
     envs.close()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     "mode", ["different", (spaces.Box(0, 4, (3, 5), np.float32), spaces.Box(0, 4, (5,), np.float32))]
 )
@@ -173,7 +173,7 @@ def test_a_custom_single_space_must_fit_the_envs() -> None:
         VectorEnv(_boxes((2, 1), (2, 1)), observation_mode=mode)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("mode", ["same", "different"])
 def test_mixed_observation_spaces(mode: str, workers: int) -> None:
     kinds = [SPACES["box"], SPACES["discrete"], SPACES["dict"]]
@@ -484,7 +484,7 @@ WRAPPERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrappers_give_what_they_give_on_sync_vector_env(name: str) -> None:
-    ours = WRAPPERS[name](VectorEnv([CARTPOLE] * 2, num_workers=1))
+    ours = WRAPPERS[name](VectorEnv([CARTPOLE] * 2, backend="inline"))
     theirs = WRAPPERS[name](SyncVectorEnv([CARTPOLE] * 2))
     try:
         assert str(ours.reset(seed=1)) == str(theirs.reset(seed=1))

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 import aio_vecenv as av
@@ -35,6 +36,15 @@ with warnings.catch_warnings():
     from stable_baselines3.common.vec_env import VecEnv as TheirVecEnv
 
 CARTPOLE = partial(gym.make, "CartPole-v1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def module_threads() -> Iterator[None]:
+    """One thread for torch: more would fight with the workers over a test's few microseconds of work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
