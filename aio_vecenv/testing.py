@@ -258,7 +258,9 @@ def _wait(env: FaultyEnv, result: Result) -> Result:
 
 
 def _hang_in_c(env: FaultyEnv, result: Result) -> Result:
-    ctypes.PyDLL(None).pause()  # PyDLL keeps the interpreter lock
+    mutex = ctypes.create_string_buffer(128)  # zeros: an unlocked mutex
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)  # PyDLL keeps the interpreter lock; no signal ends this
     return result
 
 
@@ -417,7 +419,7 @@ class ReusesBuffer(StampEnv):
 class ScriptedBackend:
     """The inline backend, except that replies and acknowledgements wait until they are delivered, and workers can die.
 
-    `automatic` (default False): replies are delivered as soon as they are waited for.
+    While `automatic` (default False), replies are delivered as soon as the loop turns, those that wait already too.
     """
 
     block_fd = -1
@@ -425,9 +427,20 @@ class ScriptedBackend:
 
     def __init__(self, *, automatic: bool = False) -> None:
         self._inline = InlineBackend()
-        self.automatic = automatic
+        self._automatic = automatic
         self.workers: dict[int, ScriptedWorker] = {}
         self.refuse: Exception | None = None  # raised by the next workers' `make`
+
+    @property
+    def automatic(self) -> bool:
+        """Whether replies come by themselves."""
+        return self._automatic
+
+    @automatic.setter
+    def automatic(self, value: bool) -> None:
+        self._automatic = value
+        for worker in self.workers.values():
+            worker.hurry()
 
     def worker(self, index: int, incarnation: int, listener: Listener) -> ScriptedWorker:
         """The newest incarnation of each worker is in `workers`."""
@@ -473,13 +486,23 @@ class ScriptedWorker(InlineWorker):
     def send(self, message: Message) -> None:
         if not self.lost:
             super().send(message)
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Deliver everything at the loop's next turn, if replies come by themselves."""
+        if self._script.automatic and not self.lost:
+            self._loop.call_soon(self._deliver_all)
+
+    def _deliver_all(self) -> None:
+        while self._script.automatic and self.deliver():
+            pass
 
     def push(self, message: Message) -> None:
         if not self.lost:
             super().push(message)
 
     def pump(self) -> bool:
-        return self._script.automatic and self.deliver()
+        return False
 
     def deliver(self) -> bool:
         """Do the oldest command and reply."""

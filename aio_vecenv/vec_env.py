@@ -243,18 +243,16 @@ class AsyncVecEnv:
         finally:
             for name in ("_ledger", "_port"):  # their views keep the block, and Python's mapping a descriptor
                 vars(self).pop(name, None)
-            self._crew.channel.mark = lambda version: None  # no worker is left to see it
 
     def __del__(self) -> None:
         if not self._closed and os.getpid() == self._pid:
-            self._closed = True
+            self._crew.abandon()
             warnings.warn(
                 f"{self!r} was not closed: use `async with`, or aclose()",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
             )
-            self._crew.abandon()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

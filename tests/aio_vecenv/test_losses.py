@@ -1,0 +1,551 @@
+"""Workers that die, hang or are given up: replaced within the budget, nothing lost, nothing twice (G7, G8)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from aio_vecenv import (
+    AsyncVecEnv,
+    Episode,
+    EpisodeStarted,
+    RestartBudget,
+    Timeouts,
+    WorkerLost,
+    WorkerTimeout,
+)
+from aio_vecenv.crew import derive_seed
+from aio_vecenv.restart import RestartLog
+from aio_vecenv.testing import FaultyEnv, ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
+
+from .harness import alive, until
+
+MANY = RestartBudget(1000, per_s=60)
+
+
+def zeros(n: int) -> np.ndarray[Any, Any]:
+    return np.zeros(n, np.int64)
+
+
+def pids(envs: AsyncVecEnv) -> list[int]:
+    return [worker.pid for worker in envs.statistics().workers]
+
+
+async def forever(envs: AsyncVecEnv) -> None:
+    """Step until that raises."""
+    while True:
+        await envs.step(zeros(envs.num_envs))
+
+
+def faulty(fault: str, folder: Path, **kwargs: Any) -> list[Any]:
+    """Four envs on two workers; env 1 has the fault, in its first life only."""
+    factories: list[Any] = stamp_envs(4, 9, folder=folder)
+    factories[1] = partial(FaultyEnv, 1, fault, length=9, folder=folder, once=folder / "happened", **kwargs)
+    return factories
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("sigkill", "SIGKILL"),
+        ("segfault", "SIGSEGV"),
+        ("sys.exit", "status 3"),
+        ("os._exit", "status 3"),
+        ("fork", "SIGKILL"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_f05_f06_a_worker_dies_in_a_step(fault: str, reason: str, tmp_path: Path) -> None:
+    """Also where a fork of the worker still holds its pipes ("fork", killed from outside)."""
+    async with AsyncVecEnv(faulty(fault, tmp_path), num_workers=2, info=["stamp", "applied_version"]) as envs:
+        stream = envs.events()
+        await envs.reset(seed=5)
+        version = envs.broadcast("early").version
+        await envs.step(zeros(4))
+        await envs.step(zeros(4))
+        before = pids(envs)
+        envs.send(zeros(4))
+        if fault == "fork":
+            await until(lambda: (tmp_path / "happened").exists())
+            os.kill(before[0], signal.SIGKILL)
+        batch = await envs.recv()
+        check_aligned(batch)
+        assert batch.first.tolist()[2:] == [False, False]
+        if fault != "fork" or batch.first[0]:
+            assert batch.first.tolist() == [True, True, False, False]
+        else:  # it had replied before it was killed
+            batch = await envs.step(zeros(4))
+        assert batch.first.tolist() == [True, True, False, False]
+        assert batch.truncations.tolist() == [True, True, False, False]
+        assert batch.terminations.tolist() == [False] * 4
+        assert batch.rewards.tolist()[:2] == [0.0, 0.0]
+        assert batch.obs[:2].tolist() == [[0, 1, 0, 0], [1, 1, 0, 0]]  # a new life's first observation
+        assert reason in batch.infos["worker_lost"][0]
+        assert batch.infos["_worker_lost"].tolist() == [True, True, False, False]
+        assert batch.versions.tolist()[:2] == [version, version]  # G7
+        if fault == "segfault":
+            assert "string_at" in batch.infos["worker_lost"][0]  # its last words
+        episodes = [(e.env_id, e.outcome) for e in batch.episodes]
+        assert episodes == [(0, "aborted"), (1, "aborted")]
+        batch = await envs.step(zeros(4))  # no further autoreset follows
+        assert not batch.first.any()
+        assert batch.obs[:2, 3].tolist() == [1, 1]
+        seeds = await envs.get_attr("seeds")
+        assert seeds[:2] == ([derive_seed(5, 0, 1)], [derive_seed(6, 1, 1)])
+        assert await envs.get_attr("version") == (version, version, 0, 0)
+        after = pids(envs)
+        assert after[0] != before[0]
+        assert after[1] == before[1]
+        assert envs.statistics().restarts == 1
+        events = [await anext(stream) for _ in range(stream.behind)]
+        check_episodes(events, finished=False)
+        started = [e for e in events if isinstance(e, EpisodeStarted) and e.env_id == 1]
+        assert [e.seed for e in started] == [6, derive_seed(6, 1, 1)]
+
+
+@pytest.mark.parametrize("moment", ["idle", "replied", "resetting", "calling", "done", "before reset"])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+@pytest.mark.asyncio
+async def test_a_worker_is_lost_at_any_moment(moment: str, mode: AutoresetMode) -> None:
+    """Scripted: worker 0 (envs 0, 1) is lost at exactly that moment."""
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(
+        stamp_envs(4, 3), num_workers=2, backend=backend, autoreset=mode, restart=MANY
+    ) as envs:
+        stream = envs.events()
+        if moment == "before reset":
+            backend.lose(0)
+            obs, _ = await envs.reset(seed=1)
+            assert obs[:, 3].tolist() == [0] * 4
+        else:
+            await envs.reset(seed=1)
+        await envs.step(zeros(4))
+        assert not (await envs.step(zeros(4))).first.any()
+        match moment:
+            case "idle":
+                backend.lose(0)
+                batch = await envs.step(zeros(4))
+                assert batch.first.tolist() == [True, True, False, False]
+                assert batch.truncations.tolist()[:2] == [True, True]
+            case "replied":
+                backend.automatic = False
+                envs.send(zeros(4))
+                backend.deliver(0)
+                backend.lose(0)
+                backend.automatic = True
+                batch = await envs.recv()
+                assert not batch.first.any()  # a row that was replied stays what it is
+                assert batch.terminations.all()
+                if mode is AutoresetMode.DISABLED:
+                    await envs.reset()
+                batch = await envs.step(zeros(4))
+                assert batch.first.tolist()[:2] == [mode is not AutoresetMode.DISABLED] * 2
+            case "resetting":
+                backend.automatic = False
+                task = asyncio.ensure_future(envs.reset(seed=[7, 8], env_ids=[0, 1]))
+                await asyncio.sleep(0)
+                backend.lose(0)
+                backend.automatic = True
+                obs, _ = await task
+                assert obs[:, 3].tolist() == [0, 0]
+                assert await envs.get_attr("seeds", env_ids=[0, 1]) == ([7], [8])  # sent again with its seeds
+            case "calling":
+                backend.automatic = False
+                task2 = asyncio.ensure_future(envs.call("echo", 1))
+                await asyncio.sleep(0)
+                backend.deliver(1)
+                backend.lose(0)
+                backend.automatic = True
+                with pytest.raises(WorkerLost, match="during a call"):
+                    await task2
+                assert await envs.call("echo", 2) == (2, 2, 2, 2)
+            case "done":
+                assert (await envs.step(zeros(4))).terminations.all()
+                backend.lose(0)
+                if mode is AutoresetMode.DISABLED:
+                    await envs.reset()
+                batch = await envs.step(zeros(4))
+                assert batch.first.tolist()[:2] == [mode is not AutoresetMode.DISABLED] * 2
+        if mode is AutoresetMode.DISABLED:
+            await envs.reset()
+        for _ in range(2):
+            await envs.step(zeros(4))
+    events = [event async for event in stream]
+    check_episodes(events)
+    assert [e for e in events if isinstance(e, Episode) and e.outcome == "aborted"]
+
+
+@pytest.mark.asyncio
+async def test_g07_a_late_worker_takes_the_newest_of_every_topic_in_version_order(tmp_path: Path) -> None:
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, restart=MANY) as envs:
+        await envs.reset(seed=1)
+        for topic in ("a", "b", "a", "c", "b"):
+            envs.broadcast((topic, "payload"), topic=topic)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        last = envs.broadcast(("late", 1), topic="d").version
+        batch = await envs.step(zeros(2))
+        while not batch.first[0]:
+            batch = await envs.step(zeros(2))
+        assert batch.versions[0] == last
+        (heard,) = await envs.get_attr("heard", env_ids=[0])
+        assert [version for version, _ in heard] == [3, 4, 5, 6]
+        assert batch.infos["stamp"][0].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.asyncio
+async def test_f34_versions_never_go_back_while_workers_are_killed_and_updates_published() -> None:
+    async with AsyncVecEnv(stamp_envs(4, lambda e, k: 1 + (e + k) % 3), num_workers=4, restart=MANY) as envs:
+        stream = envs.events()
+        await envs.reset(seed=1)
+        newest = np.zeros(4, np.int64)
+        kills = 0
+        for k in range(60):
+            published = envs.broadcast(k).version
+            if k % 10 == 5:
+                os.kill(pids(envs)[kills % 4], signal.SIGKILL)
+                kills += 1
+            batch = await envs.step(zeros(4))
+            check_aligned(batch)
+            assert (batch.versions >= newest).all()
+            assert (batch.versions[batch.first] >= published).all()
+            newest = batch.versions
+        await envs.broadcast("last").wait(20)
+        assert envs.statistics().restarts >= kills - 1
+    check_episodes([event async for event in stream])
+
+
+@pytest.mark.asyncio
+async def test_beyond_the_budget_every_call_raises_the_same() -> None:
+    async with AsyncVecEnv(stamp_envs(4, 9), num_workers=2, restart=RestartBudget(2, per_s=60)) as envs:
+        await envs.reset(seed=1)
+        envs.send(zeros(4))
+        await envs.recv()
+        for _ in range(2):
+            pid = pids(envs)[1]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: pids(envs)[1] not in (pid, -1))  # type: ignore[misc]
+            await envs.step(zeros(4))
+        waiting = asyncio.ensure_future(envs.call("echo", 1))
+        await waiting
+        os.kill(pids(envs)[1], signal.SIGKILL)
+        with pytest.raises(WorkerLost) as caught:
+            await forever(envs)
+        error = caught.value
+        assert (error.worker, error.env_ids, error.exit_status) == (1, (2, 3), -9)
+        assert len(error.crashes) == 3
+        assert all("SIGKILL" in crash for crash in error.crashes)
+        assert "budget of 2 in 60 s" in str(error)
+        calls: list[Any] = [
+            lambda: envs.recv(),
+            lambda: envs.reset(),
+            lambda: envs.call("echo", 1),
+            lambda: envs.get_attr("t"),
+            lambda: envs.set_attr("t", 1),
+            lambda: envs.step(zeros(4)),
+        ]
+        for call in calls:
+            with pytest.raises(WorkerLost) as again:
+                await call()
+            assert again.value is error
+        for plain in (lambda: envs.send(zeros(4)), lambda: envs.broadcast(1), lambda: envs.abort([0])):
+            with pytest.raises(WorkerLost) as again:
+                plain()
+            assert again.value is error
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.asyncio
+async def test_restart_none_and_exit_during_a_call() -> None:
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, restart=None) as envs:
+        await envs.reset(seed=1)
+        os.kill(pids(envs)[0], signal.SIGSTOP)
+        call = asyncio.ensure_future(envs.call("echo", 1))
+        await asyncio.sleep(0)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        with pytest.raises(WorkerLost, match="restarts are off"):
+            await call
+
+
+def test_the_budget_slides() -> None:
+    log = RestartLog(RestartBudget(2, per_s=10))
+    assert [log.allow(t, str(t)) for t in (0, 1, 11, 12, 13)] == [True, True, True, True, False]
+    assert log.reasons == ("11", "12", "13")
+    assert not RestartLog(None).allow(0, "x")
+    assert not RestartLog(RestartBudget(0)).allow(0, "x")
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"restarts": -1}, {"restarts": 1.5}, {"per_s": 0}, {"per_s": -3}, {"restarts": True}]
+)
+def test_a_budget_that_makes_no_sense(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="RestartBudget"):
+        RestartBudget(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["start", "reset", "step", "close"])
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "1", True])
+def test_timeouts_that_make_no_sense(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"Timeouts: {name}"):
+        Timeouts(**{name: value})
+
+
+@pytest.mark.asyncio
+async def test_a_factory_that_fails_only_on_the_second_start(tmp_path: Path) -> None:
+    factory = partial(second_start_fails, tmp_path / "made")
+    async with AsyncVecEnv([factory], restart=RestartBudget(2, per_s=60)) as envs:
+        await envs.reset(seed=1)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        with pytest.raises(WorkerLost) as caught:
+            await forever(envs)
+        assert len(caught.value.crashes) == 3
+        assert "could not be replaced: EnvError" in str(caught.value)
+        assert "only once" in str(caught.value)
+
+
+def second_start_fails(path: Path) -> StampEnv:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        raise RuntimeError("this factory works only once") from None
+    return StampEnv(0)
+
+
+@pytest.mark.asyncio
+async def test_a_replacement_with_other_spaces(tmp_path: Path) -> None:
+    factory = partial(another_space, tmp_path / "made")
+    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60)) as envs:
+        await envs.reset(seed=1)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        with pytest.raises(WorkerLost, match=r"observation was .*\(4,\).* and is now .*\(5,\)"):
+            await forever(envs)
+
+
+def another_space(path: Path) -> StampEnv:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return StampEnv(0, width=5)
+    return StampEnv(0)
+
+
+# -- timeouts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["hang", "wait", "hang in c", "sigstop"])
+@pytest.mark.asyncio
+async def test_f07_f08_a_worker_hangs(fault: str, tmp_path: Path) -> None:
+    async with AsyncVecEnv(faulty(fault, tmp_path), num_workers=2, timeouts=Timeouts(step=0.5)) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(4))
+        await envs.step(zeros(4))
+        began = time.monotonic()
+        envs.send(zeros(4))
+        batch = await envs.recv(min_envs=2)
+        assert batch.env_ids.tolist() == [2, 3]  # the others are not held up
+        envs.send(zeros(2), [2, 3])
+        batch = await envs.recv()
+        assert 0.45 < time.monotonic() - began < 5
+        reason = batch.infos["worker_lost"][0]
+        assert "did not finish a step within 0.5 s" in reason
+        if fault == "hang":
+            assert "_hang" in reason  # the stack it was stuck in
+        if fault == "hang in c":
+            assert "_hang_in_c" in reason
+        check_aligned(await envs.step(zeros(4)))
+
+
+@pytest.mark.asyncio
+async def test_a_reset_hangs(tmp_path: Path) -> None:
+    factories = faulty("hang", tmp_path, op="reset", at=1)
+    async with AsyncVecEnv(factories, num_workers=2, timeouts=Timeouts(reset=0.4)) as envs:
+        await envs.reset(seed=1)
+        obs, _ = await envs.reset(seed=1)
+        assert obs[:, 3].tolist() == [0] * 4
+        assert obs[:2, 1].tolist() == [1, 1]
+        assert envs.statistics().restarts == 1
+
+
+@pytest.mark.parametrize("before", ["call", "reset"])
+@pytest.mark.asyncio
+async def test_a_step_is_timed_whatever_came_before_it(before: str, tmp_path: Path) -> None:
+    timeouts = Timeouts(step=0.4, reset=50)
+    async with AsyncVecEnv(faulty("hang", tmp_path, at=0), num_workers=2, timeouts=timeouts) as envs:
+        await envs.reset(seed=1)
+        began = time.monotonic()
+        if before == "call":
+            asked = asyncio.ensure_future(envs.call("echo", 1))
+            await asyncio.sleep(0)
+        envs.send(zeros(4))
+        batch = await envs.recv()
+        assert time.monotonic() - began < 5
+        assert batch.first.tolist() == [True, True, False, False]
+        if before == "call":
+            assert await asked == (1, 1, 1, 1)
+
+
+@pytest.mark.asyncio
+async def test_f03_start_timeout() -> None:
+    factories: list[Any] = stamp_envs(2)
+    factories[1] = partial(FaultyEnv, 1, "wait", op="make")
+    began = time.monotonic()
+    with pytest.raises(WorkerTimeout, match=r"did not start within 1\.5 s") as caught:
+        await AsyncVecEnv.open(factories, num_workers=2, timeouts=Timeouts(start=1.5))
+    assert time.monotonic() - began < 4  # no grace for what hangs while it starts
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.worker == 1
+
+
+@pytest.mark.asyncio
+async def test_f23_close_with_a_hung_worker() -> None:
+    factories: list[Any] = stamp_envs(2)
+    factories[1] = partial(FaultyEnv, 1, "hang", at=0)
+    envs = await AsyncVecEnv.open(factories, num_workers=2, timeouts=Timeouts(close=0.5))
+    await envs.reset(seed=1)
+    envs.send(zeros(2))
+    await envs.recv(min_envs=1)
+    left = pids(envs)
+    began = time.monotonic()
+    with pytest.raises(WorkerTimeout, match=r"did not close within 0\.5 s") as caught:
+        await envs.aclose()
+    assert 0.45 < time.monotonic() - began < 3
+    assert "_hang" in str(caught.value)
+    assert not any(alive(pid) for pid in left)
+
+
+@pytest.mark.asyncio
+async def test_f43_f45_a_blocked_loop_makes_no_worker_late() -> None:
+    async with AsyncVecEnv(stamp_envs(2), num_workers=2, timeouts=Timeouts(step=0.3)) as envs:
+        await envs.reset(seed=1)
+        for _ in range(2):
+            envs.send(zeros(2))
+            time.sleep(0.8)  # noqa: ASYNC251 the user's own blocking call, while the replies are in
+            check_aligned(await envs.recv())
+        assert envs.statistics().restarts == 0
+
+
+@pytest.mark.asyncio
+async def test_f43_parent_and_workers_suspended_together() -> None:
+    """The workers stand still as long as the parent: nobody is late."""
+    async with AsyncVecEnv(stamp_envs(2), num_workers=2, timeouts=Timeouts(step=0.4)) as envs:
+        await envs.reset(seed=1)
+        for pid in pids(envs):
+            os.kill(pid, signal.SIGSTOP)
+        envs.send(zeros(2))
+        time.sleep(0.8)  # noqa: ASYNC251 on purpose
+        for pid in pids(envs):
+            os.kill(pid, signal.SIGCONT)
+        check_aligned(await envs.recv())
+        assert envs.statistics().restarts == 0
+
+
+# -- giving up, spares -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_abort_gives_up_a_stuck_worker(tmp_path: Path) -> None:
+    async with AsyncVecEnv(faulty("wait", tmp_path, at=0), num_workers=2) as envs:
+        await envs.reset(seed=1)
+        envs.send(zeros(4))
+        assert (await envs.recv(min_envs=2)).env_ids.tolist() == [2, 3]
+        envs.abort([1])
+        batch = await envs.recv()
+        assert batch.env_ids.tolist() == [0, 1]
+        assert batch.truncations.all()
+        assert "aborted by the caller" in batch.infos["worker_lost"][0]
+        check_aligned(await envs.step(zeros(4)))
+        with pytest.raises(ValueError, match="env_ids"):
+            envs.abort([9])
+
+
+@pytest.mark.asyncio
+async def test_spares_replace_at_once_and_are_restocked() -> None:
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, spares=1, restart=MANY) as envs:
+        await envs.reset(seed=1)
+        for lost in range(1, 4):
+            backend: Any = envs._backend
+            await until(lambda backend=backend: len(backend._spares) == 1)  # type: ignore[misc]
+            spare = backend._spares[0].pid
+            pid = pids(envs)[0]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: pids(envs)[0] not in (pid, -1))  # type: ignore[misc]
+            assert pids(envs)[0] == spare
+            check_aligned(await envs.step(zeros(2)))
+            assert envs.statistics().restarts == lost
+        await until(lambda: len(backend._spares) == 1)
+        os.kill(backend._spares[0].pid, signal.SIGKILL)  # a spare that died costs nothing
+        await until(lambda: backend._spares[0].exited)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        await until(lambda: envs.statistics().restarts == 4)
+        check_aligned(await envs.step(zeros(2)))
+        assert envs.statistics().restarts == 4
+
+
+@pytest.mark.parametrize("name", ["make", "reset", "close"])
+@pytest.mark.asyncio
+async def test_f06_a_worker_dies_outside_a_step(name: Any, tmp_path: Path) -> None:
+    factories: list[Any] = stamp_envs(2)
+    factories[1] = partial(FaultyEnv, 1, "segfault", op=name, at=0, once=tmp_path / "once")
+    if name == "make":
+        with pytest.raises(
+            WorkerLost, match=r"worker 1 \(envs 1-1\) was killed by SIGSEGV[\s\S]* while starting"
+        ):
+            await AsyncVecEnv.open(factories, num_workers=2)
+        return
+    async with AsyncVecEnv(factories, num_workers=2) as envs:
+        obs, _ = await envs.reset(seed=1)
+        assert obs[:, 3].tolist() == [0, 0]
+        check_aligned(await envs.step(zeros(2)))
+
+
+@pytest.mark.asyncio
+async def test_f12_the_workers_own_children_go_with_it(tmp_path: Path) -> None:
+    factory = partial(FaultyEnv, 0, "child", op="reset", at=0, length=99)
+    async with AsyncVecEnv([factory], restart=MANY) as envs:
+        await envs.reset(seed=1)
+        children = [pid for pid in _group(pids(envs)[0]) if pid != pids(envs)[0]]
+        assert children
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        await until(lambda: not any(alive(pid) for pid in children))
+        await envs.step(zeros(1))
+        again = [pid for pid in _group(pids(envs)[0]) if pid != pids(envs)[0]]
+        assert again
+    await until(lambda: not any(alive(pid) for pid in again))
+
+
+def _group(pgid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.getpgid(int(entry.name)) == pgid:
+                    found.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+@pytest.mark.asyncio
+async def test_on_env_error_reset_and_losses_together(tmp_path: Path) -> None:
+    """An env that raises and a worker that dies in one and the same step."""
+    factories: list[Any] = [
+        partial(FaultyEnv, 0, "raise", at=1, length=9),
+        partial(FaultyEnv, 1, "sigkill", at=1, length=9, once=tmp_path / "once"),
+    ]
+    async with AsyncVecEnv(factories, num_workers=2, on_env_error="reset") as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(2))
+        batch = await envs.step(zeros(2))
+        assert batch.first.all()
+        assert batch.truncations.all()
+        assert "env is broken" in batch.infos["env_error"][0]
+        assert "SIGKILL" in batch.infos["worker_lost"][1]
