@@ -22,6 +22,7 @@ __all__ = ["ActorCritic", "has_image", "leaf_arrays", "leaf_spaces", "mask_leaf"
 MASK = "action_mask"
 NATURE_MIN = 36  # pixels: the smallest side that the large CNN's three convolutions leave anything of
 SMALL_MIN = 4  # cells: the same for the small one
+MANY = 1 << 14  # numbers: from here on the arithmetic outweighs the calls
 
 
 def leaf_spaces(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
@@ -169,6 +170,28 @@ class Image(nn.Module):
         return cast(torch.Tensor, self.layers(pixels.float() * self.scale))
 
 
+class Tanh(nn.Tanh):
+    """tanh; on the CPU and for many numbers as 2 σ(2x) - 1, which torch computes in 0.4 of the time (error < 2e-7)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() < MANY or x.device.type != "cpu":
+            return torch.tanh(x)
+        return cast(torch.Tensor, _FastTanh.apply(x))  # type: ignore[no-untyped-call]
+
+
+class _FastTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = (x * 2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (y,) = ctx.saved_tensors
+        return cast(torch.Tensor, torch.ops.aten.tanh_backward(grads[0], y))
+
+
 def _encoder(
     path: str, leaf: gym.Space[Any], normalise: bool, generator: torch.Generator
 ) -> OneHot | Flat | Image:
@@ -231,7 +254,7 @@ class ActorCritic(nn.Module):
 def _hidden(
     width: int, sizes: Sequence[int], config: NetworkConfig, generator: torch.Generator
 ) -> tuple[list[nn.Module], int]:
-    activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]
+    activation = {"tanh": Tanh, "relu": nn.ReLU}[config.activation]
     layers: list[nn.Module] = []
     for hidden in sizes:
         layers += [_layer(_Linear, width, hidden, gain=math.sqrt(2), generator=generator), activation()]

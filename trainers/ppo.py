@@ -91,25 +91,27 @@ def update(
             if len(rows) == 0:
                 continue
             batch = torch.from_numpy(rows).to(device)
-            params, values = model({key: column[batch] for key, column in obs.items()})
+            params, values = model({key: column.index_select(0, batch) for key, column in obs.items()})
             log_probs, entropies = head.evaluate(
-                params, actions[batch], None if masks is None else masks[batch]
+                params,
+                actions.index_select(0, batch),
+                None if masks is None else masks.index_select(0, batch),
             )
 
             # the clipped surrogate objective (Schulman et al. 2017, eq. 7)
-            advantage = all_advantages[batch]
+            advantage = all_advantages.index_select(0, batch)
             if config.normalise_advantages and len(rows) > 1:
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-            log_ratio = log_probs - old_log_probs[batch]
+            log_ratio = log_probs - old_log_probs.index_select(0, batch)
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
             policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
 
             # the value loss, optionally held near the old values
-            target = all_returns[batch]
+            target = all_returns.index_select(0, batch)
             error = (values - target) ** 2
             if config.clip_value is not None:
-                old = old_values[batch]
+                old = old_values.index_select(0, batch)
                 near = old + (values - old).clamp(-config.clip_value, config.clip_value)
                 error = torch.max(error, (near - target) ** 2)
             value_loss = 0.5 * error.mean()
