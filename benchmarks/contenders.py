@@ -504,11 +504,14 @@ def descendants(pid: int) -> list[int]:
     for child in _children(pid):
         if b"resource_tracker" in _command(child):
             continue
-        if b"forkserver" in _command(child) and b"forkserver" not in _command(pid):  # its forks bear its name
+        if _FORKSERVER in _command(child) and _FORKSERVER not in _command(pid):  # its forks bear its name
             found += descendants(child)
         else:
             found += [child, *descendants(child)]
     return found
+
+
+_FORKSERVER = b"from multiprocessing.forkserver"
 
 
 def _children(pid: int) -> list[int]:
