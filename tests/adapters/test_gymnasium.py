@@ -70,7 +70,8 @@ def test_the_first_1000_transitions_are_those_of_sync_vector_env(kind: str, mode
     space = SPACES[kind]
     actions = space if kind in ("box", "discrete", "dict", "tuple", "multidiscrete") else None
     factories = [partial(RandomEnv, space, actions)] * 4
-    ours = VectorEnv(factories, num_workers=1 + (kind == "dict"), autoreset_mode=mode)
+    backend: Any = "process" if kind in ("box", "discrete", "dict", "tuple") else "inline"
+    ours = VectorEnv(factories, num_workers=1 + (kind == "dict"), autoreset_mode=mode, backend=backend)
     theirs = SyncVectorEnv(factories, autoreset_mode=mode)
     try:
         assert ours.observation_space == theirs.observation_space
