@@ -48,6 +48,7 @@ class _Worker:
     taken: dict[str, int] = field(default_factory=dict)
     on_the_way: dict[str, Update] = field(default_factory=dict)  # sent, not acknowledged
     since: dict[str, int] = field(default_factory=dict)  # oldest version not sent yet, of topics with one
+    by_reply: dict[str, int] = field(default_factory=dict)  # acknowledged by a reply: its own message may follow
     now: set[str] = field(default_factory=set)  # topics whose unsent update is, or replaced, a "now"
 
 
@@ -97,16 +98,36 @@ class Updates:
         worker.now.discard(topic)
         return Frame(update, covers, now)
 
-    def taken(self, index: int, version: int) -> Update:
-        """A worker acknowledged `version`. Raises ProtocolError if that was not on its way to it."""
+    def taken(self, index: int, version: int) -> Update | None:
+        """A worker acknowledged `version`; None if a reply that covers it came first.
+
+        Raises ProtocolError if that was not on its way to it.
+        """
         worker = self._workers.get(index)
         if worker is not None:
-            for topic, update in worker.on_the_way.items():
+            for update in worker.on_the_way.values():
                 if update.version == version:
-                    del worker.on_the_way[topic]
-                    worker.taken[topic] = version
-                    return update
+                    return self._take(worker, update)
+            for topic, replied in worker.by_reply.items():
+                if replied == version:
+                    del worker.by_reply[topic]
+                    return None
         raise ProtocolError(f"worker {index} acknowledged update {version}, which was not on its way")
+
+    def covered(self, index: int, version: int) -> list[Update]:
+        """A reply says that its worker lacks no update up to `version`: those that this acknowledges."""
+        worker = self._workers.get(index)
+        if worker is None:
+            return []
+        arrived = [update for update in worker.on_the_way.values() if update.version <= version]
+        worker.by_reply.update((update.topic, update.version) for update in arrived)
+        return [self._take(worker, update) for update in arrived]
+
+    @staticmethod
+    def _take(worker: _Worker, update: Update) -> Update:
+        del worker.on_the_way[update.topic]
+        worker.taken[update.topic] = update.version
+        return update
 
     def applied(self, topic: str, version: int) -> tuple[int, ...]:
         """The live workers that have taken `version` of `topic`, or a newer one."""

@@ -113,11 +113,23 @@ class Channel:
     def took(self, worker: Worker, version: int) -> None:
         """A worker acknowledged an update. Raises ProtocolError if it was not sent any such."""
         with self.lock:
-            update: Update = self.updates.taken(worker.index, version)
-            self.latencies_s.append(time.monotonic() - update.published_at)
-            self._push(worker)
-            if self._waiters:
-                self._wake()
+            update = self.updates.taken(worker.index, version)
+            if update is not None:
+                self._acknowledged(worker, [update])
+
+    def covered(self, worker: Worker, version: int) -> None:
+        """A worker's reply says up to which version it lacks nothing: that acknowledges, too."""
+        with self.lock:
+            updates = self.updates.covered(worker.index, version)
+            if updates:
+                self._acknowledged(worker, updates)
+
+    def _acknowledged(self, worker: Worker, updates: list[Update]) -> None:
+        now = time.monotonic()
+        self.latencies_s.extend(now - update.published_at for update in updates)
+        self._push(worker)
+        if self._waiters:
+            self._wake()
 
     def applied(self, topic: str, version: int) -> tuple[int, ...]:
         with self.lock:

@@ -43,6 +43,7 @@ class Shift:
         self.due_at = 0.0
         self.worker: Worker | None = None
         self.ready = False
+        self.covered = 0  # version up to which its worker lacks no update, as its newest reply says
 
 
 class Boss(Protocol):
@@ -193,6 +194,9 @@ class Crew:
     def replied(self, worker: Worker, message: Message) -> None:
         shift = self.shifts[worker.index]
         command = shift.commands.pop(message.number)
+        if message.version > shift.covered:
+            shift.covered = message.version
+            self.channel.covered(worker, message.version)
         now = time.monotonic()
         self._recorder.replied(worker.index, now - max(command.sent_at, shift.progress_at), command, message)
         shift.progress_at = now
@@ -253,6 +257,7 @@ class Crew:
     async def _replace(self, shift: Shift, reason: str) -> None:
         """Start a new incarnation, and send it what the old one still owed."""
         shift.incarnation += 1
+        shift.covered = 0
         began = time.monotonic()
         seeds = self._boss.lost(shift, reason)
         worker = self._backend.worker(shift.index, shift.incarnation, self)
@@ -372,6 +377,7 @@ class Crew:
             try:
                 await asyncio.gather(*closings, return_exceptions=True)
             finally:
+                self.channel.mark = lambda version: None  # nobody is left to see it, and it holds the block
                 self._backend.close()
         errors = [c.exception() for c in closings if not c.cancelled()]
         failed = [error for error in errors if isinstance(error, Exception)]

@@ -142,6 +142,7 @@ class _Worker:
         self.buffer = bytearray(1 << 16)
         self.incarnation = 0
         self.inbox = Inbox(0)
+        self.taken: list[int] = []  # versions taken, not acknowledged yet
         self.group: EnvGroup | None = None
         self.poll = select.poll()
         self.poll.register(data, select.POLLIN)
@@ -195,6 +196,7 @@ class _Worker:
                 self.catch_up(command.version)
             payload = execute(group, command)
             self.send(Message(Kind.REPLY, command.number, self.inbox.covered, payload, 0, self.incarnation))
+            self.taken.clear()
 
     def next_command(self) -> Message:
         """The next message of the data pipe; updates that come meanwhile are taken at once."""
@@ -203,7 +205,7 @@ class _Worker:
                 if fd == self.data_fd:
                     self.waiting += self.commands.feed(self._receive(self.data))
                 elif fd == self.news_fd:
-                    self.read_news()
+                    self.read_news(in_command=bool(self.waiting))
                 elif event & (select.POLLHUP | select.POLLERR):  # the lifeline
                     raise _ParentGone
         return self.waiting.pop(0)
@@ -211,14 +213,24 @@ class _Worker:
     def catch_up(self, version: int) -> None:
         """Take updates until none up to `version` is missing."""
         while self.inbox.covered < version:
-            self.read_news()
+            self.acknowledge()  # the parent may be waiting for that, to send the next
+            self.read_news(in_command=True)
 
-    def read_news(self) -> None:
+    def read_news(self, *, in_command: bool) -> None:
+        """Take what has come. In a command, the reply acknowledges what it covers: one message less."""
         for message in self.updates.feed(self._receive(self.news)):
             if message.kind is not Kind.UPDATE:
                 raise ProtocolError(f"{message.kind.name} on the broadcast pipe")
             take_update(self.inbox, message)
-            self._send(self.news, Message(Kind.TAKEN, 0, message.version, b"", 0, self.incarnation))
+            self.taken.append(message.version)
+        if self.taken and (not in_command or self.inbox.covered < self.taken[-1]):
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Tell the parent what was taken and not told yet."""
+        for version in self.taken:
+            self._send(self.news, Message(Kind.TAKEN, 0, version, b"", 0, self.incarnation))
+        self.taken.clear()
 
     def send(self, message: Message) -> None:
         self._send(self.data, message)

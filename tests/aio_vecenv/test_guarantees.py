@@ -61,6 +61,7 @@ class Stopper(threading.Thread):
     def __init__(self, pids: Sequence[int], seed: int) -> None:
         super().__init__(daemon=True)
         self.pids, self.random, self.stops, self.done = pids, random.Random(seed), 0, threading.Event()
+        self.stopped = threading.Semaphore(0)
 
     def run(self) -> None:
         while not self.done.wait(self.random.uniform(0.001, 0.02)):
@@ -69,6 +70,7 @@ class Stopper(threading.Thread):
             self.done.wait(self.random.uniform(0.001, 0.02))
             os.kill(pid, signal.SIGCONT)
             self.stops += 1
+            self.stopped.release()
 
 
 async def under_load(updates: int, size: int, *, stop: bool = False, seed: int = 0) -> None:
@@ -85,7 +87,9 @@ async def under_load(updates: int, size: int, *, stop: bool = False, seed: int =
 
         def publish() -> None:
             dice = random.Random(seed)
-            for _ in range(updates):
+            for number in range(updates):
+                if stop and number % (updates // 8) == 0:
+                    assert stopper.stopped.acquire(timeout=20)  # some updates between any two stops
                 receipt = envs.broadcast(payload)
                 returned.append((receipt.version, sends))
                 if dice.random() < 0.5:

@@ -26,6 +26,7 @@ class FakeWorker:
         self.acks: list[int] = []  # on the way back
         self.heard: list[tuple[int, Any]] = []
         self.taken: dict[str, int] = {}
+        self.silent: set[int] = set()  # acknowledged by a reply only
         self.born = 0  # versions published before it was there
 
     def take_one(self) -> None:
@@ -107,6 +108,20 @@ class Publishing(RuleBasedStateMachine):
         if self.workers[index] is not None:
             self.deliver_acks(index)
 
+    @rule(index=st.integers(0, WORKERS - 1), silent=st.booleans())
+    def a_reply_arrives(self, index: int, silent: bool) -> None:
+        """It acknowledges what it covers; a message that says so, too, may come later, or was never sent."""
+        worker = self.workers[index]
+        if worker is None:
+            return
+        covered = worker.inbox.covered
+        for update in self.updates.covered(index, covered):
+            assert worker.taken[update.topic] >= update.version
+        if silent:
+            worker.silent.update(version for version in worker.acks if version <= covered)
+            worker.acks = [version for version in worker.acks if version > covered]
+        self.pump(index)
+
     @rule(index=st.integers(0, WORKERS - 1))
     def reset_env(self, index: int) -> None:
         """G2, G7: the episode begins under the newest of every topic."""
@@ -149,7 +164,11 @@ class Publishing(RuleBasedStateMachine):
     @rule(version=st.integers(-3, 60), index=st.integers(0, WORKERS - 1))
     def a_wrong_ack(self, version: int, index: int) -> None:
         worker = self.workers[index]
-        on_the_way = set() if worker is None else {f.update.version for f in worker.frames} | set(worker.acks)
+        on_the_way = (
+            set()
+            if worker is None
+            else {f.update.version for f in worker.frames} | set(worker.acks) | worker.silent
+        )
         if version not in on_the_way:
             with pytest.raises(ProtocolError):
                 self.updates.taken(index, version)
