@@ -221,6 +221,8 @@ time.sleep(20)
     with Parent(text, PYTHONWARNINGS="default") as parent:
         pids = [int(pid) for pid in parent.ready()]
         wait_until(lambda: not any(alive(pid) for pid in pids), 3)
+        assert parent.process.stdout is not None
+        assert parent.process.stdout.readline() == "over\n"
         parent.signal(signal.SIGTERM)
         _, _, err = parent.end()
         assert err.count("ResourceWarning: <AsyncVecEnv") == 1
