@@ -165,7 +165,7 @@ def layout(
 
 
 class Slab:
-    """Views of a block, by field. The views keep the buffer alive; nothing here frees anything."""
+    """Views of a block, by field. The views keep the buffer alive; `release` lets go of them."""
 
     def __init__(self, buffer: Any, fields: Sequence[Field], obs: SpaceTree, action: SpaceTree) -> None:
         self.arrays: dict[str, NDArray[Any]] = {}
@@ -180,6 +180,17 @@ class Slab:
         self.obs = self._columns("obs", obs)
         self.final_obs = self._columns("final_obs", obs)
         self.action = self._columns("action", action)
+
+    def release(self) -> None:
+        """Let go of the block: it is unmapped once no view is left, such as one that a caller still holds.
+
+        (A mapping keeps a duplicate of its descriptor, so this is what gives that back, too.)
+        """
+        self.arrays.clear()
+        self.newest = np.zeros(1, np.int64)
+        self.rewards, self.versions = np.zeros(0, np.float64), np.zeros(0, np.int64)
+        self.flags = np.zeros(0, np.uint8)
+        self.obs, self.final_obs, self.action = [], [], []
 
     def mark(self, version: int) -> None:
         """Make the newest version visible to the workers: one aligned store of 8 bytes."""

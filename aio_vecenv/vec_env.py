@@ -145,7 +145,7 @@ class AsyncVecEnv:
             self._calls = Calls(self._crew, self._next)
             await self._open_crew()
         except BaseException:
-            self._closing = self._loop.create_task(self._crew.close(), name="close vec env")
+            self._closing = self._loop.create_task(self._shut(), name="close vec env")
             with suppress(VecEnvError, ExceptionGroup):  # what went wrong first is what there is to tell
                 await self._end()
             raise
@@ -180,7 +180,7 @@ class AsyncVecEnv:
         action = SpaceTree(self._spaces.action)
         same_step = self._settings.autoreset is AutoresetMode.SAME_STEP
         fields, size_bytes = layout(obs, action, self.num_envs, final_obs=same_step)
-        slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
+        slab = self._slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
         self.single_observation_space = self._spaces.observation
         self.single_action_space = self._spaces.action
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -217,7 +217,7 @@ class AsyncVecEnv:
         self._check_owner()
         if self._closing is None:
             self._closed = True
-            self._closing = self._loop.create_task(self._crew.close(), name="close vec env")
+            self._closing = self._loop.create_task(self._shut(), name="close vec env")
             self._end_calls(ClosedError("the vec env was closed"))
             try:
                 self._release(self._ledger.close())
@@ -226,6 +226,13 @@ class AsyncVecEnv:
                 await self._end()
         elif not self._closing.done():
             await self._end()
+
+    async def _shut(self) -> None:
+        try:
+            await self._crew.close()
+        finally:
+            if hasattr(self, "_slab"):
+                self._slab.release()
 
     async def _end(self) -> None:
         """Wait for the closing under way. Cancelling cuts its grace short, and is raised once all is closed."""
