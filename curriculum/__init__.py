@@ -35,6 +35,7 @@ from curriculum.strategies import (
 )
 
 if TYPE_CHECKING:
+    from curriculum.adapters import CurriculumVecEnvWrapper
     from curriculum.coordinator import Coordinator
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "CoordinatorError",
     "CurriculumEnv",
     "CurriculumError",
+    "CurriculumVecEnvWrapper",
     "Decision",
     "Directive",
     "DirectiveError",
@@ -75,4 +77,8 @@ def __getattr__(name: str) -> Any:
         from curriculum.coordinator import Coordinator
 
         return Coordinator
+    if name == "CurriculumVecEnvWrapper":
+        from curriculum.adapters import CurriculumVecEnvWrapper
+
+        return CurriculumVecEnvWrapper
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
