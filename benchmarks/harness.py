@@ -23,7 +23,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import tyro
 
 from benchmarks.contenders import CONTENDERS
 
@@ -321,6 +323,15 @@ class Options:
     """Write everything that was measured to this file."""
     plot: Path | None = None
     """Write a bar chart to this PNG."""
+
+
+A = TypeVar("A", bound=Options)
+
+
+def parse(kind: type[A], name: str) -> A:
+    """The command line. A request to end (SIGTERM) ends the contenders too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return tyro.cli(kind, prog=f"python -m benchmarks.{name}")
 
 
 @dataclass

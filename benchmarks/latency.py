@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import tyro
-
 from benchmarks import harness
 from benchmarks.harness import Failed, Floor, Options, Process, Report, Series, Table, Turn, percentile, ratio
 from benchmarks.workloads import find
@@ -137,7 +135,7 @@ def _publish(process: Process, series: Series, seconds: float, rate: float, size
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.latency")
+    arguments = harness.parse(Arguments, "latency")
     report = Report("latency", asdict(arguments))
     for workers in arguments.workers:
         series, table = round_trips(workers, arguments)

@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import tyro
-
 from benchmarks import harness
 from benchmarks.contenders import CONTENDERS
 from benchmarks.harness import Floor, Options, Process, Report, Series, Table, Turn
@@ -69,7 +67,7 @@ def _turn(series: Series, process: Process, seconds: float) -> Callable[[int], f
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.memory")
+    arguments = harness.parse(Arguments, "memory")
     report = Report("memory", asdict(arguments))
     for name in arguments.workloads:
         found = measure(name, arguments)

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import tyro
-
 from benchmarks import harness
 from benchmarks.contenders import CONTENDERS
 from benchmarks.harness import Floor, Options, Process, Report, Series, Table, Turn, ratio
@@ -41,7 +39,7 @@ def _turn(contender: str, workload: str, children: int, workers: int | None) -> 
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.start")
+    arguments = harness.parse(Arguments, "start")
     report = Report("start", asdict(arguments))
     name = f"cartpole-{arguments.num_envs}"
     turns: list[Turn] = []

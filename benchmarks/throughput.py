@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import tyro
-
 from benchmarks import harness
 from benchmarks.harness import Floor, Options, Process, Report, Series, Table, Turn, ratio
 from benchmarks.workloads import WORKLOADS, find
@@ -180,7 +178,7 @@ def floors(found: dict[str, list[Series]], nulls: dict[int, list[Series]]) -> li
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.throughput")
+    arguments = harness.parse(Arguments, "throughput")
     report = Report("throughput", asdict(arguments))
     found: dict[str, list[Series]] = {}
     nulls: dict[int, list[Series]] = {}

@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import tyro
-
 from benchmarks import harness
 from benchmarks.harness import Floor, Options, Process, Report, Series, Table, Turn, ratio
 from benchmarks.learners import LEARNERS
@@ -78,7 +76,7 @@ def measure(env: str, arguments: Arguments) -> tuple[list[Series], dict[str, Ser
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.training")
+    arguments = harness.parse(Arguments, "training")
     report = Report("training", asdict(arguments))
     for env in arguments.envs:
         found, champions = measure(env, arguments)
