@@ -45,7 +45,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "trainers": {
         "__init__", "__main__", "actions", "checkpoint", "cli", "config", "evaluate", "feed", "folder", "jobs", "lag",
-        "learner", "metrics", "networks", "plot", "policy", "ppo", "progress", "rollout", "run", "seen", "summary",
+        "learner", "metrics", "networks", "outcomes", "plot", "policy", "ppo", "progress", "rollout", "run", "seen",
+        "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+StrategyName = Literal["staged", "uniform", "learning_progress", "learnability", "prioritised_replay"]
 
 
 class ConfigError(ValueError):
@@ -111,17 +112,22 @@ class TrainConfig:
     levels: Path | None = None
     """Folder of levels by stage; without it reset gets options={"level": {"stage": NAME}}."""
     curriculum: bool = True
-    """Move through the stages; off: only the last stage is played, from the start."""
+    """Practise what `strategy` says; off: only the last stage is played, from the start."""
+    strategy: StrategyName = "staged"
+    """Stage after stage; or levels of all stages: uniformly (domain randomisation), by how fast success moves, by how
+    uncertain it is, or by PPO's advantages."""
+    replay_score: Literal["l1", "positive", "max_mc"] = "l1"
+    """prioritised_replay: score levels by mean |A|, by mean max(A, 0), or by the highest return so far - mean V."""
     window: Literal["started", "completed"] = "started"
     """Count outcomes in the order in which episodes started, or in which they ended."""
     rules: Literal["reference", "sequential"] = "reference"
-    """Advance by success windows, or by a sequential test that seldom advances by luck."""
+    """staged: advance by success windows, or by a sequential test that seldom advances by luck."""
     seed: int = 0
     """Every random stream of the run derives from it."""
     total_steps: int = 1_000_000
     """Env steps (rows, reset rows included) after which the run ends, rounded up to whole updates."""
     solve_rate: float | None = None
-    """Stop once the newest `solve_window` admitted outcomes of the last stage reach this success rate."""
+    """Stop once the newest `solve_window` outcomes of the last stage reach this success rate."""
     solve_window: int = 50
     """See `solve_rate`; at most 50, the window's size."""
 
@@ -191,6 +197,10 @@ class TrainConfig:
         _require(
             not (self.rules == "sequential" and self.window == "completed"),
             "rules='sequential' needs window='started'",
+        )
+        _require(
+            self.curriculum or self.strategy == "staged",
+            f"curriculum=False plays the last stage only: strategy={self.strategy!r} has nothing to choose",
         )
         _require(
             self.ppo.minibatches <= self.batch_size,

@@ -16,7 +16,7 @@ import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
 from trainers.presets import Job, load_preset
 
-__all__ = ["resolve_job"]
+__all__ = ["make_strategy", "resolve_job"]
 
 
 def resolve_job(config: TrainConfig) -> Job:
@@ -42,6 +42,41 @@ def resolve_job(config: TrainConfig) -> Job:
         plan = cu.StagePlan([job.plan.stages[-1]])
         return Job(plan, job.make_env, job.success)
     return Job(plan if plan is not None else job.plan, job.make_env, job.success)
+
+
+def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
+    """The strategy that `config` names, over the job's plan; all but "staged" draw from `levels`, the envs' own.
+
+    Raises `ConfigError` where the levels are not those of the plan.
+    """
+    success = job.success or cu.is_success
+    if config.strategy == "staged":
+        return cu.Staged(job.plan, window=config.window, rules=config.rules, success=success)
+    name = f"strategy={config.strategy!r}"
+    if not isinstance(levels, cu.LevelSet):
+        raise ConfigError(
+            f"{name} draws from levels, and the envs have none: they need a CurriculumEnv inside"
+        )
+    if set(levels.stages) != set(job.plan.names):
+        raise ConfigError(
+            f"{name} draws from all levels: expected levels for the plan's stages {', '.join(job.plan.names)}, "
+            f"got {', '.join(levels.stages)}"
+        )
+    if len(levels) < 2:
+        raise ConfigError(f"{name} needs at least two levels to choose from, and there is one")
+
+    def score(episode: Any) -> float:
+        return float(success(episode))
+
+    match config.strategy:
+        case "uniform":
+            return cu.DomainRandomisation(levels, score=score)
+        case "learning_progress":
+            return cu.LearningProgress(levels, score=score)
+        case "learnability":
+            return cu.Learnability(levels, seed=config.seed, score=score)
+        case "prioritised_replay":
+            return cu.PrioritisedReplay(levels, by=config.replay_score, score=score)
 
 
 NO_STAGES = "all"  # the one stage of an env that was given no plan

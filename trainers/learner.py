@@ -15,8 +15,8 @@ from trainers.checkpoint import CheckpointError
 from trainers.config import ConfigError, TrainConfig
 from trainers.networks import ActorCritic, has_image, leaf_spaces
 from trainers.policy import Policy
-from trainers.ppo import UpdateStats, make_optimiser, update
-from trainers.rollout import Rollout
+from trainers.ppo import UpdateStats, advantages_of, make_optimiser, update
+from trainers.rollout import Floats, Rollout, score_parts
 
 __all__ = ["Learner", "env_seeds", "stream", "torch_threads"]
 
@@ -42,6 +42,9 @@ def torch_threads(config: TrainConfig, num_workers: int, obs_space: gym.Space[An
         return config.torch_threads
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus - (num_workers if config.backend == "process" else 0))
+
+
+Part = tuple[int, int, int, float]  # env, episode's index, steps, mean over them
 
 
 class Learner:
@@ -70,18 +73,24 @@ class Learner:
 
     def learn(self, last_obs: dict[str, Any], index: int, progress: float) -> UpdateStats:
         """Update `index` from the full rollout; `progress` in [0, 1] anneals the learning rate."""
+        return self.learn_and_score(last_obs, index, progress)[0]
+
+    def learn_and_score(
+        self, last_obs: dict[str, Any], index: int, progress: float, statistic: str | None = None
+    ) -> tuple[UpdateStats, list[Part]]:
+        """`learn()`, and what a strategy asks to know of the episodes in the rollout: by part that lies in it, the
+        mean of `statistic`: "abs_advantage", "positive_advantage" or "value", all as the update saw them.
+        """
         config = self.config.ppo
         lr = config.lr * max(0.0, 1 - progress) if config.anneal_lr else config.lr
-        return update(
-            self.model,
-            self.optimiser,
-            self.head,
-            self.rollout,
-            self.policy.values(last_obs),
-            config,
-            lr=lr,
-            rng=stream(self.config.seed, LEARN, index),
-        )
+        last_values = self.policy.values(last_obs)
+        rng = stream(self.config.seed, LEARN, index)
+        rollout = self.rollout
+        stats = update(self.model, self.optimiser, self.head, rollout, last_values, config, lr=lr, rng=rng)
+        if statistic is None:
+            return stats, []
+        measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values)
+        return stats, score_parts(measured, rollout.episodes, rollout.first)
 
     def load(self, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
         """Take over saved parameters. Raises `CheckpointError` if they are of another network."""
@@ -92,6 +101,17 @@ class Learner:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the saved network does not fit this config and env: {reason}") from None
+
+
+def _measure(statistic: str, advantages: Floats, values: Floats) -> Floats:
+    match statistic:
+        case "abs_advantage":
+            return np.abs(advantages)
+        case "positive_advantage":
+            return np.maximum(advantages, 0)
+        case "value":
+            return values
+    raise ConfigError(f"the strategy asks for an unknown statistic {statistic!r}")
 
 
 def _device(wanted: str, obs_space: gym.Space[Any]) -> torch.device:

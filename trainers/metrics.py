@@ -35,15 +35,18 @@ class StageReport:
     name: str
     """The stage's name."""
     success_rate: float
-    """Successes among the newest admitted outcomes (at most 50); 0 while there are none."""
+    """Successes among the newest outcomes that count (at most 50); 0 while there are none."""
     outcomes: int
-    """Admitted outcomes in that window."""
+    """How many those are."""
     episodes: int
     """Episodes played on it in this run that ended, aborted ones not counted."""
     mixing_ratio: float
-    """Probability that an episode is drawn from the previous stage instead, while this one is current."""
+    """Probability that an episode is drawn from the previous stage instead, while this one is current; 0 for
+    strategies without a current stage."""
+    share: float
+    """Probability that an episode that begins now is drawn from it."""
     missing: str
-    """What keeps it from advancing, in words; empty where nothing does."""
+    """What keeps it from advancing, in words; empty where nothing does, or where it never would."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Report:
     aborted: int
     """Episodes of this update that were given up (a lost worker, a reset): neither success nor failure."""
     stage: str
-    """The current stage."""
+    """The current stage; "all" for strategies without one."""
     mixing_ratio: float
     """Probability that an episode is drawn from the previous stage instead of the current one."""
     episode_return: float | None

@@ -1,4 +1,4 @@
-"""A run as one picture: success per stage, stage timeline, mixing ratio, return, steps/s."""
+"""A run as one picture: success per stage, stage timeline, share of the draws, mixing ratio, return, steps/s."""
 # edge: reads metrics.jsonl, writes a PNG; matplotlib is imported when it is needed
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ def draw(folder: RunFolder, out: Path) -> None:
 
     figure = Figure(figsize=(9, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    success, mixing, returns, speed = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1.2, 1.5, 1.2))
+    success, draws, returns, speed = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1.2, 1.5, 1.2))
     for i, name in enumerate(names):
         played = [line["stages"][i] for line in lines]
         rates = [stage["success_rate"] if stage["outcomes"] else None for stage in played]
         success.plot(steps, _gaps(rates), color=colours[name], label=name)
     for begin, end, name in _stays(lines):
-        for axis in (success, mixing, returns, speed):
-            axis.axvspan(begin, end, color=colours.get(name, "grey"), alpha=0.08, linewidth=0)
+        for axis in (success, draws, returns, speed):
+            axis.axvspan(begin, end, color=colours.get(name, "none"), alpha=0.08, linewidth=0)
     success.set(ylabel="success, newest 50", ylim=(-0.02, 1.02), title=folder.path.name)
     success.legend(loc="lower right", title="stage")
-    mixing.step(steps, [line["mixing_ratio"] for line in lines], where="post", color="k")
-    mixing.set(ylabel="mixing ratio", ylim=(0, 0.5))
+    if any(line["stage"] in colours for line in lines):
+        draws.step(steps, [line["mixing_ratio"] for line in lines], where="post", color="k")
+        draws.set(ylabel="mixing ratio", ylim=(0, 0.5))
+    else:  # no current stage: episodes are drawn from all
+        for i, name in enumerate(names):
+            shares = [line["stages"][i]["share"] for line in lines]
+            draws.step(steps, shares, where="post", color=colours[name])
+        draws.set(ylabel="share of draws", ylim=(0, 1))
     returns.plot(steps, _gaps([line["episode_return"] for line in lines]), color="k")
     returns.set(ylabel="mean return")
     speed.plot(steps, [line["timing"]["steps_per_s"] for line in lines], color="k")

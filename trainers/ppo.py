@@ -16,7 +16,7 @@ from trainers.config import PPOConfig
 from trainers.networks import ActorCritic
 from trainers.rollout import Floats, Rollout, generalised_advantages
 
-__all__ = ["UpdateStats", "make_optimiser", "update"]
+__all__ = ["UpdateStats", "advantages_of", "make_optimiser", "update"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ def make_optimiser(model: nn.Module, config: PPOConfig) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=config.lr, eps=1e-5, fused=True)
 
 
+def advantages_of(rollout: Rollout, last_values: Floats, config: PPOConfig) -> Floats:
+    """The rollout's advantages (T, N)."""
+    return generalised_advantages(
+        rollout.rewards, rollout.values, last_values,
+        rollout.terminations, rollout.truncations, rollout.first,
+        gamma=config.gamma, lam=config.gae_lambda, time_limit=config.time_limit,
+    )  # fmt: skip
+
+
 def update(
     model: ActorCritic,
     optimiser: torch.optim.Adam,
@@ -63,11 +72,7 @@ def update(
     rng: np.random.Generator,
 ) -> UpdateStats:
     """Improve `model` on a full rollout, in place. Rows that are `first` never enter the loss."""
-    advantages = generalised_advantages(
-        rollout.rewards, rollout.values, last_values,
-        rollout.terminations, rollout.truncations, rollout.first,
-        gamma=config.gamma, lam=config.gae_lambda, time_limit=config.time_limit,
-    )  # fmt: skip
+    advantages = advantages_of(rollout, last_values, config)
     returns = advantages + rollout.values
     valid = np.flatnonzero(~rollout.first.reshape(-1))
     explained = _explained_variance(rollout.values.reshape(-1)[valid], returns.reshape(-1)[valid])

@@ -72,7 +72,7 @@ class PlainLines:
         self._stage, self._next_s = report.stage, now + LINE_EVERY_S
         rates = "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
         print(
-            f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  mix {report.mixing_ratio:.2f}"
+            f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  {_drawn(report)}"
             f"  {speed:,.0f} steps/s  updates applied {report.timing.applied}/{report.timing.published}",
             flush=True,
         )
@@ -121,8 +121,9 @@ class LivePanel:
 
     def _panel(self, report: Report) -> Panel:
         table = Table(box=None, pad_edge=False, expand=True)
-        for heading in ("stage", "success", "outcomes", "episodes", "mixing", "missing to advance"):
+        for heading in ("stage", "success", "outcomes", "episodes", "draws", "mixing", "missing to advance"):
             table.add_column(heading, justify="left" if heading[0] in "s" or heading[0] == "m" else "right")
+        staged = _staged(report)
         for row in report.stages:
             current = row.name == report.stage
             table.add_row(
@@ -130,7 +131,8 @@ class LivePanel:
                 f"{row.success_rate:4.0%} {'█' * round(10 * row.success_rate):<10}",
                 str(row.outcomes),
                 f"{row.episodes:,}",
-                f"{row.mixing_ratio:.2f}",
+                f"{row.share:4.0%}",
+                f"{row.mixing_ratio:.2f}" if staged else "",
                 row.missing if current else "",
                 style="bold" if current else "dim",
             )
@@ -145,6 +147,18 @@ class LivePanel:
         )
         bar = ProgressBar(total=self._total, completed=report.env_steps)
         return Panel(Group(table, Text(), bar, facts), title=self._title)
+
+
+def _staged(report: Report) -> bool:
+    """Whether the strategy has a current stage."""
+    return any(row.name == report.stage for row in report.stages)
+
+
+def _drawn(report: Report) -> str:
+    """What episodes are drawn from, in a few characters."""
+    if _staged(report):
+        return f"mix {report.mixing_ratio:.2f}"
+    return "draws " + "/".join(f"{100 * row.share:.0f}" for row in report.stages)
 
 
 class Smooth:

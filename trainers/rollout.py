@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rollout", "generalised_advantages"]
+__all__ = ["Rollout", "generalised_advantages", "score_parts"]
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -45,6 +45,7 @@ class Rollout:
         self.terminations = np.zeros(rows, np.bool_)
         self.truncations = np.zeros(rows, np.bool_)
         self.first = np.zeros(rows, np.bool_)  # the row's action was not executed
+        self.episodes = np.zeros(rows, np.int64)  # the index of the row's episode, where someone says it
         self.cursor = np.zeros(num_envs, np.int64)
 
     @property
@@ -82,6 +83,7 @@ class Rollout:
         terminations: Bools,
         truncations: Bools,
         first: Bools,
+        episodes: NDArray[np.int64] | None = None,
     ) -> NDArray[np.int64]:
         """Store what came of it, and complete the rows. Returns the envs whose columns are not full yet."""
         at = (self.cursor[env_ids], env_ids)
@@ -89,6 +91,8 @@ class Rollout:
         self.terminations[at] = terminations
         self.truncations[at] = truncations
         self.first[at] = first
+        if episodes is not None:
+            self.episodes[at] = episodes
         self.cursor[env_ids] += 1
         return env_ids[self.cursor[env_ids] < self.num_steps]
 
@@ -122,3 +126,21 @@ def generalised_advantages(
         advantages[t] = carry
         next_values = values[t]
     return advantages
+
+
+def score_parts(
+    values: Floats, episodes: NDArray[np.int64], first: Bools
+) -> list[tuple[int, int, int, float]]:
+    """(env, episode, steps, mean of `values`) of each part of an episode in these (T, N) rows, by env and episode.
+
+    Rows that are `first` belong to no episode: their action was not executed.
+    """
+    steps, envs = np.nonzero(~first)
+    indices = episodes[steps, envs]
+    keys = envs * (int(episodes.max()) + 1) + indices
+    _, at, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    sums = np.bincount(inverse, weights=values[steps, envs], minlength=len(counts))
+    return [
+        (int(envs[i]), int(indices[i]), int(count), float(total / count))
+        for i, count, total in zip(at, counts, sums)
+    ]

@@ -24,11 +24,12 @@ from trainers.checkpoint import Checkpoint, Checkpoints
 from trainers.config import ConfigError, TrainConfig
 from trainers.feed import Feed
 from trainers.folder import RunFolder
-from trainers.jobs import resolve_job
+from trainers.jobs import make_strategy, resolve_job
 from trainers.lag import LoopLag
 from trainers.learner import ACT, Learner, env_seeds, stream, torch_threads
-from trainers.metrics import Logger, MetricsFile, Report, TensorBoard, Timing, percentile
+from trainers.metrics import Logger, MetricsFile, Report, StageReport, TensorBoard, Timing, percentile
 from trainers.networks import MASK
+from trainers.outcomes import Outcomes
 from trainers.presets import Job
 from trainers.seen import Seen, is_masked
 from trainers.summary import RunTally, Summary, stage_reports
@@ -90,6 +91,8 @@ async def training(
                 timeouts=av.Timeouts(reset=limit, step=limit),
             )
         )
+        levels = None if config.strategy == "staged" else await _levels_of(envs)
+        strategy = make_strategy(config, job, levels)
         threads = torch_threads(config, envs.num_workers, envs.single_observation_space)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
@@ -105,10 +108,8 @@ async def training(
         if config.tensorboard:
             loggers.append(TensorBoard(folder.path / "tensorboard"))
             stack.callback(loggers[1].close)
-        success = job.success or cu.is_success
-        strategy = cu.Staged(job.plan, window=config.window, rules=config.rules, success=success)
         coordinator = cu.Coordinator(strategy, envs, journal=folder.journal)
-        run = Run(config, folder, envs, coordinator, executor, loggers)
+        run = Run(config, job, folder, envs, coordinator, executor, loggers)
         stack.push_async_callback(run._quiet)
         await run._open(saved)
         try:
@@ -121,12 +122,21 @@ async def training(
             await run.stop()
 
 
+async def _levels_of(envs: av.AsyncVecEnv) -> Any:
+    """The levels that the envs draw from, asked of the first; None if it has none."""
+    try:
+        return (await envs.get_attr("levels", env_ids=[0]))[0]
+    except av.EnvError:
+        return None
+
+
 class Run:
     """A run in progress, made by `training()`."""
 
     def __init__(
         self,
         config: TrainConfig,
+        job: Job,
         folder: RunFolder,
         envs: av.AsyncVecEnv,
         coordinator: cu.Coordinator,
@@ -140,6 +150,10 @@ class Run:
         self._checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self._checkpoint_path: Path | None = None
         self._tally, self._lag, self._feed = RunTally(), LoopLag(), Feed[Report]()
+        self._goal = job.plan.names[-1]
+        self._outcomes = Outcomes(
+            job.success or cu.is_success, config.num_envs, in_order=config.window == "started"
+        )
         self._all: Ids = np.arange(config.num_envs)
         self._learner: Learner
         self._seen: Seen
@@ -147,6 +161,10 @@ class Run:
         self._helpers: list[asyncio.Task[None]] = []
         self._in_thread: asyncio.Future[Any] | None = None
         self._stop_asked = self._error_seen = False
+        self._statistic: str | None = getattr(coordinator.strategy, "statistic", None)  # asked of the learner
+        self._started = envs.events() if self._statistic is not None else None
+        self._playing: Ids = np.zeros(config.num_envs, np.int64)  # the index of each env's newest episode
+        self._aborted: set[tuple[int, int]] = set()  # episodes of this update, which get no score
         self._receipts: list[Any] = []  # of directives that some worker may not have taken yet
         self._summary: Summary | None = None
         self._began_s = time.monotonic()  # earlier parts of the run are as if they had run just before
@@ -185,8 +203,8 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """The current stage."""
-        return self.coordinator.stage or ""
+        """The current stage; "all" for strategies without one."""
+        return self.coordinator.stage or "all"
 
     @property
     def env_steps(self) -> int:
@@ -207,11 +225,13 @@ class Run:
             self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
             self.coordinator.load_state_dict(state.curriculum)
             tally.load_state_dict(state.tally)
+            self._outcomes.load_state_dict(state.tally["outcomes"])
             self._began_s -= state.train_time_s
         self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
         space = self.envs.single_observation_space
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
+        await self._follow()
         masked = is_masked(space, infos)
         self._learner = await self._thread(  # torch loads much on first use: not on the loop
             partial(Learner, self.config, space, self.envs.single_action_space, masked=masked)
@@ -239,6 +259,8 @@ class Run:
             return summary
         finally:
             self._feed.close()
+            if self._started is not None:
+                await self._started.aclose()
             for (
                 helper
             ) in self._helpers:  # from here on the coordinator refuses commands: nobody plays any more
@@ -256,7 +278,14 @@ class Run:
                 return "solved" if tally.solved_at is not None else "stopped"
             collected = time.monotonic()
             progress = tally.updates / config.num_updates
-            stats = await self._thread(self._learner.learn, self._seen.obs, tally.updates, progress)
+            stats, parts = await self._thread(
+                self._learner.learn_and_score, self._seen.obs, tally.updates, progress, self._statistic
+            )
+            if (
+                parts
+            ):  # of running episodes, and the last ones of those that have ended: only now are they known
+                self.coordinator.record_scores(part for part in parts if part[:2] not in self._aborted)
+            self._aborted.clear()
             learned = time.monotonic()
             lags = self._lag.take()
             published, applied = self._versions()
@@ -271,8 +300,7 @@ class Run:
                 published=published,
                 applied=applied,
             )
-            stages = stage_reports(self.coordinator.progress())
-            self._publish(tally.report(stats, stages, self.stage, timing))
+            self._publish(tally.report(stats, self._stages(), self.stage, timing))
             if tally.updates % config.checkpoint_every == 0:
                 await self._checkpoint()
         return "steps"
@@ -295,6 +323,7 @@ class Run:
             batch = await envs.recv(quorum)
             await self.coordinator.settled()  # what is decided on this batch holds for the very next step
             ready = self._store(batch)
+            await self._follow()
             if self._tally.solved_at is not None or self._stop_asked:
                 return False
         return True
@@ -314,14 +343,26 @@ class Run:
         began = time.perf_counter()
         tally = self._tally
         going_on = self._learner.rollout.outcome(
-            batch.env_ids, batch.rewards, batch.terminations, batch.truncations, batch.first
-        )
+            batch.env_ids, batch.rewards, batch.terminations, batch.truncations, batch.first,
+            None if self._started is None else self._playing[batch.env_ids],
+        )  # fmt: skip
         tally.batch(len(batch.env_ids), batch.episodes)
+        self._outcomes.batch(batch.episodes, batch.watermark)
         self._note(batch.env_ids, batch.obs, batch.infos)
         if batch.episodes and self._reached_goal():
             tally.solved_at = tally.env_steps
         self._policy_s += time.perf_counter() - began
         return going_on
+
+    async def _follow(self) -> None:
+        """Which episode each env plays from its next executed row on; what is needed to score episodes."""
+        events = self._started
+        while events is not None and events.behind:
+            for event in (await events.next_batch()).events:
+                if isinstance(event, av.EpisodeStarted):
+                    self._playing[event.env_id] = event.index
+                elif event.outcome == "aborted":
+                    self._aborted.add((event.env_id, event.index))
 
     def _note(self, ids: Ids, obs: Any, infos: dict[str, Any]) -> None:
         self._seen.update(ids, obs, infos)
@@ -331,12 +372,13 @@ class Run:
             self._receipts.append(receipt)
 
     def _reached_goal(self) -> bool:
-        """The newest `solve_window` admitted outcomes of the last stage are good enough."""
-        if self.config.solve_rate is None:
-            return False
-        row = self.coordinator.progress()[-1]
-        enough: bool = row["window"] >= self.config.solve_window
-        return enough and row["successes"] >= self.config.solve_rate * row["window"]
+        """The newest `solve_window` outcomes of the last stage are good enough, whatever the strategy."""
+        rate = self.config.solve_rate
+        return rate is not None and self._outcomes.reached(self._goal, rate, self.config.solve_window)
+
+    def _stages(self) -> tuple[StageReport, ...]:
+        coordinator = self.coordinator
+        return stage_reports(coordinator.progress(), coordinator.strategy.directive(), self._outcomes)
 
     # ---- state
 
@@ -352,6 +394,7 @@ class Run:
         for _ in range(2):
             obs, infos = await self.envs.reset(seed=self._seeds())
             await self.coordinator.settled()
+            await self._follow()
             self._note(self._all, obs, infos)
 
     async def _checkpoint(self, *, final: bool = False) -> None:
@@ -362,7 +405,7 @@ class Run:
             model=self._learner.model.state_dict(),
             optimiser=self._learner.optimiser.state_dict(),
             curriculum=self.coordinator.state_dict(),
-            tally=self._tally.state_dict(),
+            tally={**self._tally.state_dict(), "outcomes": self._outcomes.state_dict()},
             env_steps=self._tally.env_steps,
             train_time_s=time.monotonic() - self._began_s,
             sizes=self.folder.log_sizes(),
@@ -409,7 +452,7 @@ class Run:
         path = self._checkpoint_path
         return self._tally.summary(
             reason=reason,
-            stages=stage_reports(self.coordinator.progress()),
+            stages=self._stages(),
             wall_s=time.monotonic() - self._began_s,
             loop_lag_p99_s=percentile(self._lag.all, 99),
             published=published,

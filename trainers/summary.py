@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.metrics import Report, StageReport, Timing
+from trainers.outcomes import Outcomes
 from trainers.ppo import UpdateStats
 
 __all__ = ["RunTally", "StageEntry", "Summary", "stage_reports", "wilson"]
@@ -147,19 +148,45 @@ class RunTally:
         self._ended, self._aborted, self._steps, self._return = state["of_update"]
 
 
-def stage_reports(rows: Iterable[Mapping[str, Any]]) -> tuple[StageReport, ...]:
-    """The coordinator's progress table as stage reports."""
+def stage_reports(
+    rows: Iterable[Mapping[str, Any]], directive: Any, outcomes: Outcomes
+) -> tuple[StageReport, ...]:
+    """The coordinator's progress table as stage reports. Strategies without stages keep no window of the newest
+    outcomes by stage: theirs are `outcomes`."""
     return tuple(
-        StageReport(
+        _of_levels(row, outcomes.newest(row["stage"]))
+        if directive.stage is None
+        else StageReport(
             name=row["stage"],
             success_rate=row["success_rate"] or 0.0,
             outcomes=row["window"],
             episodes=row["ended"],
             mixing_ratio=row["mixing_ratio"],
+            share=_share(row["stage"], directive),
             missing=row["missing"],
         )
         for row in rows
     )
+
+
+def _of_levels(row: Mapping[str, Any], newest: Sequence[bool]) -> StageReport:
+    return StageReport(
+        name=row["stage"],
+        success_rate=sum(newest) / len(newest) if newest else 0.0,
+        outcomes=len(newest),
+        episodes=row["outcomes"],
+        mixing_ratio=0.0,
+        share=row["share"],
+        missing="",
+    )
+
+
+def _share(stage: str, directive: Any) -> float:
+    """Of the draws; the trainer's strategies have no probe."""
+    current = directive.stages.index(directive.stage)
+    previous = float(directive.mix) if current else 0.0
+    place = directive.stages.index(stage)
+    return 1 - previous if place == current else previous if place == current - 1 else 0.0
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

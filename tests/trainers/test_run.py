@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ async def test_every_kind_of_observation_is_learned_from(tmp_path: Path, kind: s
 
 @pytest.mark.asyncio
 async def test_it_learns_and_the_curriculum_moves(tmp_path: Path) -> None:
-    config = tiny(tmp_path, total_steps=20_000, solve_rate=0.9, solve_window=30)
+    config = tiny(tmp_path, total_steps=20_000, solve_rate=0.9)
     summary, _ = await finish(config)
     assert summary.reason == "solved"
     assert summary.solved_at == summary.env_steps < 20_000
@@ -321,3 +322,35 @@ def test_the_plain_call(tmp_path: Path) -> None:
     assert seen == [1, 2, 3, 4, 5, 6]
     assert summary.reason == "steps"
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.asyncio
+async def test_a_worker_killed_on_the_way_costs_its_episodes_and_nothing_else(tmp_path: Path) -> None:
+    """SIGKILL between two updates: the run goes on, the lost rows are masked, their episodes censored and unscored."""
+    config = tiny(
+        tmp_path, backend="process", num_workers=2, strategy="prioritised_replay", total_steps=64 * 12
+    )
+    lost: list[int] = []
+    async with training(config, job=corridor_job()) as run:
+        learn = run._learner.learn_and_score
+
+        def watched(*args: Any) -> Any:
+            rollout = run._learner.rollout
+            lost.extend(np.nonzero(rollout.first & rollout.truncations)[1].tolist())
+            stats, parts = learn(*args)
+            assert stats.valid_rows == int((~rollout.first).sum()) == sum(steps for _, _, steps, _ in parts)
+            return stats, parts
+
+        run._learner.learn_and_score = watched  # type: ignore[method-assign, assignment]
+        async for report in run.reports():
+            if report.update == 2:
+                os.kill((await run.envs.apply(lambda env: os.getpid()))[0], signal.SIGKILL)
+        summary = await run.wait()
+        assert run.envs.statistics().restarts == 1
+    assert (summary.reason, summary.updates) == ("steps", 12)
+    assert lost == [0, 1], "one row of each env of that worker"
+    assert sum(line["aborted"] for line in read_metrics(run.folder.metrics)) == 2
+    strategy: Any = run.coordinator.strategy
+    assert strategy.aborted == 2
+    assert strategy.total == summary.episodes
+    assert all(opened.level is not None for opened in strategy._open.values())

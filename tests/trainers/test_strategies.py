@@ -1,0 +1,311 @@
+"""Every strategy through a whole run: it learns, stops, resumes, is drawn and evaluated; replay's scores are exact."""
+# async: real envs, inline and in processes; states are awaited, nothing sleeps
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import aio_vecenv as av
+import curriculum as cu
+from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
+from trainers import ConfigError, Job, Run, TrainConfig, train, training
+from trainers.checkpoint import Checkpoints
+from trainers.config import StrategyName
+from trainers.evaluate import evaluate
+from trainers.metrics import read_metrics
+from trainers.outcomes import Outcomes
+from trainers.ppo import advantages_of
+from trainers.progress import PlainLines
+from trainers.rollout import score_parts
+
+STRATEGIES: tuple[Any, ...] = get_args(StrategyName)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_from_start_to_picture(
+    tmp_path: Path, strategy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers, a stop, a resume, the goal, metrics, summary, progress, plot, eval."""
+    config = tiny(
+        tmp_path, backend="process", strategy=strategy, total_steps=64 * 60, solve_rate=0.9, solve_window=20,
+        env="tests.trainers.helpers:Corridor", plan=tmp_path / "plan.toml", levels=tmp_path / "levels",
+    )  # fmt: skip
+    for stage, goal in (("one", 1), ("three", 3)):
+        (tmp_path / "levels" / stage).mkdir(parents=True)
+        levels = (f'{{"id": "{stage}{i}", "data": {{"goal": {goal}}}}}\n' for i in range(3))
+        (tmp_path / "levels" / stage / "some.jsonl").write_text("".join(levels))
+    for plan in (tmp_path / "plan.toml", tmp_path / "levels" / "plan.toml"):
+        plan.write_text(
+            "".join(f'[[stage]]\nname = "{name}"\nthreshold = 0.6\n\n' for name in ("one", "three"))
+        )
+
+    async def parts() -> Path:
+        async with training(config) as run:
+            async for report in run.reports():
+                if report.update == 3:
+                    break
+        shown = PlainLines()
+        async with training(resume=run.folder.path) as again:
+            shown.start(again)
+            async for report in again.reports():
+                shown.show(report)
+            summary = await again.wait()
+        shown.finish(summary, again)
+        assert summary.reason == "solved"
+        results = await evaluate(again.folder.path, episodes=4)
+        assert [result.stage for result in results] == ["one", "three"]
+        return again.folder.path
+
+    folder = av.run(parts())
+    out = capsys.readouterr().out
+    assert "solved at" in out
+    assert "mix " in out if strategy == "staged" else "three" in out
+    if strategy == "learning_progress":  # outside: matplotlib keeps its fonts open
+        subprocess.run([sys.executable, "-m", "trainers", "plot", str(folder)], check=True)
+        assert (folder / "curve.png").stat().st_size > 10_000
+    lines = read_metrics(folder / "metrics.jsonl")
+    for line in lines:
+        assert [stage["name"] for stage in line["stages"]] == ["one", "three"]
+        assert math.isclose(sum(stage["share"] for stage in line["stages"]), 1, rel_tol=1e-5)
+        assert line["stage"] in (("one", "three") if strategy == "staged" else ("all",))
+    assert {stage["episodes"] > 0 for stage in lines[-1]["stages"]} == {True}
+    assert lines[-1]["stages"][0]["outcomes"] > 20
+
+
+@pytest.mark.parametrize("strategy", ["learning_progress", "prioritised_replay"])
+def test_resumed_it_goes_on_where_it_was(tmp_path: Path, strategy: Any) -> None:
+    """Weights in force, scores and counts survive."""
+    config = tiny(tmp_path, strategy=strategy, total_steps=64 * 20)
+    states: list[dict[str, Any]] = []
+
+    async def parts() -> None:
+        async with training(config, job=corridor_job()) as run:
+            async for report in run.reports():
+                if report.update == 10:
+                    break
+        states.append(run.coordinator.strategy.state_dict())
+        async with training(resume=run.folder.path, job=corridor_job()) as again:
+            states.append(again.coordinator.strategy.state_dict())
+            summary = await again.wait()
+        assert (summary.updates, summary.resumes) == (20, 1)
+        states.append(again.coordinator.strategy.state_dict())
+
+    av.run(parts())
+    before, after, end = states
+    assert before["weights"] == after["weights"]
+    assert after["weights"] is not None
+    for name in ("counts", "sums", "fast", "scores", "seen"):
+        assert before["arrays"].get(name) == after["arrays"].get(name)
+    assert end["total"] > before["total"] == after["total"]
+
+
+async def kill(run: Run) -> None:
+    """End a run as if its process had died: no checkpoint, no summary."""
+    await run._quiet()
+
+
+@pytest.mark.parametrize("strategy", ["learning_progress", "learnability", "uniform"])
+def test_exact_resume_holds_for_levels_too(
+    tmp_path: Path, strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F42: parameters and metrics of 20 updates, bit for bit, with and without an end on the way."""
+    config = tiny(tmp_path, strategy=strategy, total_steps=20 * 64, checkpoint_every=5, exact_resume=True)
+
+    async def whole() -> Path:
+        async with training(replace(config, name="whole"), job=corridor_job()) as run:
+            await run.wait()
+        return run.folder.path
+
+    async def parts() -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "stop", kill)
+            async with training(replace(config, name="parts"), job=corridor_job()) as run:
+                async for report in run.reports():
+                    if report.update == 12:
+                        await run.stop()
+                        break
+        async with training(resume=run.folder.path, job=corridor_job()) as run:
+            await run.wait()
+        return run.folder.path
+
+    folders = [av.run(whole()), av.run(parts())]
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in folders]
+    for line in (*lines[0], *lines[1]):
+        del line["timing"]
+    assert lines[0] == lines[1]
+    ours, theirs = (Checkpoints(folder / "checkpoints").load_newest()[0].model for folder in folders)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+# ---- what prioritised replay gets from the learner
+
+
+def test_parts_equal_their_slow_twin() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = rng.normal(size=(9, 3)).astype(np.float32)
+        first = rng.random((9, 3)) < 0.2
+        episodes = np.cumsum(first, axis=0) + rng.integers(5, size=3)
+        twin: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for env in range(3):
+            for t in range(9):
+                if not first[t, env]:
+                    twin[env, int(episodes[t, env])].append(float(values[t, env]))
+        found = {(env, index): (n, mean) for env, index, n, mean in score_parts(values, episodes, first)}
+        assert found.keys() == twin.keys()
+        for key, (steps, mean) in found.items():
+            assert steps == len(twin[key])
+            assert math.isclose(mean, sum(twin[key]) / steps, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("by", ["l1", "positive", "max_mc"])
+@pytest.mark.parametrize("collect", ["lockstep", "first_ready"])
+def test_scores_are_means_over_whole_episodes_however_rollouts_cut_them(
+    tmp_path: Path, by: Any, collect: Any
+) -> None:
+    """C22: 5 rows a rollout, episodes of up to 12 steps. A twin that walks the rows finds the same scores."""
+    config = tiny(
+        tmp_path, strategy="prioritised_replay", replay_score=by, collect=collect, deterministic=False
+    )
+    config = replace(config, total_steps=20 * 40, ppo=replace(config.ppo, num_steps=5))
+    measured: dict[tuple[int, int], list[float]] = defaultdict(list)
+    indices = [0] * 4
+    ended: dict[tuple[int, int], Any] = {}
+
+    async def watched() -> Run:
+        async with training(config, job=corridor_job()) as run:
+            learner, learn = run._learner, run._learner.learn_and_score
+
+            def copying(obs: Any, index: int, progress: float, statistic: str | None) -> Any:
+                rollout = learner.rollout
+                advantages = advantages_of(rollout, learner.policy.values(obs), config.ppo)
+                statistics = {
+                    "l1": np.abs(advantages), "positive": np.maximum(advantages, 0), "max_mc": rollout.values,
+                }  # fmt: skip
+                for env in range(4):
+                    for t in range(5):
+                        if rollout.first[t, env]:
+                            indices[env] += 1
+                        else:
+                            measured[env, indices[env]].append(float(statistics[by][t, env]))
+                return learn(obs, index, progress, statistic)
+
+            learner.learn_and_score = copying  # type: ignore[method-assign, assignment]
+            tally = run._tally.batch
+
+            def noting(rows: int, episodes: Any) -> None:
+                tally(rows, episodes)
+                ended.update({(e.env_id, e.index): e for e in episodes})
+
+            run._tally.batch = noting  # type: ignore[method-assign]
+            await run.wait()
+        return run
+
+    run = av.run(watched())
+    strategy: Any = run.coordinator.strategy
+    assert any(len(parts) > 5 for parts in measured.values()), "no episode spanned two rollouts"
+    newest: dict[str, float] = {}
+    best: dict[str, float] = {}
+    # a score is complete with the rollout in which its episode ended; within one, parts come by env and episode
+    for key, episode in sorted(ended.items(), key=lambda item: (item[1].batch // 5, item[0])):
+        level = episode.task["level"]
+        best[level] = max(best.get(level, 0.0), episode.episode_return)
+        assert len(measured[key]) == episode.length
+        mean = sum(measured[key]) / episode.length
+        newest[level] = best[level] - mean if by == "max_mc" else mean
+    assert strategy.seen.all()
+    if collect == "lockstep":  # else hand-outs do not tell which rollout an end belongs to
+        for number, level in enumerate(("one", "three")):
+            assert strategy.scores[number] == pytest.approx(newest[level], abs=1e-6)
+    waiting = {key for key, opened in strategy._open.items() if opened.length is not None}
+    assert not waiting, "an episode ended and never got its score"
+
+
+# ---- what cannot be
+
+
+async def opened(config: TrainConfig, job: Job) -> None:
+    async with training(config, job=job):
+        pass
+
+
+class Bare(gym.Wrapper[Any, Any, Any, Any]):
+    pass
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "prioritised_replay"])
+def test_a_strategy_without_levels_to_choose_from_is_one_clear_error(tmp_path: Path, strategy: Any) -> None:
+    config = tiny(tmp_path, strategy=strategy)
+    with pytest.raises(ConfigError, match="draws from levels, and the envs have none"):
+        av.run(opened(config, Job(PLAN, lambda: Bare(Corridor()))))
+    one = cu.LevelSet(LEVELS[:1])
+    with pytest.raises(ConfigError, match="at least two levels"):
+        av.run(
+            opened(config, Job(cu.StagePlan([cu.Stage("one")]), lambda: cu.CurriculumEnv(Corridor(), one)))
+        )
+    with pytest.raises(ConfigError, match="expected levels for the plan's stages one, three, got one"):
+        av.run(opened(config, Job(PLAN, lambda: cu.CurriculumEnv(Corridor(), one))))
+    with pytest.raises(ConfigError, match="curriculum=False plays the last stage only"):
+        replace(config, curriculum=False)
+    assert not list(tmp_path.iterdir()), "a run that cannot be leaves no folder"
+
+
+# ---- the goal
+
+
+def _ended(order: int, success: bool, stage: str = "three", outcome: str = "terminated") -> Any:
+    return cu.FinishedEpisode(
+        0, order, order, 1, 0.0, outcome, 0, {"stage": stage, "level": stage}, {"is_success": success}
+    )
+
+
+def test_outcomes_count_in_the_order_in_which_episodes_started() -> None:
+    outcomes = Outcomes(cu.is_success, 2)
+    outcomes.batch([_ended(3, True), _ended(1, True)], watermark=1)
+    assert outcomes.newest("three") == ()
+    outcomes.batch([_ended(2, False, outcome="aborted")], watermark=3)
+    assert outcomes.newest("three") == (True,)
+    saved = outcomes.state_dict()
+    outcomes.batch([_ended(4, False), _ended(5, True, "one")], watermark=9)
+    assert outcomes.newest("three") == (True, True, False)
+    assert outcomes.reached("three", 0.6, 3)
+    assert not outcomes.reached("three", 0.7, 3)
+    assert not outcomes.reached("three", 0.1, 4)
+    again = Outcomes(cu.is_success, 2)
+    again.load_state_dict(saved)
+    assert again.newest("three") == (True, True), "nothing is left to wait for"
+
+
+def test_a_straggler_is_passed_over_in_the_end() -> None:
+    outcomes = Outcomes(cu.is_success, 1)
+    outcomes.batch([_ended(order, True) for order in range(1, 21)], watermark=0)
+    assert outcomes.newest("three") == ()
+    outcomes.batch([_ended(21, True)], watermark=0)
+    assert outcomes.newest("three") == (True,)
+    ended = Outcomes(cu.is_success, 1, in_order=False)
+    ended.batch([_ended(1, True)], watermark=0)
+    assert ended.newest("three") == (True,)
+
+
+def test_the_same_metrics_for_any_number_of_workers(tmp_path: Path) -> None:
+    runs = []
+    for backend, workers in (("inline", 1), ("process", 2)):
+        config = tiny(
+            tmp_path, strategy="prioritised_replay", backend=backend, num_workers=workers, name=backend
+        )
+        train(config, job=corridor_job())
+        runs.append(read_metrics(tmp_path / backend / "metrics.jsonl"))
+    for line in (*runs[0], *runs[1]):
+        del line["timing"]
+    assert runs[0] == runs[1]
