@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -86,15 +87,52 @@ async def test_a_presets_env_plays_each_stage_in_a_child_without_torch_or_traine
 
 @pytest.mark.asyncio
 async def test_doorkey_changes_its_size() -> None:
+    """A command of the curriculum reaches the grids: their width, walls, step limit and what the agent sees."""
     job = resolve_job(load_preset("doorkey").config)
-    async with av.AsyncVecEnv(job.make_env, 1, backend="inline") as envs:
-        for stage, size in (("5x5", 5), ("8x8", 8), ("6x6", 6)):
-            directive = cu.Directive(stages=job.plan.names, stage=stage, ratios=(0.0,) * 3)
-            await envs.broadcast(directive, topic="curriculum", apply="now")
-            obs, _ = await envs.reset(seed=3)
-            assert (await envs.get_attr("grid"))[0].width == size
-            assert (await envs.get_attr("max_steps")) == (10 * size**2,)
-            assert obs["image"].shape == (1, 7, 7, 3)
+    sizes = {"5x5": 5, "6x6": 6, "8x8": 8}
+    async with av.AsyncVecEnv(job.make_env, 2, backend="inline") as envs:
+        coordinator = cu.Coordinator(cu.Staged(job.plan, stage_mixing=False), envs)
+        async with asyncio.TaskGroup() as tasks:
+            deciding = tasks.create_task(coordinator.run())
+            seen = {}
+            for stage in ("5x5", "8x8", "6x6"):
+                if stage != coordinator.stage:
+                    await coordinator.set_stage(stage)
+                obs, infos = await envs.reset(seed=3)
+                assert list(infos["curriculum_stage"]) == [stage, stage]
+                assert await envs.apply(_measure) == (sizes[stage],) * 2
+                assert (await envs.get_attr("max_steps")) == (10 * sizes[stage] ** 2,) * 2
+                assert obs["image"].shape == (2, 7, 7, 3)
+                seen[stage] = obs["image"]
+            assert not any((seen["5x5"] == seen[stage]).all() for stage in ("6x6", "8x8"))
+            deciding.cancel()
+
+
+@pytest.mark.asyncio
+async def test_doorkey_draws_all_sizes_where_levels_are_drawn() -> None:
+    job = resolve_job(load_preset("doorkey").config)
+    async with av.AsyncVecEnv(job.make_env, 12, backend="inline") as envs:
+        levels = (await envs.get_attr("levels"))[0]
+        await envs.broadcast(cu.DomainRandomisation(levels).directive(), topic="curriculum", apply="now")
+        _, infos = await envs.reset(seed=1)
+        assert await envs.apply(_measure) == tuple(int(stage[0]) for stage in infos["curriculum_stage"])
+        assert set(infos["curriculum_stage"]) == {"5x5", "6x6", "8x8"}
+
+
+def _measure(env: Any) -> int:
+    """The side of the square that the outer walls make, with a locked door in it and one key."""
+    grid = env.unwrapped.grid
+    side: int = grid.width
+    assert (grid.height, len(grid.grid)) == (side, side * side)
+    edge = (0, side - 1)
+    kinds = {
+        (x, y): cell.type for x in range(side) for y in range(side) if (cell := grid.get(x, y)) is not None
+    }
+    assert all(kinds[x, y] == "wall" for x in range(side) for y in range(side) if x in edge or y in edge)
+    found = sorted(kind for kind in kinds.values() if kind != "wall")
+    assert found == ["door", "goal", "key"]
+    assert kinds[side - 2, side - 2] == "goal"
+    return side
 
 
 @pytest.mark.asyncio
