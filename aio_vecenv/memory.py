@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SharedBlock", "available_bytes", "oom_kills"]
+__all__ = ["SharedBlock", "available_bytes", "machine_bytes", "oom_kills"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -35,9 +35,9 @@ class SharedBlock:
 
         Raises MemoryError that says how much was needed and how much there was.
         """
-        room = available_bytes()
-        if room is not None and size_bytes > room:
-            raise MemoryError(_no_room(size_bytes, f"{room} bytes are left below the memory limit"))
+        rooms = [room for room in (available_bytes(), machine_bytes()) if room is not None]
+        if rooms and size_bytes > min(rooms):
+            raise MemoryError(_no_room(size_bytes, f"{min(rooms)} bytes are left"))
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, size_bytes)
@@ -100,6 +100,18 @@ def available_bytes(root: Path = _CGROUP, proc: Path = Path("/proc/self/cgroup")
                 break
             folder = folder.parent
     return min(left) if left else None
+
+
+def machine_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """What the machine can give without swapping; None where it does not say.
+
+    A memfd has no limit of its own: to reserve more than there is ends in the out-of-memory killer, not in an error.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
 
 
 def _reclaimable(folder: Path) -> int:

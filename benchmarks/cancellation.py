@@ -100,7 +100,13 @@ async def sweep(points: int, backend: Any) -> Counter[str]:
     """Do `points` cancellations; how many of each coroutine."""
     done: Counter[str] = Counter()
     async with av.AsyncVecEnv(stamp_envs(4, 3), num_workers=2, backend=backend) as envs:
+        events: list[av.Episode | av.EpisodeStarted] = []
+
+        async def read() -> None:
+            events.extend([event async for event in stream])
+
         stream = envs.events()
+        reading = asyncio.create_task(read())
         await envs.reset(seed=1)
         while done.total() < points:
             for name, operation in OPERATIONS.items():
@@ -111,7 +117,8 @@ async def sweep(points: int, backend: Any) -> Counter[str]:
                         break
                     done[name] += 1
         restarts = envs.statistics().restarts
-    check_episodes([event async for event in stream])
+    await reading
+    check_episodes(events)
     assert restarts == 0
     return done
 
