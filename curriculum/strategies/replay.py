@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ class _Open:
     steps: int = 0
     length: int | None = None  # once it has ended
     episode_return: float = 0.0
+    drawn_before: int = 0  # the level's C_i before this draw
 
 
 def replay_weights(
@@ -109,7 +110,14 @@ class PrioritisedReplay(Weighted):
         self._room = 1024
 
     def attached(self, num_envs: int) -> None:
-        """Other envs: episodes that are not complete never will be."""
+        """Other envs: episodes that are not complete never will be; those that still ran count as never drawn.
+
+        So a run that goes on from a state saved right after a reset, and begins with that reset, counts its draws once.
+        """
+        for opened in reversed(self._open.values()):
+            if opened.level is not None and opened.length is None:
+                self.drawn_at[opened.level] = opened.drawn_before
+                self.draws -= 1
         self._open.clear()
         self._room = max(1024, 64 * num_envs)
 
@@ -119,10 +127,10 @@ class PrioritisedReplay(Weighted):
 
     def _drawn(self, event: StartedLike) -> _Open:
         number = self._number(event)
+        opened = self._open.setdefault((event.env_id, event.index), _Open())
+        opened.level, opened.drawn_before = number, int(self.drawn_at[number])
         self.draws += 1
         self.drawn_at[number] = self.draws
-        opened = self._open.setdefault((event.env_id, event.index), _Open())
-        opened.level = number
         if len(self._open) > self._room:  # the learner scores no more; the oldest will stay incomplete
             self._open.popitem(last=False)
         return opened
@@ -192,10 +200,7 @@ class PrioritisedReplay(Weighted):
     def _extra(self) -> Any:
         return {
             "best_return": [None if value == -np.inf else value for value in self.best_return.tolist()],
-            "open": [
-                [*key, opened.level, opened.mean, opened.steps, opened.length, opened.episode_return]
-                for key, opened in self._open.items()
-            ],
+            "open": [[*key, *astuple(opened)] for key, opened in self._open.items()],
         }
 
     def _load_extra(self, extra: Any, where: str) -> None:
