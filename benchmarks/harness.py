@@ -248,7 +248,7 @@ def available_bytes() -> int:
 def check_memory(children: int) -> None:
     """Raise Failed unless there is room for so many children."""
     need, have = children * CHILD_BYTES + SPARE_BYTES, available_bytes()
-    if have < need:
+    if children and have < need:
         raise Failed("skipped", f"{children} processes need {need >> 20} MB, {have >> 20} MB are free")
 
 
@@ -367,7 +367,8 @@ class Report:
         print(f"## {self.benchmark}\n")
         cpus = f"{facts['cpus']} CPUs ({facts['cpu']})"
         print(f"{cpus}, Python {facts['python']}; {options.rounds} rounds of {options.seconds:g} s; "
-              f"{time.monotonic() - self.began:.0f} s in all. {versions()}\n")  # fmt: skip
+              f"{time.monotonic() - self.began:.0f} s in all; load {os.getloadavg()[0]:.1f}.\n"
+              f"{versions()}\n")  # fmt: skip
         for table in self.tables:
             print(table.markdown())
         if self.floors:
@@ -396,6 +397,7 @@ def machine() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": cpu,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load": os.getloadavg(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
@@ -448,6 +450,7 @@ def bar_chart(title: str, series: Sequence[Series], path: Path) -> None:
         panel.set_title(f"{name} ({group[0].unit})", fontsize=9, loc="left")
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.12)
+        panel.set_ylim(-0.6, len(ordered) - 0.4)
     chart.suptitle(title, fontsize=10)
     chart.savefig(path, dpi=120)
     pyplot.close(chart)
