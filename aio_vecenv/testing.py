@@ -88,7 +88,8 @@ class StampEnv(gym.Env[NDArray[np.int64], np.int64]):
         self.seeds.append(seed)
         self.episode += 1
         self.t = 0
-        task = {"stage": str(self.payload), "env": self.env_index, "episode": self.episode}
+        stage = str(self.payload) if isinstance(self.payload, (str, int)) else type(self.payload).__name__
+        task = {"stage": stage, "env": self.env_index, "episode": self.episode}
         return self._obs(), {**self._info(), "task": task, "options": repr(options)}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.int64], float, bool, bool, dict[str, Any]]:

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from aio_vecenv import AsyncVecEnv, Batch, ClosedError, Episode, EpisodeStarted
 from aio_vecenv.testing import StampEnv, check_aligned, check_episodes, stamp_envs
 
-from .harness import until
+from .harness import until, wait_until
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
@@ -178,6 +179,50 @@ async def test_g02_a_worker_busy_with_a_long_step_sees_the_version_at_its_reset(
         batch = await envs.step(zeros(2))
         assert batch.first.all()
         assert batch.versions.tolist() == [version, version]
+
+
+class Gated(StampEnv):
+    """Its second step says that it has begun, and goes on when it may."""
+
+    def __init__(self, env: int, folder: Path, **kwargs: Any) -> None:
+        super().__init__(env, **kwargs)
+        self.folder_of_gate = folder
+
+    def step(self, action: Any) -> Any:
+        if self.env_index == 0 and self.t == 1:
+            (self.folder_of_gate / "begun").touch()
+            wait_until((self.folder_of_gate / "go on").exists)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("size", [10, 4 << 20])
+@pytest.mark.asyncio
+async def test_g02_a_reset_looks_for_what_was_published_after_its_command_was_sent(
+    size: int, tmp_path: Path
+) -> None:
+    """Env 0's step is under way, env 1's reset comes after it in the same command, the update in between."""
+    factories = [partial(Gated, i, tmp_path, length=[9, 1][i]) for i in range(2)]
+    async with AsyncVecEnv(factories, num_workers=1) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(2))  # env 1 has ended
+        envs.send(zeros(2))
+        await until((tmp_path / "begun").exists)
+        version = envs.broadcast(bytes(size)).version
+        (tmp_path / "go on").touch()
+        batch = await envs.recv()
+        assert batch.first.tolist() == [False, True]
+        assert batch.versions.tolist() == [0, version]
+
+
+@pytest.mark.asyncio
+async def test_g03_also_for_an_update_that_arrives_after_the_command() -> None:
+    """4 MiB do not fit the pipe: the command overtakes the update."""
+    async with AsyncVecEnv(stamp_envs(2, 10), num_workers=2) as envs:
+        await envs.reset(seed=1)
+        for _ in range(3):
+            version = envs.broadcast(bytes(4 << 20), apply="now").version
+            batch = await envs.step(zeros(2))
+            assert batch.infos["applied_version"].tolist() == [version] * 2
 
 
 @both
