@@ -76,7 +76,9 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
         case "learnability":
             return cu.Learnability(levels, seed=config.seed, score=score)
         case "prioritised_replay":
-            return cu.PrioritisedReplay(levels, by=config.replay_score, score=score)
+            return cu.PrioritisedReplay(
+                levels, by=config.replay_score, waiting=max(64, config.ppo.num_steps), score=score
+            )
 
 
 NO_STAGES = "all"  # the one stage of an env that was given no plan

@@ -79,6 +79,8 @@ class PrioritisedReplay(Weighted):
     hands over one `ScorePart` per episode and rollout, with the mean of `statistic` over that part; parts merge
     weighted by steps, so a score does not depend on where rollouts cut the episode (C22). A level has been seen
     once one of its episodes has a complete score. `replay`: probability of a seen level, or "proportionate".
+    `waiting`: episodes per env that may be incomplete at a time, as many as can end in one rollout; beyond it the
+    oldest get no score.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class PrioritisedReplay(Weighted):
         rho: float = 0.1,
         replay: float | Literal["proportionate"] = 0.8,
         every: int = 50,
+        waiting: int = 64,
         score: Score = success_score,
     ) -> None:
         super().__init__(levels, every=every, score=score)
@@ -107,6 +110,7 @@ class PrioritisedReplay(Weighted):
         self.drawn_at = np.zeros(self.size, np.int64)  # C_i, the global draw count at the level's last draw
         self.draws = 0  # c
         self._open: OrderedDict[tuple[int, int], _Open] = OrderedDict()
+        self._waiting = waiting
         self._room = 1024
 
     def attached(self, num_envs: int) -> None:
@@ -119,7 +123,7 @@ class PrioritisedReplay(Weighted):
                 self.drawn_at[opened.level] = opened.drawn_before
                 self.draws -= 1
         self._open.clear()
-        self._room = max(1024, 64 * num_envs)
+        self._room = max(1024, self._waiting * num_envs)
 
     def started(self, event: StartedLike) -> None:
         """A level was drawn."""

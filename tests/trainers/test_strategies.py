@@ -19,10 +19,11 @@ import torch
 import aio_vecenv as av
 import curriculum as cu
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
-from trainers import ConfigError, Job, Run, TrainConfig, train, training
+from trainers import ConfigError, Job, PPOConfig, Run, TrainConfig, train, training
 from trainers.checkpoint import Checkpoints
 from trainers.config import StrategyName
 from trainers.evaluate import evaluate
+from trainers.jobs import make_strategy
 from trainers.metrics import read_metrics
 from trainers.outcomes import Outcomes
 from trainers.ppo import advantages_of
@@ -232,6 +233,22 @@ def test_scores_are_means_over_whole_episodes_however_rollouts_cut_them(
             assert strategy.scores[number] == pytest.approx(newest[level], abs=1e-6)
     waiting = {key for key, opened in strategy._open.items() if opened.length is not None}
     assert not waiting, "an episode ended and never got its score"
+
+
+def test_many_short_episodes_in_a_rollout_all_get_their_score() -> None:
+    """3,000 rows of episodes of one step: 1,500 of them wait for the update that scores them."""
+    levels = cu.LevelSet(LEVELS)
+    config = TrainConfig(
+        env="corridor", strategy="prioritised_replay", num_envs=1, ppo=PPOConfig(num_steps=3000)
+    )
+    strategy = make_strategy(config, corridor_job(), levels)
+    strategy.attached(1)
+    for order in range(1500):
+        strategy.observe(
+            cu.FinishedEpisode(0, order, order, 1, 1.0, "terminated", 0, {"stage": "one", "level": "one"})
+        )
+    strategy.record_scores([(0, 0, 1, 0.5)])
+    assert strategy.scores.tolist() == [0.5, 0.0]
 
 
 # ---- what cannot be
