@@ -57,6 +57,7 @@ class Learner:
 class Ours(Learner):
     title = "trainers, lockstep"
     collect: ClassVar[Literal["lockstep", "first_ready"]] = "lockstep"
+    backend: ClassVar[Literal["process", "inline"]] = "process"
 
     def train(self, job: Job) -> Result:
         import aio_vecenv as av
@@ -71,7 +72,7 @@ class Ours(Learner):
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(
                 env=name, num_envs=NUM_ENVS, total_steps=(1 + job.updates) * NUM_ENVS * NUM_STEPS,
-                num_workers=2, collect=self.collect, torch_threads=job.threads, device="cpu",
+                num_workers=2, collect=self.collect, backend=self.backend, torch_threads=job.threads, device="cpu",
                 runs=Path(folder), checkpoint_every=1 << 30,
                 ppo=PPOConfig(
                     num_steps=NUM_STEPS, lr=LR, epochs=EPOCHS, minibatches=MINIBATCHES, gamma=GAMMA,
@@ -95,6 +96,11 @@ class Ours(Learner):
 class OursFirstReady(Ours):
     title = "trainers, first-N-ready"
     collect = "first_ready"
+
+
+class OursInline(Ours):
+    title = "trainers, inline"
+    backend = "inline"
 
 
 class SB3(Learner):
@@ -327,6 +333,7 @@ def _cleanrl(torch: Any, envs: Any, job: Job) -> Result:
 LEARNERS: dict[str, type[Learner]] = {
     "ours": Ours,
     "ours-first": OursFirstReady,
+    "ours-inline": OursInline,
     "sb3-subproc": SB3,
     "sb3-dummy": SB3Serial,
     "cleanrl-async": CleanRL,

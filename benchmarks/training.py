@@ -12,7 +12,7 @@ from benchmarks.harness import Floor, Options, Process, Report, Series, Table, T
 from benchmarks.learners import LEARNERS
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "ours": ("ours", "ours-first"),
+    "ours": ("ours", "ours-first", "ours-inline"),
     "sb3": ("sb3-dummy", "sb3-subproc"),
     "cleanrl": ("cleanrl-sync", "cleanrl-async"),
 }
