@@ -165,6 +165,7 @@ def draw(results: list[Result], out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    limit = max(result.total_steps for result in results)
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True, sharey=True).flat
@@ -175,7 +176,7 @@ def draw(results: list[Result], out: Path) -> None:
             if result.solved_at is not None:
                 axis.plot(result.solved_at, 0.9, marker="o", color=f"C{i}", clip_on=False)
         axis.axhline(0.9, color="k", linewidth=0.5, linestyle=":")
-        axis.set(title=WHAT[setting].replace("`", ""), ylim=(-0.02, 1.02), xlim=(0, None))
+        axis.set(title=WHAT[setting].replace("`", ""), ylim=(-0.02, 1.02), xlim=(0, limit))
         axis.label_outer()
     figure.supxlabel("env steps")
     figure.supylabel("success, newest 50 episodes of 8×8")
