@@ -177,6 +177,7 @@ def draw(results: list[Result], out: Path) -> None:
                 axis.plot(result.solved_at, 0.9, marker="o", color=f"C{i}", clip_on=False)
         axis.axhline(0.9, color="k", linewidth=0.5, linestyle=":")
         axis.set(title=WHAT[setting].replace("`", ""), ylim=(-0.02, 1.02), xlim=(0, limit))
+        axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:.0f}k")
         axis.label_outer()
     figure.supxlabel("env steps")
     figure.supylabel("success, newest 50 episodes of 8×8")
