@@ -60,8 +60,8 @@ Layer = tuple[Floats, Floats | None, Callable[..., Any] | None]
 
 
 class SmallNetwork:
-    """An `ActorCritic` of vectors and linear layers, computed by numpy for a few rows: a tenth of a millisecond of
-    torch's calls is a quarter of that here.
+    """An `ActorCritic` of vectors and linear layers, computed by numpy. For few rows torch's calls cost more than its
+    arithmetic: two towers of 64 × 64 and 32 rows, sampling included, take 0.4 of the time.
 
     It holds views of the model's parameters, not copies: optimisers and `load_state_dict` write in place.
     """
