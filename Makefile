@@ -23,8 +23,8 @@ pytest: .venv/.installed-dev
 soak: .venv/.installed-dev        ## ten minutes of random faults; the table must add up
 	$(BIN)/python -m aio_vecenv.chaos --seconds 600
 
-bench: .venv/.installed-bench     ## side by side with other vectorised envs, in under 15 minutes
-	$(BIN)/python -m benchmarks
+bench: .venv/.installed-bench     ## side by side with other vectorised envs; tables and charts in bench-results/
+	$(BIN)/python -m benchmarks --out bench-results
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d" % sys.version_info[:2])'
@@ -40,6 +40,7 @@ bench: .venv/.installed-bench     ## side by side with other vectorised envs, in
 
 .venv/.installed-bench: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[bench]'
+	-$(PIP) envpool               # where it fits the machine
 	@touch $@ .venv/.installed
 
 clean:
