@@ -102,7 +102,6 @@ async def training(
             folder = RunFolder.create(config)
         elif saved is not None:
             folder.cut_logs(saved[0].sizes)
-            folder.save_config(config)
         loggers: list[Logger] = [MetricsFile(folder.metrics)]
         stack.callback(loggers[0].close)
         if config.tensorboard:
@@ -112,6 +111,8 @@ async def training(
         run = Run(config, job, folder, envs, coordinator, executor, loggers)
         stack.push_async_callback(run._quiet)
         await run._open(saved)
+        # only now: settings that do not fit the checkpoint leave the run as it was
+        folder.save_config(config)
         try:
             yield run
         except BaseException:

@@ -283,6 +283,9 @@ async def test_entering_fails_with_one_clear_error_and_nothing_open(tmp_path: Pa
     other = replace(folder.config(), network=replace(folder.config().network, hidden=(5,)))
     with pytest.raises(CheckpointError, match="the saved network does not fit"):
         await finish(other, resume=folder.path)
+    with pytest.raises(cu.StateError, match="DomainRandomisation state"):
+        await finish(replace(folder.config(), strategy="uniform"), resume=folder.path)
+    assert folder.config().strategy == "staged", "settings that do not fit leave the run as it was"
     for path in folder.checkpoints.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"no usable checkpoint: .*torn"):
