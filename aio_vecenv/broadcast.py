@@ -48,7 +48,9 @@ class _Worker:
     taken: dict[str, int] = field(default_factory=dict)
     on_the_way: dict[str, Update] = field(default_factory=dict)  # sent, not acknowledged
     since: dict[str, int] = field(default_factory=dict)  # oldest version not sent yet, of topics with one
-    by_reply: dict[str, int] = field(default_factory=dict)  # acknowledged by a reply: its own message may follow
+    by_reply: dict[str, int] = field(
+        default_factory=dict
+    )  # acknowledged by a reply; an own message may follow
     now: set[str] = field(default_factory=set)  # topics whose unsent update is, or replaced, a "now"
 
 
