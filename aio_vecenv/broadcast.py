@@ -48,9 +48,7 @@ class _Worker:
     taken: dict[str, int] = field(default_factory=dict)
     on_the_way: dict[str, Update] = field(default_factory=dict)  # sent, not acknowledged
     since: dict[str, int] = field(default_factory=dict)  # oldest version not sent yet, of topics with one
-    by_reply: dict[str, int] = field(
-        default_factory=dict
-    )  # acknowledged by a reply; an own message may follow
+    covered: int = 0  # by its newest reply; what it says about these itself may follow, however late
     now: set[str] = field(default_factory=set)  # topics whose unsent update is, or replaced, a "now"
 
 
@@ -110,10 +108,8 @@ class Updates:
             for update in worker.on_the_way.values():
                 if update.version == version:
                     return self._take(worker, update)
-            for topic, replied in worker.by_reply.items():
-                if replied == version:
-                    del worker.by_reply[topic]
-                    return None
+            if 0 < version <= worker.covered:
+                return None
         raise ProtocolError(f"worker {index} acknowledged update {version}, which was not on its way")
 
     def covered(self, index: int, version: int) -> list[Update]:
@@ -122,7 +118,7 @@ class Updates:
         if worker is None:
             return []
         arrived = [update for update in worker.on_the_way.values() if update.version <= version]
-        worker.by_reply.update((update.topic, update.version) for update in arrived)
+        worker.covered = max(worker.covered, version)
         return [self._take(worker, update) for update in arrived]
 
     @staticmethod
