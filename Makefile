@@ -18,7 +18,7 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 pytest: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 soak: .venv/.installed-dev        ## ten minutes of random faults; the table must add up
 	$(BIN)/python -m aio_vecenv.chaos --seconds 600

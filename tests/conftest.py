@@ -44,8 +44,10 @@ def _children() -> set[int]:
 
 
 def _named_memory() -> set[Path]:
+    """Names in shared memory. Beside other test processes they may be theirs, so nobody looks there then."""
     shm = Path("/dev/shm")
-    return set(shm.iterdir()) if shm.exists() else set()
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    return set(shm.iterdir()) if alone and shm.exists() else set()
 
 
 @pytest.fixture(autouse=True)
