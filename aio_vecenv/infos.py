@@ -33,13 +33,17 @@ def _add(batched: dict[str, Any], info: Mapping[str, Any], row: int, count: int)
             array = batched.setdefault(key, np.full(count, None, dtype=object))
             array[row] = value
         elif isinstance(value, dict):
-            nested = batched.get(key)
-            if not isinstance(nested, dict):
-                nested = batched[key] = {}
-            _add(nested, value, row, count)
+            nested = batched.setdefault(key, {})
+            if isinstance(nested, dict):
+                _add(nested, value, row, count)
+            else:  # another env has no dict under this key: then each keeps what it gave
+                batched[key] = _objects(nested, row)
+                batched[key][row] = value
         else:
             array = batched.get(key)
-            if array is None or isinstance(array, dict):
+            if isinstance(array, dict):
+                array = _dicts(array, batched[f"_{key}"])
+            elif array is None:
                 array = _column(value, count)
             batched[key] = _put(array, row, value)
         mask = batched.get(f"_{key}")
@@ -60,7 +64,8 @@ def _column(value: Any, count: int) -> NDArray[Any]:
 def _put(array: NDArray[Any], row: int, value: Any) -> NDArray[Any]:
     """Write the row; a column that cannot hold `value` unchanged becomes one of objects."""
     if array.dtype != object:
-        given = np.asarray(value)
+        plain = isinstance(value, (int, float, np.number, np.bool_, np.ndarray))
+        given = np.asarray(value if plain else None)  # a list may be ragged, which numpy refuses
         if given.dtype == object or given.shape != array.shape[1:]:
             array = _objects(array, row)
         elif not np.can_cast(given.dtype, array.dtype, "safe"):
@@ -78,6 +83,19 @@ def _put(array: NDArray[Any], row: int, value: Any) -> NDArray[Any]:
 
 def _numeric(array: NDArray[Any]) -> bool:
     return array.dtype.kind in "biufc"
+
+
+def _dicts(nested: Mapping[str, Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """A column of dicts, one per row of `mask`, out of the nested columns that they had become."""
+    column = np.full(len(mask), None, dtype=object)
+    for row in np.flatnonzero(mask).tolist():
+        column[row] = _row(nested, row)
+    return column
+
+
+def _row(nested: Mapping[str, Any], row: int) -> dict[str, Any]:
+    names = [key for key in nested if f"_{key}" in nested and nested[f"_{key}"][row]]
+    return {k: _row(nested[k], row) if isinstance(nested[k], dict) else nested[k][row] for k in names}
 
 
 def _objects(array: NDArray[Any], row: int) -> NDArray[Any]:

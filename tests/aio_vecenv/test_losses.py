@@ -398,9 +398,9 @@ async def test_f03_start_timeout() -> None:
     factories: list[Any] = stamp_envs(2)
     factories[1] = partial(FaultyEnv, 1, "wait", op="make")
     began = time.monotonic()
-    with pytest.raises(WorkerTimeout, match=r"did not start within 1\.5 s") as caught:
-        await AsyncVecEnv.open(factories, num_workers=2, timeouts=Timeouts(start=1.5))
-    assert time.monotonic() - began < 4  # no grace for what hangs while it starts
+    with pytest.raises(WorkerTimeout, match=r"did not start within 3 s") as caught:
+        await AsyncVecEnv.open(factories, num_workers=2, timeouts=Timeouts(start=3))
+    assert time.monotonic() - began < 5.5  # no grace for what hangs while it starts
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.worker == 1
 
@@ -457,6 +457,7 @@ async def test_abort_gives_up_a_stuck_worker(tmp_path: Path) -> None:
         await envs.reset(seed=1)
         envs.send(zeros(4))
         assert (await envs.recv(min_envs=2)).env_ids.tolist() == [2, 3]
+        await until((tmp_path / "happened").exists)
         envs.abort([1])
         batch = await envs.recv()
         assert batch.env_ids.tolist() == [0, 1]
