@@ -315,6 +315,7 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
             run_.stopping = True
             async with asyncio.timeout(_HANG_S):
                 await tasks[0]
+                await _all_answer(envs)  # a worker that is being replaced has applied nothing yet
                 receipts = [envs.broadcast("the last", topic=topic) for topic in ("wind", "rain")]
                 for receipt in receipts:
                     await receipt.wait(_HANG_S)
@@ -346,6 +347,20 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
         table.failures.append(f"left behind: descriptors {table.descriptors}, processes {table.processes}")
     table.seconds = time.monotonic() - began
     return table
+
+
+async def _all_answer(envs: AsyncVecEnv) -> None:
+    """Wait until every worker answers; the last faults may still be at work."""
+    while True:
+        try:
+            await envs.apply(_here)
+        except WorkerLost:
+            continue  # while that call was under way: its replacement will answer
+        return
+
+
+def _here(env: Any) -> bool:
+    return True
 
 
 def _chaos_env(env: int) -> Callable[[], ChaosEnv]:
