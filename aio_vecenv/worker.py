@@ -76,6 +76,7 @@ def main(data_fd: int, news_fd: int, lifeline_fd: int, block_fd: int, crash_fd: 
     if hasattr(signal, "SIGUSR2"):
         faulthandler.register(signal.SIGUSR2, crash_file, all_threads=True)
     _tie_to_parent(lifeline_fd, parent_pid)
+    _yield_to_sender()
     worker = _Worker(socket.socket(fileno=data_fd), socket.socket(fileno=news_fd), lifeline_fd, block_fd)
     code = 1
     try:
@@ -111,6 +112,14 @@ def _tie_to_parent(lifeline_fd: int, parent_pid: int) -> None:
         if poll.poll(0):  # the parent was gone before we were ready
             os.killpg(0, signal.SIGKILL)
     threading.Thread(target=_watch_parent, args=(lifeline_fd, parent_pid), daemon=True).start()
+
+
+def _yield_to_sender() -> None:
+    """Let the parent finish sending to all workers before the first one woken takes its CPU."""
+    if hasattr(os, "SCHED_BATCH"):
+        with suppress(OSError):
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _watch_parent(lifeline_fd: int, parent_pid: int) -> None:
