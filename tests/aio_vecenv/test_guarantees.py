@@ -131,9 +131,7 @@ async def under_load(updates: int, size: int, *, stop: bool = False, seed: int =
                 if call < len(newest_at_send):
                     assert event.version >= newest_at_send[call]
         assert begun > 8
-        heard = await envs.get_attr("heard")
-        for each in heard:
-            versions = [version for version, _ in each]
+        for versions in await envs.apply(lambda env: [version for version, _ in env.heard]):
             assert versions == sorted(set(versions))  # G4
         if stop:
             assert stopper.stops > 5
