@@ -68,8 +68,3 @@ class RestartLog:
     def reasons(self) -> tuple[str, ...]:
         """Of the losses inside the period, oldest first."""
         return tuple(reason for _, reason in self._recent)
-
-
-def overdue(since: float, now: float, limit_s: float | None) -> bool:
-    """Whether what began at `since` has taken `limit_s` seconds or more at `now`."""
-    return limit_s is not None and now - since >= limit_s
