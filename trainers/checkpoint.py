@@ -64,7 +64,8 @@ class Checkpoints:
     def save(self, state: Checkpoint) -> Path:
         """Write `step-….pt`: to a temporary name, flushed to disk, then renamed; then drop the oldest.
 
-        Raises `OSError` (disk full, …) with the previous files as they were and nothing left behind.
+        Raises `OSError` (disk full, …) with the previous files as they were and nothing left behind. What a killed
+        process left half-written goes, too.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{state.env_steps:010d}.pt"
@@ -82,7 +83,7 @@ class Checkpoints:
         finally:
             temporary.unlink(missing_ok=True)
         _flush_folder(self.folder)
-        for old in self.paths()[: -self.keep]:
+        for old in (*self.paths()[: -self.keep], *self.folder.glob("step-*.tmp")):
             old.unlink(missing_ok=True)
         return path
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,3 +138,68 @@ def test_a_full_disk_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         save(tmp_path, 20)
     assert list(tmp_path.iterdir()) == []
+
+
+KILL_SAVES = """
+import os, random, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tests.trainers.test_checkpoint import STATE
+from trainers.checkpoint import Checkpoints
+
+torch.set_num_threads(1)
+folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+checkpoints = Checkpoints(folder)
+state = replace(STATE, model={"weight": torch.zeros(200_000)})
+took = []
+for step in range(5):
+    began = time.perf_counter()
+    checkpoints.save(replace(state, env_steps=step))
+    took.append(time.perf_counter() - began)
+middle = saved = 0
+chance = random.Random(7)
+for _ in range(kills):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        for step in range(saved + 1, saved + 100):
+            os.write(writing, b"s")
+            checkpoints.save(replace(state, env_steps=step))
+        os._exit(1)
+    for _ in range(chance.randrange(1, 4)):
+        os.read(reading, 1)  # a save begins
+    time.sleep(chance.uniform(0, max(took)))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    os.close(reading), os.close(writing)
+    middle += any(folder.glob("*.tmp"))
+    newest, path, refused = checkpoints.load_newest()
+    assert not refused, refused
+    assert saved <= newest.env_steps <= saved + 100, (saved, newest.env_steps)
+    assert torch.equal(newest.model["weight"], state.model["weight"])
+    saved = newest.env_steps
+checkpoints.save(replace(state, env_steps=saved + 1))
+assert not list(folder.glob("*.tmp")), "what the killed ones left half-written"
+print(middle)
+"""
+
+
+def kill_saves(folder: Path, kills: int) -> int:
+    """A process that saves all the time is killed again and again; how often a file was half-written then."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_SAVES, folder, str(kills)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_killed_in_the_middle_of_a_save_the_run_still_loads(tmp_path: Path) -> None:
+    assert kill_saves(tmp_path, 60) > 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_killed_in_the_middle_of_five_hundred_saves(tmp_path: Path) -> None:
+    in_the_middle = kill_saves(tmp_path, 1500)
+    assert in_the_middle >= 500, f"of 1500 kills {in_the_middle} came in the middle of a save"
