@@ -14,12 +14,11 @@ __all__ = ["Batch", "Episode", "EpisodeStarted", "EventBatch", "Outcome"]
 Outcome = Literal["terminated", "truncated", "aborted"]
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeStarted:
+class EpisodeStarted(NamedTuple):
     """An episode began: the reply with its first observation reached the parent."""
 
     env_id: int
-    index: int  # 0, 1, 2, … per env
+    index: int  # type: ignore[assignment]  # 0, 1, 2, … per env
     order: (
         int  # number of the send or reset that began it × num_envs + env_id; sorts a run's episodes by start
     )
@@ -28,12 +27,11 @@ class EpisodeStarted:
     seed: int | None  # the seed passed to its reset, else None
 
 
-@dataclass(frozen=True, slots=True)
-class Episode:
+class Episode(NamedTuple):
     """An episode ended. Every episode that began is reported exactly once."""
 
     env_id: int
-    index: int
+    index: int  # type: ignore[assignment]  # as at its start
     order: int
     length: int  # executed steps
     episode_return: float  # undiscounted sum of its rewards

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -21,20 +22,42 @@ def deal_out(count: int, workers: int) -> list[range]:
 
 
 class Deal:
-    """Worker w holds the envs `ranges[w]`. `whole`: a worker's envs can only be stepped all together."""
+    """Worker w holds the envs `rows[w]`. `whole`: a worker's envs can only be stepped all together."""
 
     def __init__(self, rows_per_worker: Sequence[int], *, whole: bool = False) -> None:
         bounds = np.cumsum([0, *rows_per_worker]).tolist()
         self.num_envs = int(bounds[-1])
         self.rows = [range(a, b) for a, b in pairwise(bounds)]
-        self.ranges: list[EnvIds] = [np.arange(a, b) for a, b in pairwise(bounds)]
+        self.everyone: EnvIds = np.arange(self.num_envs)
+        self.everyone.flags.writeable = False
         self.whole = whole
+        self._bounds = bounds
         self._starts = np.array(bounds[:-1])
+        self._bytes = self.everyone.tobytes()
+
+    def run(self, env_ids: Sequence[int] | EnvIds | None) -> slice | None:
+        """The rows of env ids that stand side by side in order, as those of one worker do; None if they do not.
+
+        A quick look, for what is sent all the time: `env_ids` checks the others.
+        """
+        if env_ids is None:
+            return slice(0, self.num_envs)
+        if (
+            type(env_ids) is not np.ndarray
+            or env_ids.dtype != np.int64
+            or env_ids.ndim != 1
+            or not len(env_ids)
+        ):
+            return None
+        start, stop = int(env_ids[0]), int(env_ids[0]) + len(env_ids)
+        if start < 0 or self._bytes[8 * start : 8 * stop] != env_ids.tobytes():
+            return None
+        return slice(start, stop)
 
     def env_ids(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
         """Env ids as the user gave them; None = all. Raises ValueError."""
         if env_ids is None:
-            return np.arange(self.num_envs)
+            return self.everyone
         ids = np.asarray(env_ids)
         if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
             raise ValueError(f"env_ids is {env_ids!r}, not a sequence of env indices")
@@ -50,13 +73,25 @@ class Deal:
         cuts = np.searchsorted(ids, self._starts).tolist()
         return [(w, ids[a:b]) for w, (a, b) in enumerate(pairwise([*cuts, len(ids)])) if b > a]
 
+    def by_run(self, rows: slice) -> list[tuple[int, EnvIds]]:
+        """The same for envs that stand side by side."""
+        bounds, start = self._bounds, rows.start
+        worker = bisect_right(bounds, start) - 1
+        parts: list[tuple[int, EnvIds]] = []
+        while start < rows.stop:
+            stop = min(bounds[worker + 1], rows.stop)
+            if stop > start:
+                parts.append((worker, self.everyone[start:stop]))
+            worker, start = worker + 1, stop
+        return parts
+
     def local(self, worker: int, ids: EnvIds) -> EnvIds:
         """Env ids as indices among the worker's own."""
         return ids - self.rows[worker].start
 
     def is_all_of(self, worker: int, ids: EnvIds) -> bool:
         """Whether these are all envs of the worker."""
-        return len(ids) == len(self.ranges[worker])
+        return len(ids) == len(self.rows[worker])
 
 
 def is_sorted(ids: EnvIds) -> bool:

@@ -26,6 +26,10 @@ from .wire import Kind
 __all__ = ["Command", "Ledger"]
 
 EnvIds = NDArray[np.int64]
+_TERMINATED, _TRUNCATED = (
+    np.array(TERMINATED, np.uint8),
+    np.array(TRUNCATED, np.uint8),
+)  # half the time of a number's
 
 
 @dataclass(slots=True, eq=False)
@@ -83,15 +87,14 @@ class Ledger:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
-    def check_send(self, env_ids: EnvIds | None) -> None:
-        """Raise BusyError or BadActions unless all of them may be sent an action now; None = all."""
-        if self.owed:
-            ids = self._everyone if env_ids is None else env_ids
-            busy = ids[self.owes[ids]]
-            if len(busy):
-                raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
+    def check_send(self, env_ids: EnvIds, run: slice | None) -> None:
+        """Raise BusyError or BadActions unless all of them may be sent an action now. `run`: as `Deal.run`."""
+        rows = env_ids if run is None else run
+        if self.owed and b"\1" in self.owes[rows].tobytes():
+            busy = env_ids[self.owes[env_ids]]
+            raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
         if self.blocked:
-            for env_id in (self._everyone if env_ids is None else env_ids).tolist():
+            for env_id in env_ids.tolist():
                 if reason := self.blocked.get(env_id):
                     raise BadActions(
                         f"env {env_id} {reason}: it accepts only reset(env_ids=[{env_id}])",
@@ -99,19 +102,16 @@ class Ledger:
                         got=f"env {env_id}, which {reason}",
                     )
 
-    def sent(self, env_ids: EnvIds | None, number: int) -> None:
-        """A step command for these envs is on its way; None = all."""
-        if env_ids is None:
-            self.owes[:] = True
-            self.owed = self.num_envs
-            for env_id in self._due:
-                self.book.about_to_begin(env_id, number)
-        else:
-            self.owes[env_ids] = True
-            self.owed += len(env_ids)
-            if self._due:
-                for env_id in self._due.intersection(env_ids.tolist()):
-                    self.book.about_to_begin(env_id, number)
+    def sent(self, env_ids: EnvIds, run: slice | None, number: int) -> None:
+        """A step command for these envs is on its way."""
+        n = len(env_ids)
+        self.owes[env_ids if run is None else run] = True
+        self.owed += n
+        due = self._due
+        if due and n < self.num_envs:
+            due = due.intersection(env_ids.tolist())
+        for env_id in due:
+            self.book.about_to_begin(env_id, number)
 
     def resetting(self, env_ids: EnvIds, seeds: Sequence[int | None], number: int) -> None:
         """A reset command for these envs is on its way. Their unfinished episodes end when it is handed out."""
@@ -240,20 +240,16 @@ class Ledger:
     def hand_out(self, commands: Sequence[Command]) -> tuple[Batch, EventBatch]:
         """The rows of `commands` as a batch, and the events that go with it. Their envs owe nothing any more."""
         slab, n = self._slab, sum([len(command.env_ids) for command in commands])
-        everyone = n == self.num_envs
-        rows: Any
-        if everyone:
-            ids, rows = self._everyone, slice(None)
-            rewards, versions, raw = slab.rewards.copy(), slab.versions.copy(), slab.flags.tobytes()
-        else:
-            ids = rows = np.sort(np.concatenate([c.env_ids for c in commands])) if n else self._everyone[:0]
-            rewards, versions, raw = slab.rewards[ids], slab.versions[ids], slab.flags[ids].tobytes()
+        ids = self._everyone if n == self.num_envs else _union(commands)
+        rows = _rows(ids)
+        rewards, versions, flags = slab.rewards[rows], slab.versions[rows], slab.flags[rows]
+        if is_view := type(rows) is slice:
+            rewards, versions, flags = rewards.copy(), versions.copy(), flags.copy()
         self.owes[rows] = False
         self.owed -= n
         number = self.batches
         self.batches += 1
         extras = [command.extras for command in commands if command.extras]
-        flags = np.frombuffer(bytearray(raw), np.uint8)
         first = np.zeros(n, np.bool_)
         infos: dict[int, dict[str, Any]] = {}
         final_infos: dict[int, dict[str, Any]] = {}
@@ -262,46 +258,43 @@ class Ledger:
         if extras:
             self._loosen(extras)
             infos = _gather(extras, "infos")
-            anew = self._made_anew_rows(extras, ids, infos)
-        elif self._anew_why:
-            anew = self._made_anew_rows(extras, ids, infos)
-        for env_id in anew:
-            position = int(np.searchsorted(ids, env_id))
-            rewards[position], flags[position], first[position] = 0.0, TRUNCATED, True
-        begun = self._due if everyone or not self._due else self._due.intersection(ids.tolist())
-        if begun:
-            first[list(begun) if everyone else np.searchsorted(ids, list(begun))] = True
-        if begun or anew:
-            self.steps += n - int(np.count_nonzero(first))
-            self.book.length[rows] += ~first
-        else:
-            self.steps += n
-            self.book.length[rows] += 1
-        self.book.episode_return[rows] += rewards
-        if begun or anew or raw.count(0) != n or self._unreleased or self._anew_later:
-            if self._unreleased:
-                events += [replace(episode, batch=number) for episode in self._unreleased]
-                self._unreleased.clear()
             if self._same_step:
                 final_infos = _gather(extras, "final_infos")
-            self._turn(commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
+        if extras or self._anew_why:
+            anew = self._made_anew_rows(extras, ids, infos)
+        begins: list[int] = []  # positions of the rows of actions that were not executed
+        if self._due or anew:
+            begins = _positions(ids, rows, self._due | anew if anew else self._due)
+            for position in begins:
+                first[position] = True
+            for position in _positions(ids, rows, anew):
+                rewards[position], flags[position] = 0.0, TRUNCATED
+        ends: list[int] = flags.nonzero()[0].tolist()
+        self.steps += n - len(begins)
+        self.book.executed(rows, rewards, [int(ids[position]) for position in begins])
+        if ends or begins or self._unreleased or self._anew_later:
+            if self._unreleased:
+                events += [episode._replace(batch=number) for episode in self._unreleased]
+                self._unreleased.clear()
+            turning = sorted({*ends, *begins}) if begins else ends
+            self._turn(turning, commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
             if self._anew_later:
                 for env_id in self._anew_later.keys() & set(ids.tolist()):  # from its next row on
                     self._begin_anew(env_id, "worker_lost", *self._anew_later.pop(env_id))
         watermark = self.book.watermark(self.next_number)
         batch = Batch(
             ids.copy(),
-            self._observations(slab.obs, self._loose, rows, ids, everyone),
+            self._observations(slab.obs, self._loose, rows, ids, is_view),
             rewards,
-            (flags & TERMINATED).view(np.bool_),
-            (flags >= TRUNCATED),
+            (flags & _TERMINATED).view(np.bool_) if ends else np.zeros(n, np.bool_),
+            flags >= _TRUNCATED if ends else np.zeros(n, np.bool_),
             first,
             self.join_infos(ids, infos) if infos else {},
             versions,
             tuple([event for event in events if type(event) is Episode]),
             number,
             watermark,
-            self._observations(slab.final_obs, self._loose_final, rows, ids, everyone)
+            self._observations(slab.final_obs, self._loose_final, rows, ids, is_view)
             if self._same_step
             else None,
             self.join_infos(ids, final_infos) if final_infos else {},
@@ -310,7 +303,7 @@ class Ledger:
 
     def observations(self) -> Any:
         """The newest observation of every env."""
-        return self._observations(self._slab.obs, self._loose, slice(None), self._everyone, True)
+        return self._observations(self._slab.obs, self._loose, _rows(self._everyone), self._everyone, True)
 
     def close(self) -> EventBatch:
         """The last events: what ended in replies that nobody took, then every running episode as aborted."""
@@ -341,6 +334,7 @@ class Ledger:
 
     def _turn(
         self,
+        positions: Sequence[int],
         commands: Sequence[Command],
         extras: Sequence[dict[str, list[tuple[int, Any]]]],
         ids: EnvIds,
@@ -352,18 +346,17 @@ class Ledger:
         number: int,
         events: list[EpisodeStarted | Episode],
     ) -> None:
-        """End and begin episodes, env by env."""
+        """End and begin episodes, env by env, in the rows at `positions`."""
         tasks = _gather(extras, "tasks") if extras else {}
         ends = _gather(extras, "ends") if extras else {}
         call_of: dict[int, int] | None = None
-        if any(command.number != commands[0].number for command in commands):
+        if len(commands) > 1 and any(command.number != commands[0].number for command in commands):
             call_of = {e: command.number for command in commands for e in command.env_ids.tolist()}
         book, versions = self.book, self._slab.versions
-        for position in np.flatnonzero(flags | first.view(np.uint8)).tolist():
-            env_id = int(ids[position])
-            begins = bool(first[position])
-            if flags[position] and env_id not in anew:
-                outcome: Outcome = "terminated" if flags[position] & TERMINATED else "truncated"
+        for position in positions:
+            env_id, begins, flag = int(ids[position]), bool(first[position]), int(flags[position])
+            if flag and env_id not in anew:
+                outcome: Outcome = "terminated" if flag & TERMINATED else "truncated"
                 info = ends.get(env_id) or (final_infos if self._same_step else infos).get(env_id, {})
                 events.append(book.end(env_id, outcome, info, number))
                 if self._next_step:
@@ -421,19 +414,40 @@ class Ledger:
         loose: Sequence[Sequence[Any]],
         rows: Any,
         ids: EnvIds,
-        everyone: bool,
+        is_view: bool,
     ) -> Any:
         """The batch of observations; arrays that the caller owns, or views of the block under copy=False."""
         if self._obs.is_leaf and columns[0] is not None:
-            return _own(columns[0][rows], everyone and self._copy)
+            return _own(columns[0][rows], is_view and self._copy)
         leaves: list[Any] = []
         for index, column in enumerate(columns):
             if column is not None:
-                leaves.append(_own(column[rows], everyone and self._copy))
+                leaves.append(_own(column[rows], is_view and self._copy))
             else:
                 values = [loose[index][env_id] for env_id in ids.tolist()]
                 leaves.append(_stack(self._obs.leaves[index], values))
         return self._obs.join(leaves)
+
+
+def _union(commands: Sequence[Command]) -> EnvIds:
+    """The envs of all commands, sorted."""
+    if len(commands) == 1:
+        return commands[0].env_ids
+    return np.sort(np.concatenate([c.env_ids for c in commands])) if commands else np.zeros(0, np.int64)
+
+
+def _rows(ids: EnvIds) -> Any:
+    """What picks the rows of `ids` (sorted): a slice where they stand side by side, which is a fifth of the work."""
+    n = len(ids)
+    start = int(ids[0]) if n else 0
+    return slice(start, start + n) if not n or int(ids[-1]) - start == n - 1 else ids
+
+
+def _positions(ids: EnvIds, rows: Any, env_ids: set[int]) -> list[int]:
+    """Where in `ids` those of `env_ids` stand that are there, ascending; `rows`: as `_rows(ids)`."""
+    if type(rows) is slice:
+        return sorted([e - rows.start for e in env_ids if rows.start <= e < rows.stop])
+    return [position for position, env_id in enumerate(ids.tolist()) if env_id in env_ids]
 
 
 def _own(rows: NDArray[Any], is_view: bool) -> NDArray[Any]:

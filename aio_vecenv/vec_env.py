@@ -339,44 +339,31 @@ class AsyncVecEnv:
         Raises BadActions or BusyError before anything is sent.
         """
         self._check_open()
-        ids = None if env_ids is None else self._deal.env_ids(env_ids)
-        ledger = self._ledger
-        ledger.check_send(ids)
-        n = self.num_envs if ids is None else len(ids)
-        columns = self._port.check(actions, n)
-        if ids is not None and self._deal.whole:
+        deal, ledger = self._deal, self._ledger
+        run = deal.run(env_ids)
+        ids = deal.env_ids(env_ids) if run is None else deal.everyone[run]
+        ledger.check_send(ids, run)
+        columns = self._port.check(actions, len(ids))
+        if deal.whole:
             self._check_whole_workers(ids)
-        if ids is None:
-            loose = self._port.write(columns, slice(None))
-        else:
-            loose = self._port.write(columns, ids)
-            if not is_sorted(ids):
-                order = np.argsort(ids)
-                loose = [None if c is None else [c[j] for j in order.tolist()] for c in loose]
-                ids = ids[order]
+        loose = self._port.write(columns, ids if run is None else run)
+        if run is None and not is_sorted(ids):
+            order = np.argsort(ids)
+            loose = [None if c is None else [c[j] for j in order.tolist()] for c in loose]
+            ids = ids[order]
         if loose:
             wire.dumps(loose, "actions")
         number = self._next_number()
-        ledger.sent(ids, number)
-        post = self._crew.post
-        if ids is None:
-            for worker, mine in enumerate(self._deal.ranges):
-                command = Command(Kind.STEP, self._next(), number, worker, mine)
-                if loose:
-                    self._load(command, None, loose, mine)
-                post(command)
-            return
-        for worker, mine in self._deal.by_worker(ids):
+        ledger.sent(ids, run, number)
+        for worker, mine in deal.by_worker(ids) if run is None else deal.by_run(run):
             command = Command(Kind.STEP, self._next(), number, worker, mine)
-            if not self._deal.is_all_of(worker, mine):
-                local = self._deal.local(worker, mine)
-                if loose:
-                    self._load(command, local.tolist(), loose, np.searchsorted(ids, mine))
-                else:
-                    command.flags, command.payload = SUBSET, local.astype(np.uint32).tobytes()
-            elif loose:
-                self._load(command, None, loose, np.searchsorted(ids, mine))
-            post(command)
+            local = None if deal.is_all_of(worker, mine) else deal.local(worker, mine)
+            if loose:
+                picked = np.searchsorted(ids, mine)
+                self._load(command, None if local is None else local.tolist(), loose, picked)
+            elif local is not None:
+                command.flags, command.payload = SUBSET, local.astype(np.uint32).tobytes()
+            self._crew.post(command)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
         """The envs whose replies are in, at least `min_envs` of them (default, and cap: all that owe one).

@@ -32,7 +32,7 @@ class Script:
     num_envs = NUM_ENVS
 
     def __init__(self, batches: Sequence[EventBatch]) -> None:
-        self._batches = list(reversed(batches))
+        self._batches: list[EventBatch] = list(reversed(batches))
         self.version = 0
 
     def events(self) -> Script:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -40,7 +39,7 @@ def test_the_books_notice_what_is_lost_or_doubled() -> None:
     assert failures(ENDED)  # never began
     assert failures(BEGAN, ENDED, ENDED)
     assert failures(BEGAN, BEGAN, ENDED)
-    assert failures(BEGAN, ENDED, replace(BEGAN, index=2, order=5), replace(ENDED, index=2, order=5))
+    assert failures(BEGAN, ENDED, BEGAN._replace(index=2, order=5), ENDED._replace(index=2, order=5))
     assert failures(BEGAN, ENDED, newest=1)  # began under an update older than one published before
 
 
