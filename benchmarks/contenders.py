@@ -281,6 +281,63 @@ def _plain_loop(workload: Workload, first: int, table: list[list[int]], pipe: Co
         pipe.send((steps, now - began))
 
 
+class Told(Contender):
+    """The limit's loops, but each batch is begun by one byte from the parent and ended by one byte back.
+
+    No data, no bookkeeping, no infos: what it loses against the limit is what waking processes costs on the machine,
+    and what any runtime loses that steps in lockstep and waits without spinning.
+    """
+
+    title = "plain loops, told each batch by a byte"
+    parallel = False
+
+    def _open(self, workload: Workload) -> None:
+        context = multiprocessing.get_context("fork")
+        bounds = np.linspace(0, workload.num_envs, workload.num_workers + 1).astype(int).tolist()
+        self._workers: list[tuple[Any, int, int]] = []
+        for index in range(workload.num_workers):
+            (commands, tell), (hear, answers) = os.pipe(), os.pipe()
+            table = self._actions[:, bounds[index] : bounds[index + 1]].tolist()
+            process = context.Process(
+                target=_told_loop, args=(workload, bounds[index], table, commands, answers)
+            )
+            process.start()
+            os.close(commands)
+            os.close(answers)
+            self._workers.append((process, tell, hear))
+        for _, _, hear in self._workers:
+            os.read(hear, 1)
+
+    def step(self) -> int:
+        for _, tell, _ in self._workers:
+            os.write(tell, b"s")
+        for _, _, hear in self._workers:
+            os.read(hear, 1)
+        return self.workload.num_envs
+
+    def close(self) -> None:
+        for process, tell, hear in self._workers:
+            os.write(tell, b"q")
+            process.join()
+            os.close(tell)
+            os.close(hear)
+
+
+def _told_loop(workload: Workload, first: int, table: list[list[int]], commands: int, answers: int) -> None:
+    envs = [workload.make() for _ in table[0]]
+    for index, env in enumerate(envs):
+        env.reset(seed=first + index)
+    os.write(answers, b"r")
+    at = 0
+    while os.read(commands, 1) == b"s":
+        for env, action in zip(envs, table[at & 1023]):
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+        at += 1
+        os.write(answers, b"d")
+
+
 class StartLimit(Contender):
     """W fresh interpreters that import numpy and gymnasium, make their envs and reset them: nothing else."""
 
@@ -479,6 +536,7 @@ class Unfit(Exception):
 
 CONTENDERS: dict[str, type[Contender]] = {
     "limit": Limit,
+    "told": Told,
     "start-limit": StartLimit,
     "ours": Ours,
     "ours-first": OursFirstReady,

@@ -19,8 +19,10 @@ class Arguments(Options):
     """Start-up. The libraries' imports in the parent are not counted, for anyone."""
 
     num_envs: int = 64
-    workers: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    workers: tuple[int, ...] = (2, 8, 32)
     """Ours, in so many workers."""
+    forkserver: bool = False
+    """Also SB3 with its default start method, in which every child imports torch: a minute and a half."""
     rounds_of_all: int = 2
     """Rounds of the sizes other than 8 workers, and of the peers."""
 
@@ -50,6 +52,8 @@ def main() -> None:
             rounds = None if workers == 8 else arguments.rounds_of_all
             turns.append(Turn(series, _turn(contender, name, workers, workers), rounds=rounds))
     for contender in PEERS:
+        if contender == "sb3-forkserver" and not arguments.forkserver:
+            continue
         kind = CONTENDERS[contender]
         series = Series(name, contender, f"{kind.title}, {arguments.num_envs} workers", "s", note=kind.note)
         rounds = 1 if contender in SLOW else arguments.rounds_of_all

@@ -13,19 +13,20 @@ from benchmarks.harness import Floor, Options, Process, Report, Series, Table, T
 from benchmarks.workloads import WORKLOADS, find
 
 ALL = (
-    "limit", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl",
+    "limit", "told", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl",
     "torchrl-grouped", "gymnasium-sync", "envpool",
 )  # fmt: skip
 CONTENDERS_OF: dict[str, tuple[str, ...]] = {
     "cartpole-32": ALL,
     # One process per env: 256 of them; those that import torch in each do not fit a small machine.
-    "cartpole-256": ("limit", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "torchrl-grouped",
-                     "gymnasium-sync", "envpool"),
+    "cartpole-256": ("limit", "told", "ours", "ours-first", "gymnasium", "sb3", "tianshou",
+                     "torchrl-grouped", "gymnasium-sync", "envpool"),
     "minigrid-32": tuple(name for name in ALL if name != "envpool"),
     "image-32": tuple(name for name in ALL if name != "envpool"),
     "tail-32": tuple(name for name in ALL if name not in ("envpool", "gymnasium-sync", "torchrl-grouped")),
 }  # fmt: skip
-NULL = ("ours", "ours-first", "gymnasium")
+NULL = ("ours", "ours-first", "gymnasium", "told")
+MANY = ("ours",)  # of null envs in over 64 workers: starting those takes half a minute
 PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one process per env
 
 
@@ -186,7 +187,7 @@ def main() -> None:
         sizes = arguments.null_workers if name == "null" else (0,)
         for size in sizes:
             full = f"null-{size}" if name == "null" else name
-            allowed = NULL if name == "null" else CONTENDERS_OF[name]
+            allowed = CONTENDERS_OF[name] if name != "null" else NULL if size <= 64 else MANY
             chosen = tuple(one for one in allowed if not arguments.contenders or one in arguments.contenders)
             series = measure(full, chosen, arguments)
             report.series += series
