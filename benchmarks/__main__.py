@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 ALL = ("throughput", "latency", "start", "memory", "training")
-SECONDS = {"throughput": 0.6, "latency": 0.5, "start": 1.0, "memory": 0.4, "training": 1.0}
+SECONDS = {"throughput": 0.5, "latency": 0.5, "start": 1.0, "memory": 0.4, "training": 1.0}
 
 
 @dataclass(frozen=True)

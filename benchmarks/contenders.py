@@ -282,60 +282,58 @@ def _plain_loop(workload: Workload, first: int, table: list[list[int]], pipe: Co
 
 
 class Told(Contender):
-    """The limit's loops, but each batch is begun by one byte from the parent and ended by one byte back.
+    """The limit's loops in fresh interpreters, each batch begun by one byte from the parent and ended by one byte back.
 
     No data, no bookkeeping, no infos: what it loses against the limit is what waking processes costs on the machine,
-    and what any runtime loses that steps in lockstep and waits without spinning.
+    and what any runtime loses that steps in lockstep, starts its workers by exec and waits without spinning.
     """
 
     title = "plain loops, told each batch by a byte"
     parallel = False
 
     def _open(self, workload: Workload) -> None:
-        context = multiprocessing.get_context("fork")
+        context = multiprocessing.get_context("spawn")
         bounds = np.linspace(0, workload.num_envs, workload.num_workers + 1).astype(int).tolist()
-        self._workers: list[tuple[Any, int, int]] = []
+        self._workers: list[tuple[Any, Connection]] = []
         for index in range(workload.num_workers):
-            (commands, tell), (hear, answers) = os.pipe(), os.pipe()
+            here, there = context.Pipe()
             table = self._actions[:, bounds[index] : bounds[index + 1]].tolist()
-            process = context.Process(
-                target=_told_loop, args=(workload, bounds[index], table, commands, answers)
-            )
+            process = context.Process(target=_told_loop, args=(workload, bounds[index], table, there))
             process.start()
-            os.close(commands)
-            os.close(answers)
-            self._workers.append((process, tell, hear))
-        for _, _, hear in self._workers:
-            os.read(hear, 1)
+            there.close()
+            self._workers.append((process, here))
+        self._fds = [pipe.fileno() for _, pipe in self._workers]
+        for fd in self._fds:
+            os.read(fd, 1)
 
     def step(self) -> int:
-        for _, tell, _ in self._workers:
-            os.write(tell, b"s")
-        for _, _, hear in self._workers:
-            os.read(hear, 1)
+        for fd in self._fds:
+            os.write(fd, b"s")
+        for fd in self._fds:
+            os.read(fd, 1)
         return self.workload.num_envs
 
     def close(self) -> None:
-        for process, tell, hear in self._workers:
-            os.write(tell, b"q")
+        for process, pipe in self._workers:
+            os.write(pipe.fileno(), b"q")
             process.join()
-            os.close(tell)
-            os.close(hear)
+            pipe.close()
 
 
-def _told_loop(workload: Workload, first: int, table: list[list[int]], commands: int, answers: int) -> None:
+def _told_loop(workload: Workload, first: int, table: list[list[int]], pipe: Connection) -> None:
     envs = [workload.make() for _ in table[0]]
     for index, env in enumerate(envs):
         env.reset(seed=first + index)
-    os.write(answers, b"r")
+    fd = pipe.fileno()
+    os.write(fd, b"r")
     at = 0
-    while os.read(commands, 1) == b"s":
+    while os.read(fd, 1) == b"s":
         for env, action in zip(envs, table[at & 1023]):
             _, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 env.reset()
         at += 1
-        os.write(answers, b"d")
+        os.write(fd, b"d")
 
 
 class StartLimit(Contender):

@@ -26,7 +26,7 @@ class Arguments(Options):
     The first round tries every family's vector envs and torch thread counts; its best goes on to the others.
     """
 
-    updates: int = 3
+    updates: int = 2
     """Updates of a turn that are timed, after one that is not."""
     envs: tuple[str, ...] = ("cartpole", "minigrid")
     threads: tuple[int, ...] = (1, 2)
