@@ -49,6 +49,7 @@ class Calls:
         for worker, mine, local in parts:
             rows = [positions[env_id] for env_id in mine.tolist()]
             payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
+            wire.check_size(payload, f"the arguments of {name!r} for worker {worker}")
             commands.append(Command(Kind.CALL, self._next_sequence(), -1, worker, mine, payload))
         futures: list[asyncio.Future[Answers]] = []
         for command in commands:

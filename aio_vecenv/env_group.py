@@ -102,7 +102,7 @@ class EnvGroup:
         self._flags: Any = memoryview(slab.flags[first:stop].data)
         self._versions: Any = memoryview(slab.versions[first:stop].data)
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
-        self._all = range(count)
+        self.everyone = range(count)  # local indices of its rows
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -123,7 +123,7 @@ class EnvGroup:
         pending, steps, rewards, flags = self._pending, self._steps, self._rewards, self._flags
         all_infos = self.settings.info == "all"
         ndarray, bools = np.ndarray, (True, False)
-        for i, action in zip(self._all if envs is None else envs, self._actions(envs, loose)):
+        for i, action in zip(self.everyone if envs is None else envs, self._actions(envs, loose)):
             if pending[i] or self._refused:
                 if error := self._refused.pop(i, None):
                     self._fail(i, "on_broadcast", error, extras)
@@ -307,6 +307,8 @@ class EnvGroup:
             if views is None:
                 if not leaf.fixed and leaf.stackable:
                     value = _fit(leaf, value, finite).copy()
+                elif loose_kind == "final_objects":  # the reset that follows may use its buffers again
+                    value = wire.loads(wire.dumps(value, f"obs{leaf}"))
                 loose.append(value)
             else:
                 fitting.append(_fit(leaf, value, finite))
@@ -353,8 +355,8 @@ class EnvGroup:
 
     # -- the reply ----------------------------------------------------------------------------------------------
 
-    def encode(self, extras: Extras) -> bytes:
-        """The payload of the reply. What cannot be pickled, or is too large, fails its own env only."""
+    def encode(self, extras: Extras, op: str = "step") -> bytes:
+        """The payload of the reply to `op`. What cannot be pickled, or is too large, fails its own env only."""
         if not extras:
             return b""
         try:
@@ -367,7 +369,15 @@ class EnvGroup:
         for kind in [kind for kind in extras if kind not in ("errors", "env_errors")]:
             for i, value in list(extras.get(kind, ())):
                 if error := _unsendable(kind, value, share):
-                    self._fail(i, "step", error, extras, again=False)
+                    self._fail(i, op, error, extras, again=False)
+        sizes: dict[int, int] = {}
+        for kind in extras.keys() - {"errors", "env_errors"}:
+            for i, value in extras[kind]:
+                sizes[i] = sizes.get(i, 0) + len(wire.dumps(value))
+        for i, size in sizes.items():
+            if size > share:
+                what = f"what it returned is too large: {size} bytes pickled, {wire.MAX_PAYLOAD} for all of a reply"
+                self._fail(i, op, ValueError(what), extras, again=False)
         for kind in ("errors", "env_errors"):
             if kind in extras:
                 extras[kind] = [(i, report.cut(share)) for i, report in extras[kind]]

@@ -50,6 +50,7 @@ class VectorEnvGroup(EnvGroup):
         bounds = np.cumsum([0, *rows]).tolist()
         self._slices = [slice(a, b) for a, b in pairwise(bounds)]
         count = bounds[-1]
+        self.everyone = range(count)
         mine = slice(first, first + count)
         self._newest = slab.newest
         self._reborn_seeds = reborn

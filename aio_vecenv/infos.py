@@ -37,7 +37,7 @@ def _add(batched: dict[str, Any], info: Mapping[str, Any], row: int, count: int)
             if isinstance(nested, dict):
                 _add(nested, value, row, count)
             else:  # another env has no dict under this key: then each keeps what it gave
-                batched[key] = _objects(nested, row)
+                batched[key] = _objects(nested, batched[f"_{key}"])
                 batched[key][row] = value
         else:
             array = batched.get(key)
@@ -45,7 +45,7 @@ def _add(batched: dict[str, Any], info: Mapping[str, Any], row: int, count: int)
                 array = _dicts(array, batched[f"_{key}"])
             elif array is None:
                 array = _column(value, count)
-            batched[key] = _put(array, row, value)
+            batched[key] = _put(array, row, value, batched.get(f"_{key}"))
         mask = batched.get(f"_{key}")
         if mask is None:
             mask = batched[f"_{key}"] = np.zeros(count, dtype=np.bool_)
@@ -61,18 +61,18 @@ def _column(value: Any, count: int) -> NDArray[Any]:
     return np.full(count, None, dtype=object)
 
 
-def _put(array: NDArray[Any], row: int, value: Any) -> NDArray[Any]:
-    """Write the row; a column that cannot hold `value` unchanged becomes one of objects."""
+def _put(array: NDArray[Any], row: int, value: Any, mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Write the row; a column that cannot hold `value` unchanged becomes one of objects. `mask`: the rows written."""
     if array.dtype != object:
         plain = isinstance(value, (int, float, np.number, np.bool_, np.ndarray))
         given = np.asarray(value if plain else None)  # a list may be ragged, which numpy refuses
         if given.dtype == object or given.shape != array.shape[1:]:
-            array = _objects(array, row)
+            array = _objects(array, mask)
         elif not np.can_cast(given.dtype, array.dtype, "safe"):
             array = (
                 array.astype(np.promote_types(array.dtype, given.dtype))
                 if _numeric(given)
-                else _objects(array, row)
+                else _objects(array, mask)
             )
     if array.dtype == object:
         array[row] = value
@@ -98,8 +98,9 @@ def _row(nested: Mapping[str, Any], row: int) -> dict[str, Any]:
     return {k: _row(nested[k], row) if isinstance(nested[k], dict) else nested[k][row] for k in names}
 
 
-def _objects(array: NDArray[Any], row: int) -> NDArray[Any]:
+def _objects(array: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """The same column, of objects; None where nothing was written."""
     objects = np.full(len(array), None, dtype=object)
-    for index in range(row):
-        objects[index] = array[index]
+    for row in () if mask is None else np.flatnonzero(mask).tolist():
+        objects[row] = array[row]
     return objects

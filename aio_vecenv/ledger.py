@@ -121,6 +121,7 @@ class Ledger:
             self._due.add(env_id)
             self.blocked[env_id] = "has a reset under way, or one that was cancelled"
             self._anew_why.pop(env_id, None)
+            self._anew_later.pop(env_id, None)
             self._next_seed[env_id] = seed
             self.book.about_to_begin(env_id, number)
 
@@ -138,12 +139,14 @@ class Ledger:
         A row that has been replied stays what it is. An env that waits for a reset gets that, and no such row.
         """
         for env_id, seed in zip(env_ids, seeds):
-            if env_id in self.blocked:
-                continue
             if self.is_ready[env_id]:
                 self._anew_later[env_id] = (reason, seed)
-            else:
+            elif env_id not in self.blocked:
                 self._begin_anew(env_id, "worker_lost", reason, seed)
+
+    def begins_anew(self, env_ids: Iterable[int]) -> bool:
+        """Whether the next row of one of these envs begins a replacement."""
+        return any(env_id in self._anew_why for env_id in env_ids)
 
     def retry(self, command: Command, env_id: int, report: ErrorReport) -> Command:
         """`env_id` failed to reset under `command`: it leaves that, and is reset again by the command returned.
@@ -152,6 +155,7 @@ class Ledger:
         """
         if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
             self._end_failed(command, env_id)
+            self.book.about_to_begin(env_id, command.number)
         for items in command.extras.values():
             items[:] = [item for item in items if item[0] != env_id]
         command.env_ids = command.env_ids[command.env_ids != env_id]

@@ -134,6 +134,7 @@ class AsyncVecEnv:
         self._need = 0
         self._watchers: list[asyncio.Future[None]] = []
         self._dropped: set[int] = set()
+        self._retried = 0  # errors that on_env_error="reset" counted against the restart budget
         self._closing: asyncio.Task[None] | None = None
         self._log = RestartLog(self._budget)
         self._recorder = Recorder(self.num_workers, time.monotonic())
@@ -289,11 +290,13 @@ class AsyncVecEnv:
         """
         self._check_open()
         ids = self._deal.env_ids(env_ids)
+        if self._deal.whole:
+            self._check_whole_if_anew(ids)
         seeds = seeds_for(seed, ids)
         if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
             raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
         if options is not None:
-            wire.dumps(options, "options")
+            wire.check_size(wire.dumps(options, "options"), "the options", room=64 * len(ids))
         self._in_reset.update(ids.tolist())
         try:
             return await self._reset(ids, seeds, options)
@@ -336,7 +339,8 @@ class AsyncVecEnv:
     def send(self, actions: Any, env_ids: Sequence[int] | EnvIds | None = None) -> None:
         """Send one action to each env of `env_ids` (default: all); never waits.
 
-        Raises BadActions or BusyError before anything is sent.
+        Raises BadActions or BusyError before anything is sent; TypeError or ValueError if actions that travel pickled
+        cannot, or are over 16 MiB for one worker.
         """
         self._check_open()
         deal, ledger = self._deal, self._ledger
@@ -353,16 +357,19 @@ class AsyncVecEnv:
             ids = ids[order]
         if loose:
             wire.dumps(loose, "actions")
-        number = self._next_number()
-        ledger.sent(ids, run, number)
+        commands: list[Command] = []
         for worker, mine in deal.by_worker(ids) if run is None else deal.by_run(run):
-            command = Command(Kind.STEP, self._next(), number, worker, mine)
+            command = Command(Kind.STEP, 0, ledger.next_number, worker, mine)
             local = None if deal.is_all_of(worker, mine) else deal.local(worker, mine)
             if loose:
                 picked = np.searchsorted(ids, mine)
                 self._load(command, None if local is None else local.tolist(), loose, picked)
             elif local is not None:
                 command.flags, command.payload = SUBSET, local.astype(np.uint32).tobytes()
+            commands.append(command)
+        ledger.sent(ids, run, self._next_number())
+        for command in commands:
+            command.sequence = self._next()
             self._crew.post(command)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
@@ -517,7 +524,7 @@ class AsyncVecEnv:
             terminated=ledger.book.outcomes["terminated"],
             truncated=ledger.book.outcomes["truncated"],
             aborted=ledger.book.outcomes["aborted"],
-            restarts=self._log.total,
+            restarts=self._log.total - self._retried,
             recovery=Percentiles.of(self._recorder.recoveries_s),
             bytes_sent=self._recorder.bytes_sent + channel.bytes_sent,
             bytes_received=self._recorder.bytes_received,
@@ -575,10 +582,14 @@ class AsyncVecEnv:
     def _retry_resets(self, command: Command) -> None:
         """on_env_error="reset", and an env failed to reset: try again, within the restart budget."""
         shift = self._crew.shifts[command.worker]
+        counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
         for env_id, report in list(command.extras["errors"]):
-            text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
-            if not self._crew.count_loss(text, shift):
-                return
+            if report not in counted:
+                counted.add(report)
+                text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
+                if not self._crew.count_loss(text, shift):
+                    return
+                self._retried += 1
             again = self._ledger.retry(command, env_id, report)
             again.sequence = self._next()
             self._post_reset(again)
@@ -667,6 +678,9 @@ class AsyncVecEnv:
             book = self._ledger.book
             index, length, seed = book.index(env_id), int(book.length[env_id]), book.seed[env_id]
             where = "" if index < 0 else f", episode {index}, after {length} steps, seed {seed}"
+            if command.kind is Kind.RESET:
+                given = dict(zip(command.env_ids.tolist(), command.seeds)).get(env_id)
+                where = f", with seed {given}"
             errors.append(rebuild(report, env_id, command.worker, where))
         raise_all(errors, "a step or reset")
 
@@ -680,10 +694,23 @@ class AsyncVecEnv:
                     got=str(mine.tolist()),
                 )
 
+    def _check_whole_if_anew(self, ids: EnvIds) -> None:
+        """A VectorEnv that was made anew has begun no episode, so it cannot be told to keep some of its rows."""
+        for worker, mine in self._deal.by_worker(np.sort(ids)):
+            rows = self._deal.rows[worker]
+            if not self._deal.is_all_of(worker, mine) and self._ledger.begins_anew(rows):
+                raise BadActions(
+                    f"worker {worker} was replaced, and its VectorEnvs begin anew: reset all of envs {rows.start}-"
+                    f"{rows.stop - 1}; nothing was sent",
+                    expected=str(list(rows)),
+                    got=str(mine.tolist()),
+                )
+
     @staticmethod
     def _load(command: Command, local: list[int] | None, loose: list[Any], rows: EnvIds) -> None:
         picked = [None if c is None else [c[row] for row in rows.tolist()] for c in loose]
         command.flags, command.payload = PICKLED, wire.dumps((local, wire.dumps(picked, "actions")))
+        wire.check_size(command.payload, f"the actions for worker {command.worker}")
 
     def _post_reset(self, command: Command) -> Command:
         local = self._deal.local(command.worker, command.env_ids).tolist()

@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Message",
     "ProtocolError",
+    "check_size",
     "dumps",
     "encode",
     "loads",
@@ -144,6 +145,12 @@ def dumps(value: Any, name: str = "object") -> bytes:
     except Exception as error:
         path, part = _culprit(value, name)
         raise TypeError(f"{path} cannot be pickled ({type(part).__name__}): {error}") from error
+
+
+def check_size(payload: bytes, name: str, room: int = 0) -> None:
+    """Raise ValueError if `name`, pickled to `payload`, does not fit a message that needs `room` more bytes."""
+    if len(payload) + room > MAX_PAYLOAD:
+        raise ValueError(f"{name}: {len(payload)} bytes pickled, the limit of a message is {MAX_PAYLOAD}")
 
 
 def loads(data: bytes) -> Any:

@@ -26,7 +26,17 @@ from .report import describe
 from .slab import Field, SharedMemory
 from .wire import Decoder, Kind, Message, ProtocolError
 
-__all__ = ["PICKLED", "SUBSET", "Attachment", "Setup", "Spaces", "execute", "main", "make_envs"]
+__all__ = [
+    "PICKLED",
+    "SUBSET",
+    "Attachment",
+    "Setup",
+    "Spaces",
+    "execute",
+    "interrupted",
+    "main",
+    "make_envs",
+]
 
 SUBSET = 1  # flag of a STEP: the payload is the local indices, uint32
 PICKLED = 2  # flag of a STEP: the payload is pickled (local indices or None, loose actions)
@@ -281,9 +291,7 @@ def execute(group: EnvGroup, command: Message) -> bytes:
             try:
                 loose = wire.loads(packed)
             except Exception as error:  # whatever unpickling runs, here and below
-                return group.encode(
-                    group.refuse(range(len(group.envs)) if envs is None else envs, "step", error)
-                )
+                return group.encode(group.refuse(group.everyone if envs is None else envs, "step", error))
         elif command.flags & SUBSET:
             envs = np.frombuffer(command.payload, np.uint32).tolist()
         return group.encode(group.step(envs, loose))
@@ -293,7 +301,7 @@ def execute(group: EnvGroup, command: Message) -> bytes:
             options = None if packed is None else wire.loads(packed)
         except Exception as error:
             return group.encode(group.refuse(envs_reset, "reset", error))
-        return group.encode(group.reset(envs_reset, seeds, options))
+        return group.encode(group.reset(envs_reset, seeds, options), "reset")
     if command.kind is Kind.CALL:
         op, name, envs_called, packed = wire.loads(command.payload)
         try:
@@ -302,6 +310,21 @@ def execute(group: EnvGroup, command: Message) -> bytes:
             return _encode_results([(False, describe(error, op))] * len(envs_called))
         return _encode_results(group.call(op, name, envs_called, values))
     raise ProtocolError(f"{command.kind.name} is no command")
+
+
+def interrupted(group: EnvGroup, command: Message, error: BaseException) -> bytes:
+    """The payload of the reply to a command that an interrupt ended on its way: all its envs have failed."""
+    failure = RuntimeError(f"interrupted by {type(error).__name__}")
+    if command.kind is Kind.CALL:
+        op, _, envs_called, _ = wire.loads(command.payload)
+        return _encode_results([(False, describe(failure, op))] * len(envs_called))
+    envs: Any = None
+    if command.kind is Kind.RESET or command.flags & PICKLED:
+        envs = wire.loads(command.payload)[0]
+    elif command.flags & SUBSET:
+        envs = np.frombuffer(command.payload, np.uint32).tolist()
+    op = command.kind.name.lower()
+    return group.encode(group.refuse(group.everyone if envs is None else envs, op, failure))
 
 
 def _encode_results(results: list[tuple[bool, Any]]) -> bytes:

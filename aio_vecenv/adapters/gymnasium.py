@@ -7,6 +7,7 @@ import inspect
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Literal, NoReturn, TypeVar
 
 import gymnasium as gym
@@ -290,7 +291,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             done = batch.terminations | batch.truncations
             if b"\1" in done.tobytes():  # a quarter of what any() takes
                 infos = self._with_finals(batch, np.flatnonzero(done).tolist())
-            self._last_obs = batch.obs
+            self._last_obs = batch.obs if self.copy else deepcopy(batch.obs)
         joined = batch_infos(batch.env_ids, infos) if infos else {}
         return batch.obs, batch.rewards, batch.terminations, batch.truncations, joined
 
@@ -457,8 +458,8 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         found = env_errors(error)
         if not found:
             if (
-                self._session.owed
-            ):  # interrupted: the step goes on, for `step_wait` or to be given up by `reset`
+                self._session.owed and not quiet
+            ):  # interrupted: it goes on, for `step_wait`, or `reset` gives it up
                 self._doing, self._late = "step", True
             raise error
         if not quiet:  # a call leaves everything as it was

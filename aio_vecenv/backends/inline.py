@@ -15,7 +15,7 @@ from ..env_group import EnvGroup
 from ..protocol import Conversation
 from ..report import describe, rebuild
 from ..wire import Kind, Message
-from ..worker import Attachment, Setup, Spaces, execute, make_envs, take_update
+from ..worker import Attachment, Setup, Spaces, execute, interrupted, make_envs, take_update
 from .base import Listener
 
 __all__ = ["InlineBackend", "InlineWorker"]
@@ -111,10 +111,19 @@ class InlineWorker:
         message = self._queue.popleft()
         if message.version > self._inbox.covered:
             self._catch_up(message.version)
-        payload = execute(self._group, message)
+        try:
+            payload = execute(self._group, message)
+        except (
+            BaseException
+        ) as error:  # Ctrl-C: the command is answered all the same, or it would be owed for ever
+            self._answer(message, interrupted(self._group, message, error))
+            raise
+        self._answer(message, payload)
+        return True
+
+    def _answer(self, message: Message, payload: bytes) -> None:
         self.conversation.received(Kind.REPLY, message.number)
         self._listener.replied(self, Message(Kind.REPLY, message.number, self._inbox.covered, payload))
-        return True
 
     def poll(self) -> None:
         pass

@@ -137,10 +137,10 @@ class ProcessWorker:
     # -- sending -------------------------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
+        data = encode(message)
         self.conversation.sent(message.kind, message.number)
         if self._child is None or self._gone.done() or self._burial is not None:
             return  # its loss is on the way to the listener
-        data = encode(message)
         if not self._out:
             sent = _send(self._child.data, data)
             if sent == len(data):

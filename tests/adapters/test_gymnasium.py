@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import threading
 import weakref
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from gymnasium.vector.utils import batch_differing_spaces
 
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv, make_vec
+from aio_vecenv.testing import ScriptedBackend, stamp_envs
 from tests.adapters.envs import CountEnv, CustomSpaceEnv, Faulty, RandomEnv
 
 CARTPOLE = partial(gym.make, "CartPole-v1")
@@ -498,3 +500,33 @@ def test_wrappers_give_what_they_give_on_sync_vector_env(name: str) -> None:
     finally:
         ours.close()
         theirs.close()
+
+
+def test_a_call_that_cannot_be_sent_leaves_a_pending_reset_pending() -> None:
+    envs = VectorEnv(stamp_envs(2, 50), num_workers=1)
+    try:
+        envs.reset(seed=1)
+        envs.reset_async(seed=3)
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            envs.call("echo", threading.Lock())
+        obs, _ = envs.reset_wait()
+        assert obs[:, 3].tolist() == [0, 0]
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_the_last_observation_of_a_lost_worker_is_the_one_that_was_seen(copy: bool) -> None:
+    """SAME_STEP: nobody saw how the episode ended; without copies, too."""
+    backend = ScriptedBackend(automatic=True)
+    envs = VectorEnv(stamp_envs(2, 50), num_workers=1, copy=copy, autoreset_mode="SameStep", backend=backend)
+    try:
+        envs.reset(seed=1)
+        for _ in range(3):
+            envs.step(np.zeros(2, np.int64))
+        backend.lose(0)
+        _, _, _, truncations, infos = envs.step(np.zeros(2, np.int64))
+        assert truncations.all()
+        assert [last[3] for last in infos["final_obs"]] == [3, 3]
+    finally:
+        envs.close()

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from aio_vecenv import AsyncVecEnv, BadActions, EnvError, Episode, RestartBudget, SpaceMismatch, WorkerLost
-from aio_vecenv.testing import FaultyEnv, StampEnv, Unloadable, check_aligned, check_episodes, stamp_envs
+from aio_vecenv import (
+    AsyncVecEnv,
+    BadActions,
+    EnvError,
+    Episode,
+    EpisodeStarted,
+    RestartBudget,
+    SpaceMismatch,
+    WorkerLost,
+)
+from aio_vecenv.testing import (
+    FaultyEnv,
+    ScriptedBackend,
+    StampEnv,
+    Unloadable,
+    check_aligned,
+    check_episodes,
+    stamp_envs,
+)
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
@@ -446,3 +465,191 @@ async def test_an_env_raises_in_close(backend: Backend) -> None:
         async with AsyncVecEnv(faulty("raise", op="close"), num_workers=2, backend=backend):
             raise KeyError("body")
     assert "the env is broken" in "".join(other.value.__notes__)
+
+
+class _BadLevel(StampEnv):
+    """Its second reset raises, once."""
+
+    def reset(self, **options: Any) -> Any:
+        result = super().reset(**options)
+        if self.env_index == 0 and self.episode == 1:
+            raise ValueError("bad level")
+        return result
+
+
+@pytest.mark.asyncio
+async def test_the_watermark_waits_for_an_episode_whose_reset_is_tried_again() -> None:
+    backend = ScriptedBackend(automatic=True)
+    factories = [partial(_BadLevel, 0, 2), partial(_BadLevel, 1, 1)]
+    async with AsyncVecEnv(
+        factories, num_workers=2, backend=backend, autoreset=AutoresetMode.SAME_STEP, on_env_error="reset"
+    ) as envs:
+        stream = envs.events()
+        await envs.reset(seed=1)
+        await envs.step(zeros(2))
+        backend.automatic = False
+        envs.send(zeros(2))
+        backend.deliver(0)  # ended, and its reset raised: a reset is sent again
+        backend.deliver(1)
+        seen = (await envs.recv(min_envs=1)).watermark
+        for _ in range(3):
+            envs.send(zeros(1), [1])
+            backend.deliver(1)
+            seen = max(seen, (await envs.recv(min_envs=1)).watermark)
+        before = stream.behind
+        backend.deliver(0)
+        await envs.recv()
+        events = [await anext(stream) for _ in range(stream.behind)][before:]
+        begun = [event for event in events if isinstance(event, EpisodeStarted) and event.env_id == 0]
+        assert begun
+        assert begun[0].order >= seen
+        backend.automatic = True
+
+
+@both
+@pytest.mark.asyncio
+async def test_one_error_of_a_vector_env_counts_once(backend: Backend) -> None:
+    """However many rows it takes with it."""
+
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv(
+            [partial(FaultyEnv, i, "raise", at=1 if i == 0 else 10**9, length=50) for i in range(6)]
+        )
+
+    async with AsyncVecEnv([make], num_workers=1, on_env_error="reset", backend=backend) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(6))
+        batch = await envs.step(zeros(6))
+        assert batch.first.all()
+        assert set(batch.infos["env_error"]) == {"ValueError: the env is broken"}
+        assert envs.statistics().restarts == 0
+
+
+@pytest.mark.parametrize("what", ["call", "set_attr", "reset"])
+@both
+@pytest.mark.asyncio
+async def test_f31_g11_what_is_too_large_to_send_changes_nothing(backend: Backend, what: str) -> None:
+    async with AsyncVecEnv(stamp_envs(2, 50), num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        large = bytes(17 << 20)
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "call": lambda: envs.call("echo", large),
+            "set_attr": lambda: envs.set_attr("marker", large),
+            "reset": lambda: envs.reset(options={"x": large}),
+        }
+        with pytest.raises(ValueError, match=r"17\d+ bytes pickled, the limit"):
+            await calls[what]()
+        batch = await envs.step(zeros(2))
+        check_aligned(batch)
+        assert not batch.first.any()
+        assert envs.statistics().restarts == 0
+
+
+class _Talker(gym.Env[str, str]):
+    """Text in, text out."""
+
+    observation_space = spaces.Text(20 << 20)
+    action_space = spaces.Text(20 << 20)
+
+    def __init__(self, chatty: bool = False) -> None:
+        self.chatty = chatty
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        return "r", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.chatty:
+            return "x" * (9 << 20), 1.0, False, False, {"big": bytes(9 << 20)}
+        return action, 1.0, False, False, {}
+
+
+@both
+@pytest.mark.asyncio
+async def test_f31_actions_that_are_too_large_together_are_not_sent(backend: Backend) -> None:
+    async with AsyncVecEnv([_Talker] * 2, num_workers=1, backend=backend) as envs:
+        await envs.reset()
+        with pytest.raises(ValueError, match="the actions for worker 0"):
+            envs.send(("x" * (9 << 20), "y" * (9 << 20)))
+        assert (await envs.step(("a", "b"))).obs == ("a", "b")
+
+
+@both
+@pytest.mark.asyncio
+async def test_f31_an_observation_and_an_info_that_are_too_large_together(backend: Backend) -> None:
+    async with AsyncVecEnv([partial(_Talker, True), _Talker], num_workers=1, backend=backend) as envs:
+        await envs.reset()
+        with pytest.raises(EnvError, match=r"env 0.*too large: \d+ bytes"):
+            await envs.step(("a", "b"))
+        batch = await envs.recv()
+        assert (batch.env_ids.tolist(), batch.obs) == ([1], ("b",))
+
+
+class _Graph(gym.Env[Any, Any]):
+    """Shows its own buffer, and uses it again."""
+
+    observation_space = spaces.Graph(spaces.Box(-9, 99, (1,)), None)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.nodes = np.zeros((2, 1), np.float32)
+        self.t = 0
+
+    def _look(self) -> Any:
+        self.nodes[:] = self.t
+        return spaces.GraphInstance(self.nodes, None, None)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.t = 0
+        return self._look(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self._look(), 1.0, self.t >= 2, False, {}
+
+
+@both
+@pytest.mark.asyncio
+async def test_v06_the_last_graph_of_an_episode_is_not_that_of_the_next(backend: Backend) -> None:
+    async with AsyncVecEnv([_Graph], autoreset=AutoresetMode.SAME_STEP, backend=backend) as envs:
+        await envs.reset()
+        await envs.step(zeros(1))
+        batch = await envs.step(zeros(1))
+        assert batch.final_obs[0].nodes.ravel().tolist() == [2, 2]
+        assert batch.obs[0].nodes.ravel().tolist() == [0, 0]
+
+
+class _Interrupted(StampEnv):
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        if self.t == 2 and self.episode == 0:
+            raise KeyboardInterrupt
+        return result
+
+
+@pytest.mark.asyncio
+async def test_f44_after_an_interrupt_inside_an_env_of_this_thread_nothing_hangs() -> None:
+    factories = [partial(_Interrupted, i, 50) for i in range(2)]
+    async with AsyncVecEnv(factories, backend="inline", num_workers=1) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(2))
+        envs.send(zeros(2))
+        with pytest.raises(KeyboardInterrupt):
+            envs._crew.pump()
+        with pytest.raises(ExceptionGroup, match="a step or reset"):
+            await envs.recv()
+        obs, _ = await envs.reset(seed=2)
+        assert obs[:, 3].tolist() == [0, 0]
+        check_aligned(await envs.step(zeros(2)))
+
+
+@both
+@pytest.mark.asyncio
+async def test_an_error_in_a_reset_names_the_seed_that_brought_it(backend: Backend) -> None:
+    factories = [partial(FaultyEnv, 0, "raise", op="reset", at=1, length=9)]
+    async with AsyncVecEnv(factories, backend=backend) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(1))
+        with pytest.raises(EnvError, match=r"env 0 \(worker 0, with seed 99\) raised ValueError in reset"):
+            await envs.reset(seed=99)

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aio_vecenv import (
     AsyncVecEnv,
+    BadActions,
+    EnvError,
     Episode,
     EpisodeStarted,
     RestartBudget,
@@ -550,3 +552,70 @@ async def test_on_env_error_reset_and_losses_together(tmp_path: Path) -> None:
         assert batch.truncations.all()
         assert "env is broken" in batch.infos["env_error"][0]
         assert "SIGKILL" in batch.infos["worker_lost"][1]
+
+
+@pytest.mark.asyncio
+async def test_a_worker_is_lost_after_its_reset_was_replied_and_before_the_others() -> None:
+    """The row of the reset stays what it is; the next one begins the replacement, and says so."""
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, backend=backend, restart=MANY) as envs:
+        stream = envs.events()
+        backend.automatic = False
+        task = asyncio.ensure_future(envs.reset(seed=1))
+        await asyncio.sleep(0)
+        backend.deliver(0)
+        backend.lose(0)
+        backend.deliver(1)
+        backend.automatic = True
+        await task
+        batch = await envs.step(zeros(2))
+        assert batch.first.tolist() == [True, False]
+        assert "worker_lost" in batch.infos
+        check_aligned(batch)
+        batch = await envs.step(zeros(2))
+        assert not batch.first.any()
+        check_aligned(batch)
+        check_episodes([await anext(stream) for _ in range(stream.behind)], finished=False)
+
+
+@pytest.mark.asyncio
+async def test_an_env_raises_then_its_worker_is_lost_before_anyone_asks(tmp_path: Path) -> None:
+    """After its reset nothing of the loss is left to be told about that env."""
+    backend = ScriptedBackend(automatic=True)
+    factories: list[Any] = stamp_envs(2, 50)
+    factories[0] = partial(FaultyEnv, 0, "raise", at=1, length=50, once=str(tmp_path / "once"))
+    async with AsyncVecEnv(factories, num_workers=1, backend=backend, restart=MANY) as envs:
+        stream = envs.events()
+        await envs.reset(seed=1)
+        await envs.step(zeros(2))
+        backend.automatic = False
+        envs.send(zeros(1), [0])
+        envs.send(zeros(1), [1])
+        backend.deliver(0)
+        backend.lose(0)
+        backend.automatic = True
+        with pytest.raises(EnvError):
+            await envs.recv()
+        assert (await envs.recv()).env_ids.tolist() == [1]
+        await envs.reset(env_ids=[0])
+        for _ in range(2):
+            batch = await envs.step(zeros(2))
+            assert not batch.first.any()
+            check_aligned(batch)
+        check_episodes([await anext(stream) for _ in range(stream.behind)], finished=False)
+
+
+@pytest.mark.asyncio
+async def test_a_vector_env_that_was_replaced_is_reset_whole() -> None:
+    backend = ScriptedBackend(automatic=True)
+    make = partial(SyncVectorEnv, stamp_envs(2, 50))
+    async with AsyncVecEnv([make], num_workers=1, backend=backend, restart=MANY) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(2))
+        backend.lose(0)
+        await until(lambda: envs.statistics().recovery.p50_s > 0)
+        with pytest.raises(BadActions, match=r"worker 0 was replaced.*reset all of envs 0-1"):
+            await envs.reset(env_ids=[0])
+        obs, _ = await envs.reset(seed=3)
+        assert obs[:, 3].tolist() == [0, 0]
+        assert not (await envs.step(zeros(2))).first.any()

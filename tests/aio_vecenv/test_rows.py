@@ -650,3 +650,9 @@ async def test_large_results_and_results_that_do_not_travel(backend: Backend) ->
         with pytest.raises(ExceptionGroup):
             await envs.get_attr("step.__self__.nothing")
         check_aligned(await envs.step(zeros(2)))
+
+
+def test_a_column_that_becomes_one_of_objects_has_none_where_nothing_was() -> None:
+    batched = batch_infos(np.arange(4), {1: {"a": 1}, 2: {"a": "x"}})
+    assert batched["a"].tolist() == [None, 1, "x", None]
+    assert batched["_a"].tolist() == [False, True, True, False]
