@@ -243,8 +243,12 @@ class Coordinator:
         """Fix a stage's mixing ratio, or with None give it back to the rules; returns the
         broadcast receipt.
         """
+        if isinstance(ratio, float):
+            ratio = float(
+                ratio
+            )  # NumPy's are floats, too, but a checkpoint that holds one is refused when read
         self._command("set_mixing_ratio", (stage, ratio), by, why)
-        self._decide(self._plain_decision("set_mixing_ratio", by, why, {"stage": stage, "ratio": ratio}))
+        self._decide(self._plain_decision("set_mixing_ratio", by, why, {"stage": str(stage), "ratio": ratio}))
         return self._publish()
 
     def hold(self, *, by: str | None = None, why: str | None = None) -> Any:

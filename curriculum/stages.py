@@ -31,6 +31,15 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+_KINDS: tuple[tuple[str, type], ...] = (
+    ("name", str),
+    ("threshold", float),
+    ("min_episodes", int),
+    ("floor", float),
+    ("max_episodes", int),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step of the curriculum.
@@ -66,6 +75,14 @@ class Stage:
             self._expect(
                 "floor", ok, f"a number above 0 and at most threshold - .20 = {round(float(most), 10):g}"
             )
+        self._make_plain()
+
+    def _make_plain(self) -> None:
+        """NumPy's numbers and strings are Python's, too, but a checkpoint that holds one is refused when read."""
+        for key, kind in _KINDS:
+            value = getattr(self, key)
+            if value is not None:
+                object.__setattr__(self, key, kind(value))
 
     def _expect(self, key: str, ok: bool, expected: str) -> None:
         if not ok:

@@ -245,7 +245,15 @@ def _eval(command: Eval) -> int:
     from trainers.evaluate import evaluate
     from trainers.progress import print_table
 
-    rows = av.run(evaluate(command.run, episodes=command.episodes, greedy=command.greedy, seed=command.seed))
+    rows = av.run(
+        evaluate(
+            command.run,
+            episodes=command.episodes,
+            greedy=command.greedy,
+            seed=command.seed,
+            on_refused=_say_refused,
+        )
+    )
     print_table(
         ("stage", "success", "95 % interval", "episodes", "mean return", "mean length"),
         [
@@ -261,6 +269,13 @@ def _eval(command: Eval) -> int:
         ],
     )
     return 0
+
+
+def _say_refused(played: Path, refused: Sequence[str]) -> None:
+    """An older policy than the run's newest is about to be judged: that must not go unsaid."""
+    for reason in refused:
+        print(f"warning: checkpoint refused: {reason}", file=sys.stderr)
+    print(f"warning: played instead: {played}", file=sys.stderr, flush=True)
 
 
 def _plot(command: Plot) -> int:

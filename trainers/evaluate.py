@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,24 @@ class StageResult:
 
 
 async def evaluate(
-    run: Path, *, episodes: int = 100, greedy: bool = False, seed: int = 0, job: Job | None = None
+    run: Path,
+    *,
+    episodes: int = 100,
+    greedy: bool = False,
+    seed: int = 0,
+    job: Job | None = None,
+    on_refused: Callable[[Path, Sequence[str]], object] | None = None,
 ) -> list[StageResult]:
-    """Play at least `episodes` per stage with the run's newest checkpoint; every env plays the same number, so that
-    short episodes do not count more often. Cancelling closes everything."""
+    """Play at least `episodes` per stage with the run's newest usable checkpoint; every env plays the same number, so
+    that short episodes do not count more often. `on_refused`: called before the first episode if newer checkpoints
+    were refused, with the one that is played and why each newer one was not. Cancelling closes everything."""
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}")
     folder = RunFolder.open(run)
     config = replace(folder.config(), curriculum=True)
-    saved, _path, _refused = Checkpoints(folder.checkpoints).load_newest()
+    saved, path, refused = Checkpoints(folder.checkpoints).load_newest()
+    if refused and on_refused is not None:
+        on_refused(path, refused)
     job = resolve_job(config) if job is None else job
     names = job.plan.names
     per_env = math.ceil(episodes / config.num_envs)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,15 @@ def test_one_value_replaces_all_and_a_mapping_only_those_it_names() -> None:
 def test_a_stage_that_is_not_valid(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Stage(**{"name": "near", **settings})
+
+
+def test_numpy_s_numbers_become_python_s_at_birth() -> None:
+    """A checkpoint is read with weights_only=True, which refuses NumPy's scalars."""
+    name: Any = np.str_("near")
+    stage = Stage(name, np.float64(0.7), 50, floor=np.float64(0.4))
+    assert [type(value) for value in stage.as_dict().values()] == [str, float, int, float]
+    plan = StagePlan([stage], threshold=np.float64(0.8))
+    assert type(plan["near"].threshold) is float
 
 
 def test_the_floor_s_bound_is_exact() -> None:

@@ -122,6 +122,13 @@ def test_train_eval_plot_and_resume(tmp_path: Path) -> None:
     assert re.search(r"^near +\d+\.\d% +\d+\.\d% … \d+\.\d% +16 ", out, re.MULTILINE), out
     assert [line.split()[0] for line in out.splitlines()] == ["stage", "near", "middle", "far"]
 
+    newest, *_ = sorted((folder / "checkpoints").iterdir(), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:100])
+    code, _, err = run("eval", str(folder), "--episodes", "1", cwd=tmp_path)
+    assert code == 0
+    assert f"{newest.name}: torn" in err
+    assert "played instead: " in err
+
     code, out, _ = run("plot", str(folder), "--out", "here.png", cwd=tmp_path)
     assert (code, out) == (0, "here.png\n")
     assert (tmp_path / "here.png").exists()

@@ -209,6 +209,21 @@ async def test_an_operator_steers_a_running_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_numpy_s_numbers_do_not_spoil_the_checkpoints(tmp_path: Path) -> None:
+    """In the plan, and in what an operator commands: every checkpoint can be read again."""
+    rates = np.linspace(0.6, 0.7, 2)
+    plan = cu.StagePlan([cu.Stage(name, rate, 20) for name, rate in zip(PLAN.names, rates)])
+    job = replace(corridor_job(), plan=plan)
+    async with training(tiny(tmp_path, total_steps=64 * 20), job=job) as run:
+        async for report in run.reports():
+            if report.update == 2:
+                run.coordinator.set_mixing_ratio("three", np.float64(0.35), by="operator")
+        await run.wait()
+    assert run.coordinator.decisions
+    assert Checkpoints(run.folder.checkpoints).load_newest()[2] == []
+
+
+@pytest.mark.asyncio
 async def test_leaving_early_saves_and_closes(tmp_path: Path) -> None:
     async with training(tiny(tmp_path, total_steps=100_000), job=corridor_job()) as run:
         async for report in run.reports():
