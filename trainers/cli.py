@@ -209,7 +209,7 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
                     progress.show(report)
             summary = await run.wait()
             if not received:  # whoever sent a signal waits; `plot` draws it later
-                await asyncio.to_thread(_draw, run.folder)
+                run.warnings += await asyncio.to_thread(_draw, run.folder)
         progress.finish(summary, run)
         if received:
             print(
@@ -232,12 +232,17 @@ def _die_by(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-def _draw(folder: RunFolder) -> None:
-    """curve.png, where matplotlib is installed."""
+def _draw(folder: RunFolder) -> list[str]:
+    """curve.png, where matplotlib is installed; why there is none otherwise. The run is done: nothing here fails it."""
     from trainers.plot import draw
 
-    with contextlib.suppress(ImportError):
+    try:
         draw(folder, folder.curve)
+    except ImportError:
+        return []
+    except (ConfigError, OSError) as error:
+        return [f"no {folder.curve.name}: {error}"]
+    return []
 
 
 def _eval(command: Eval) -> int:

@@ -217,6 +217,12 @@ class TrainConfig:
         """Updates after which `total_steps` is reached."""
         return -(-self.total_steps // self.batch_size)
 
+    def progress(self, env_steps: int) -> float:
+        """Share of the run that is behind it after so many env steps. What is left is counted in whole updates of
+        today's size: the steps before a resume may have come in others."""
+        left = max(0, -(-(self.total_steps - env_steps) // self.batch_size))
+        return env_steps / (env_steps + left * self.batch_size) if left else 1.0
+
     @property
     def title(self) -> str:
         """What is trained, in a word that can be part of a file name."""

@@ -25,17 +25,30 @@ class Outcomes:
     def __init__(self, success: Callable[[Any], bool], num_envs: int, *, in_order: bool = True) -> None:
         self._success, self._in_order, self._limit = success, in_order, STRAGGLER * num_envs
         self._windows: dict[str, deque[bool]] = {}
-        self._waiting: list[tuple[int, str, bool]] = []  # a heap by order
+        self._waiting: list[tuple[int, str, bool | None]] = []  # a heap by order; None: aborted
+        self._next = (
+            -1
+        )  # where someone was passed over: all older episodes have ended, or were passed over, too
 
     def batch(self, episodes: Iterable[Any], watermark: int) -> None:
         """Take in the episodes of one hand-out, and the order below which every episode has ended."""
         for episode in episodes:
-            if episode.outcome != "aborted":
-                outcome = (episode.order, str(episode.task["stage"]), bool(self._success(episode)))
-                heapq.heappush(self._waiting, outcome)
+            success = None if episode.outcome == "aborted" else bool(self._success(episode))
+            heapq.heappush(self._waiting, (episode.order, str(episode.task["stage"]), success))
         waiting = self._waiting
-        while waiting and (not self._in_order or waiting[0][0] < watermark or len(waiting) > self._limit):
-            _, stage, success = heapq.heappop(waiting)
+        while waiting:
+            order = waiting[0][0]
+            waits = self._in_order and order >= watermark and order > self._next
+            if waits and len(waiting) <= self._limit:
+                break
+            if (
+                waits or order == self._next
+            ):  # who still runs below is passed over for good: none waits for it again
+                self._next = order + 1
+            self._count(*heapq.heappop(waiting)[1:])
+
+    def _count(self, stage: str, success: bool | None) -> None:
+        if success is not None:
             self._window(stage).append(success)
 
     def _window(self, stage: str) -> deque[bool]:
@@ -54,12 +67,18 @@ class Outcomes:
         """Plain data, as a checkpoint keeps it."""
         return {
             "windows": {stage: list(window) for stage, window in self._windows.items()},
-            "waiting": [list(outcome[1:]) for outcome in sorted(self._waiting)],
+            "waiting": [
+                [stage, success] for _, stage, success in sorted(self._waiting) if success is not None
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; nothing is left that an outcome could wait for."""
+        """Be as when `state_dict` was asked; `restart()` goes on from there."""
         self._windows = {stage: deque(window, NEWEST) for stage, window in state["windows"].items()}
-        self._waiting = []
-        for stage, success in state["waiting"]:
-            self._window(stage).append(success)
+        self._waiting = [(order, *outcome) for order, outcome in enumerate(state["waiting"])]
+
+    def restart(self) -> None:
+        """Other envs, whose episodes are numbered anew: nothing is left that an outcome could wait for."""
+        for _, stage, success in sorted(self._waiting):
+            self._count(stage, success)
+        self._waiting, self._next = [], -1

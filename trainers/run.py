@@ -227,6 +227,9 @@ class Run:
             self.coordinator.load_state_dict(state.curriculum)
             tally.load_state_dict(state.tally)
             self._outcomes.load_state_dict(state.tally["outcomes"])
+            if not self._reached_goal():  # the goal may be another one now
+                tally.solved_at = None
+            self._outcomes.restart()
             self._began_s -= state.train_time_s
         self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
         space = self.envs.single_observation_space
@@ -271,14 +274,14 @@ class Run:
     async def _train(self) -> str:
         """Collect and learn until the run is solved, its steps are spent, or someone stops it: which."""
         config, tally = self.config, self._tally
-        while tally.updates < config.num_updates:
+        while tally.env_steps < config.total_steps:
             began = time.monotonic()
+            progress = config.progress(tally.env_steps)
             self._policy_s = 0.0
             complete = tally.solved_at is None and not self._stop_asked and await self._collect()
             if not complete:
                 return "solved" if tally.solved_at is not None else "stopped"
             collected = time.monotonic()
-            progress = tally.updates / config.num_updates
             stats, parts = await self._thread(
                 self._learner.learn_and_score, self._seen.obs, tally.updates, progress, self._statistic
             )

@@ -160,6 +160,17 @@ def test_the_users_own_env_and_plan(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
 
 
+def test_solved_before_the_first_update_it_ends_with_its_summary(tmp_path: Path) -> None:
+    """There is nothing to plot then; that is no error of the run."""
+    (tmp_path / "easy.py").write_text(OWN_ENV.replace("bool(action)", "True"))
+    args = ("train", "--env", "easy:make", "--num-envs", "4", "--num-workers", "1", "--solve-rate", "0.9")
+    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "easy"\n')
+    code, out, err = run(*args, "--plan", "plan.toml", "--name", "easy", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "solved at" in out
+    assert "no curve.png: runs/easy: no metrics yet" in out
+
+
 ERRORS: list[tuple[Sequence[str], int, str]] = [
     (("train", "--env", "NoSuchEnv-v0"), 1, "unknown env 'NoSuchEnv-v0'"),
     (("train", "--env", "nowhere.envs:make"), 1, "no module named 'nowhere'"),

@@ -93,6 +93,14 @@ def test_derived_sizes() -> None:
     assert (config.batch_size, config.num_updates) == (64, 3)
 
 
+def test_the_progress_counts_env_steps_not_updates_of_another_size() -> None:
+    config = TrainConfig(num_envs=4, total_steps=1000, ppo=PPOConfig(num_steps=16))
+    fresh = [config.progress(64 * update) for update in range(config.num_updates)]
+    assert fresh == [update / config.num_updates for update in range(config.num_updates)], "bit for bit"
+    assert replace(config, num_envs=8).progress(512) == 512 / 1024
+    assert config.progress(1024) == 1.0
+
+
 def test_run_folders_are_made_once(tmp_path: Path) -> None:
     config = TrainConfig(env="my_game.envs:make", runs=tmp_path)
     first, second = RunFolder.create(config), RunFolder.create(config)

@@ -115,6 +115,37 @@ async def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
     assert [line["update"] for line in read_metrics(run.folder.metrics)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("num_envs", "updates"), [(8, 3 + 2), (2, 3 + 6)])
+async def test_resumed_with_other_sizes_it_ends_at_the_same_env_steps(
+    tmp_path: Path, num_envs: int, updates: int
+) -> None:
+    _, folder = await finish(tiny(tmp_path, total_steps=3 * 64))
+    other = replace(folder.config(), num_envs=num_envs, total_steps=6 * 64)
+    summary, _ = await finish(other, resume=folder.path)
+    assert (summary.reason, summary.env_steps, summary.updates) == (
+        "steps",
+        384 + 64 * (num_envs == 8),
+        updates,
+    )
+    rates = [line["learning_rate"] for line in read_metrics(folder.metrics)][3:]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < rates[0] < 3e-3 * 0.6
+
+
+@pytest.mark.asyncio
+async def test_a_solved_run_goes_on_under_another_goal(tmp_path: Path) -> None:
+    config = tiny(tmp_path, total_steps=20_000, solve_rate=0.2, solve_window=5)
+    summary, folder = await finish(config)
+    assert summary.reason == "solved"
+    again, _ = await finish(config, resume=folder.path)
+    assert (again.reason, again.env_steps) == ("solved", summary.env_steps), "the same goal: it is reached"
+    further = replace(config, solve_rate=None, total_steps=summary.env_steps + 64)
+    again, _ = await finish(further, resume=folder.path)
+    assert (again.reason, again.solved_at) == ("steps", None)
+    assert again.env_steps >= further.total_steps
+
+
 async def kill(run: Run) -> None:
     """End a run as if its process had died: no checkpoint, no summary."""
     await run._quiet()

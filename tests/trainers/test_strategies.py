@@ -303,6 +303,8 @@ def test_outcomes_count_in_the_order_in_which_episodes_started() -> None:
     assert not outcomes.reached("three", 0.1, 4)
     again = Outcomes(cu.is_success, 2)
     again.load_state_dict(saved)
+    assert again.newest("three") == (True,)
+    again.restart()
     assert again.newest("three") == (True, True), "nothing is left to wait for"
 
 
@@ -311,7 +313,11 @@ def test_a_straggler_is_passed_over_in_the_end() -> None:
     outcomes.batch([_ended(order, True) for order in range(1, 21)], watermark=0)
     assert outcomes.newest("three") == ()
     outcomes.batch([_ended(21, True)], watermark=0)
-    assert outcomes.newest("three") == (True,)
+    assert len(outcomes.newest("three")) == 21, "it is passed over for good, and holds up nobody any more"
+    outcomes.batch([_ended(22, True), _ended(24, True)], watermark=0)
+    assert len(outcomes.newest("three")) == 22, "the next one that runs is waited for"
+    outcomes.batch([_ended(23, True, outcome="aborted"), _ended(0, False)], watermark=25)
+    assert outcomes.newest("three")[-2:] == (False, True)
     ended = Outcomes(cu.is_success, 1, in_order=False)
     ended.batch([_ended(1, True)], watermark=0)
     assert ended.newest("three") == (True,)
