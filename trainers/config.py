@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+UNSET = "none"  # TOML has no None; left out, a setting would be filled from the preset
 StrategyName = Literal["staged", "uniform", "learning_progress", "learnability", "prioritised_replay"]
 
 
@@ -33,6 +35,19 @@ class ConfigError(ValueError):
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
+
+
+def _check_plain(config: Any, prefix: str = "") -> None:
+    """Refuse what is no setting in any field: not-a-number, and the word that stands for None in a file."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        _require(
+            not (isinstance(value, float) and math.isnan(value)),
+            f"{prefix}{item.name} must be a number, got nan",
+        )
+        _require(
+            value != UNSET, f"{prefix}{item.name} must not be {UNSET!r}: that says None in a config file"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class PPOConfig:
     ends like a terminated one."""
 
     def __post_init__(self) -> None:
+        _check_plain(self, "ppo.")
         _require(self.num_steps >= 1, f"ppo.num_steps must be at least 1, got {self.num_steps}")
         _require(self.lr > 0, f"ppo.lr must be positive, got {self.lr}")
         _require(self.epochs >= 1, f"ppo.epochs must be at least 1, got {self.epochs}")
@@ -168,6 +184,7 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
+        _check_plain(self)
         _require(self.num_envs >= 1, f"num_envs must be at least 1, got {self.num_envs}")
         _require(
             self.num_workers is None or self.num_workers >= 1,
@@ -230,19 +247,27 @@ class TrainConfig:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The config as nested plain data, as TOML and JSON take it; settings that are None are left out."""
+    """The config as nested plain data, as TOML and JSON take it; None is the string "none"."""
     plain: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if value is None:
-            continue
-        if dataclasses.is_dataclass(value):
+            plain[item.name] = UNSET
+        elif dataclasses.is_dataclass(value):
             plain[item.name] = to_mapping(value)
         else:
             plain[item.name] = (
-                str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+                _path_text(value)
+                if isinstance(value, Path)
+                else list(value)
+                if isinstance(value, tuple)
+                else value
             )
     return plain
+
+
+def _path_text(path: Path) -> str:
+    return f"./{path}" if str(path) == UNSET else str(path)
 
 
 def to_toml(config: Any) -> str:
@@ -256,8 +281,10 @@ def to_toml(config: Any) -> str:
 
 
 def _toml_value(value: Any) -> str:
-    # JSON's strings, integers, booleans and arrays are TOML's; floats keep their shortest exact form
-    return json.dumps(value, ensure_ascii=False)
+    # JSON's strings (but for DEL), integers, booleans and arrays are TOML's; floats keep their shortest exact form
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # inf, -inf: JSON would say Infinity
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C | None = None) -> C:
@@ -290,6 +317,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint` asks, without losing anything; else `ConfigError`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
+        if isinstance(value, str) and value == UNSET and type(None) in options:
+            return None
         hint = next(option for option in options if option is not type(None))
         return _coerce(value, hint, where)
     if origin is Literal:

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
 from trainers.presets import Job, load_preset
 
-__all__ = ["make_strategy", "resolve_job"]
+__all__ = ["make_strategy", "planned", "resolve_job"]
 
 
 def resolve_job(config: TrainConfig) -> Job:
@@ -38,10 +39,12 @@ def resolve_job(config: TrainConfig) -> Job:
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
     assert job is not None
-    if not config.curriculum:
-        plan = cu.StagePlan([job.plan.stages[-1]])
-        return Job(plan, job.make_env, job.success)
-    return Job(plan if plan is not None else job.plan, job.make_env, job.success)
+    return planned(Job(plan if plan is not None else job.plan, job.make_env, job.success), config)
+
+
+def planned(job: Job, config: TrainConfig) -> Job:
+    """`job` with the stages that are played: without a curriculum, only the last one."""
+    return job if config.curriculum else replace(job, plan=cu.StagePlan([job.plan.stages[-1]]))
 
 
 def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:

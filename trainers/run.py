@@ -24,7 +24,7 @@ from trainers.checkpoint import Checkpoint, Checkpoints
 from trainers.config import ConfigError, TrainConfig
 from trainers.feed import Feed
 from trainers.folder import RunFolder
-from trainers.jobs import make_strategy, resolve_job
+from trainers.jobs import make_strategy, planned, resolve_job
 from trainers.lag import LoopLag
 from trainers.learner import ACT, Learner, env_seeds, stream, torch_threads
 from trainers.metrics import Logger, MetricsFile, Report, StageReport, TensorBoard, Timing, percentile
@@ -74,7 +74,7 @@ async def training(
     if config is None and folder is not None:
         config = folder.config()
     assert config is not None
-    job = resolve_job(config) if job is None else job
+    job = planned(resolve_job(config) if job is None else job, config)
     saved = None
     if folder is not None:
         saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()

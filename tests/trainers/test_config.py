@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tomllib
 from dataclasses import replace
@@ -27,6 +28,21 @@ def test_a_config_survives_its_toml() -> None:
         network=NetworkConfig(hidden=(64, 32)),
     )
     assert from_mapping(TrainConfig, tomllib.loads(to_toml(config)), source="x") == config
+
+
+def test_what_toml_has_no_word_for_survives_it_too() -> None:
+    config = TrainConfig(
+        name="\x7f", levels=Path("none"), step_timeout_s=math.inf, ppo=PPOConfig(max_grad_norm=math.inf)
+    )
+    assert from_mapping(TrainConfig, tomllib.loads(to_toml(config)), source="x") == config
+
+
+def test_what_a_preset_sets_can_be_turned_off_in_a_file(tmp_path: Path) -> None:
+    """Saved, a setting that is None stays so, whatever is laid under the file."""
+    base = TrainConfig(solve_rate=0.9, ppo=PPOConfig(target_kl=0.1))
+    config = replace(base, solve_rate=None, ppo=replace(base.ppo, target_kl=None))
+    (tmp_path / "run.toml").write_text(to_toml(config), encoding="utf-8")
+    assert load_config(tmp_path / "run.toml", base) == config
 
 
 def test_every_setting_has_its_help() -> None:
@@ -81,11 +97,20 @@ def test_a_file_is_laid_over_its_base(tmp_path: Path) -> None:
         {"solve_rate": 1.5},
         {"solve_window": 51},
         {"keep_checkpoints": 0},
+        {"step_timeout_s": math.nan},
+        {"name": "none"},
     ],
 )
 def test_values_that_cannot_be_are_refused_at_birth(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         TrainConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["entropy", "value", "clip_value", "target_kl", "lr"])
+def test_no_setting_is_nan(name: str) -> None:
+    changes: dict[str, Any] = {name: math.nan}
+    with pytest.raises(ConfigError, match=rf"ppo\.{name} must be a number, got nan"):
+        PPOConfig(**changes)
 
 
 def test_derived_sizes() -> None:

@@ -134,6 +134,13 @@ async def test_resumed_with_other_sizes_it_ends_at_the_same_env_steps(
 
 
 @pytest.mark.asyncio
+async def test_without_a_curriculum_a_given_job_plays_its_last_stage_only(tmp_path: Path) -> None:
+    summary, _ = await finish(tiny(tmp_path, curriculum=False, total_steps=64))
+    assert [stage.name for stage in summary.stages] == ["three"]
+    assert [entry.stage for entry in summary.timeline] == ["three"]
+
+
+@pytest.mark.asyncio
 async def test_a_solved_run_goes_on_under_another_goal(tmp_path: Path) -> None:
     config = tiny(tmp_path, total_steps=20_000, solve_rate=0.2, solve_window=5)
     summary, folder = await finish(config)
