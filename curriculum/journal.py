@@ -28,20 +28,36 @@ class Journal:
     """Appends to one file; a torn last line, left by a crash, is cut off first.
 
     Each line is handed to the operating system when it is written, so a crash of this process loses none.
+    `wait`: leave the file alone, and keep the lines, until `begin()`; a start that fails has then not touched it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, wait: bool = False) -> None:
         self._file: IO[str] | None = None
+        self._waiting: list[str] | None = []
         self.path = Path(path)
+        self.cut_bytes = 0
+        if not wait:
+            self.begin()
+
+    def begin(self) -> None:
+        """Open the file, and append what has waited for that; once it is open, do nothing."""
+        if self._waiting is None:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.cut_bytes = _cut_torn_line(self.path)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._file.writelines(self._waiting)
+        self._waiting = None
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line."""
-        if self._file is None:
+        line = json.dumps({"kind": kind, **values}, separators=(",", ":"), default=_plain) + "\n"
+        if self._waiting is not None:
+            self._waiting.append(line)
+        elif self._file is None:
             raise JournalError(f"{self.path}: the journal is closed")
-        self._file.write(json.dumps({"kind": kind, **values}, separators=(",", ":"), default=_plain) + "\n")
+        else:
+            self._file.write(line)
 
     def batch(
         self, number: int, watermark: int | None, started: Sequence[Any], ended: Sequence[tuple[Any, Any]]
@@ -73,7 +89,8 @@ class Journal:
         self.write("decision", decision=decision.as_dict())
 
     def close(self) -> None:
-        """Close the file; closing again does nothing."""
+        """Close the file; closing again does nothing. What still waited is dropped."""
+        self._waiting = None
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,10 @@ class RunFolder:
 
     def save_config(self, config: TrainConfig) -> None:
         (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+    def remove(self) -> None:
+        """Undo `create`: a run that never began leaves nothing that `--resume` could not go on with."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def log_sizes(self) -> dict[str, int]:
         """Bytes of each log."""

@@ -98,21 +98,27 @@ async def training(
         torch.set_num_threads(threads)
         executor = ThreadPoolExecutor(1, "trainers.learner", torch.set_num_threads, (threads,))
         stack.callback(executor.shutdown)
+        began = False
         if folder is None:
             folder = RunFolder.create(config)
-        elif saved is not None:
-            folder.cut_logs(saved[0].sizes)
+            stack.callback(lambda made: None if began else made.remove(), folder)
         loggers: list[Logger] = [MetricsFile(folder.metrics)]
         stack.callback(loggers[0].close)
         if config.tensorboard:
             loggers.append(TensorBoard(folder.path / "tensorboard"))
             stack.callback(loggers[1].close)
-        coordinator = cu.Coordinator(strategy, envs, journal=folder.journal)
+        journal = cu.Journal(folder.journal, wait=True)
+        stack.callback(journal.close)
+        coordinator = cu.Coordinator(strategy, envs, journal=journal)
         run = Run(config, job, folder, envs, coordinator, executor, loggers)
         stack.push_async_callback(run._quiet)
         await run._open(saved)
-        # only now: settings that do not fit the checkpoint leave the run as it was
+        # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
+        if saved is not None:
+            folder.cut_logs(saved[0].sizes)
+        journal.begin()
         folder.save_config(config)
+        began = True
         try:
             yield run
         except BaseException:

@@ -227,6 +227,19 @@ def test_a_journal_that_is_not_there_or_closed(tmp_path: Path) -> None:
         journal.write("published", version=1)
 
 
+def test_a_journal_that_waits_leaves_its_file_alone_until_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"torn')
+    Journal(path, wait=True).write("published", version=1)
+    assert path.read_text() == '{"torn'
+    with Journal(path, wait=True) as journal:
+        journal.write("published", version=1)
+        journal.begin()
+        journal.begin()
+        journal.write("published", version=2)
+    assert [json.loads(line)["version"] for line in path.read_text().splitlines()] == [1, 2]
+
+
 def test_the_command_line_is_a_command(tmp_path: Path) -> None:
     """As a user starts it: a real process, its exit codes and streams."""
 

@@ -21,6 +21,7 @@ import curriculum as cu
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, Run, Summary, TrainConfig, train, training
 from trainers.checkpoint import CheckpointError, Checkpoints
+from trainers.config import NetworkConfig
 from trainers.folder import RunFolder
 from trainers.metrics import read_metrics
 
@@ -343,6 +344,41 @@ async def test_entering_fails_with_one_clear_error_and_nothing_open(tmp_path: Pa
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"no usable checkpoint: .*torn"):
         await finish(folder.config(), resume=folder.path)
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    """Else the next try is told to resume a run that has no checkpoint."""
+
+    def make_unready() -> Any:
+        return cu.CurriculumEnv(Unready(), cu.LevelSet(LEVELS))
+
+    config = tiny(tmp_path, name="mine")
+    with pytest.raises((av.EnvError, ExceptionGroup)):
+        await finish(config, Job(PLAN, make_unready))
+    assert os.listdir(tmp_path) == []
+    summary, _ = await finish(config)
+    assert summary.reason == "steps"
+
+
+class Unready(Corridor):
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        raise OSError("no display")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("changes", [{"network": NetworkConfig(hidden=(5,))}, {"strategy": "uniform"}])
+async def test_a_resume_that_is_refused_leaves_the_logs_as_they_were(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    _, folder = await finish(tiny(tmp_path))
+    Checkpoints(folder.checkpoints).paths()[-1].unlink()  # the logs have more than the checkpoint
+    before = {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
+    with pytest.raises((CheckpointError, cu.StateError)):
+        await finish(replace(folder.config(), **changes), resume=folder.path)
+    assert {path: path.read_bytes() for path in before} == before
+    await finish(folder.config(), resume=folder.path)
+    assert [line["update"] for line in read_metrics(folder.metrics)] == [1, 2, 3, 4, 5, 6]
 
 
 async def finish_plain(config: TrainConfig) -> None:
