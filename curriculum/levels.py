@@ -134,13 +134,19 @@ class LevelSet:
                 found[file.stem] = open_source(file, size)
             sources[stage] = found
         self = cls.__new__(cls)
-        self._setup(sources, cache=cache, plan=plan)
-        self._path = path
+        self._setup(sources, cache=cache, plan=plan, path=path)
         return self
 
-    def _setup(self, sources: dict[str, dict[str, Source]], *, cache: int, plan: StagePlan | None) -> None:
+    def _setup(
+        self,
+        sources: dict[str, dict[str, Source]],
+        *,
+        cache: int,
+        plan: StagePlan | None,
+        path: str | None = None,
+    ) -> None:
         self.plan = plan  # of a directory's plan.toml
-        self._path: str | None = None
+        self._path = path
         self._groups: dict[tuple[str, str], range] = {}
         self._stages: dict[str, range] = {}
         self._generators: dict[str, tuple[str, ...]] = {}
@@ -154,12 +160,14 @@ class LevelSet:
             for generator, source in generators.items():
                 group = range(start, start + len(source))
                 if len(group) == 0:
-                    raise LevelError(f"stage {stage!r}: generator {generator!r} has no levels")
+                    at = f"{source.file}: " if hasattr(source, "file") else ""
+                    raise LevelError(f"{at}stage {stage!r}: generator {generator!r} has no levels")
                 self._groups[stage, generator] = group
                 self._sources.append((group, stage, generator, source))
                 start = group.stop
             if start == first:
-                raise LevelError(f"stage {stage!r} has no levels")
+                at = "" if path is None else f"{Path(path) / stage}: "
+                raise LevelError(f"{at}stage {stage!r} has no levels")
             self._stages[stage] = range(first, start)
             self._generators[stage] = tuple(generators)
         if not sources:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,23 @@ def replay(path: str | Path) -> Replay:
     return Replay(tuple(logged), tuple(replayed), staged.total if staged is not None else 0)
 
 
+def _effective(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Without the run lines that nothing but another one follows: a resume notes one before its state is loaded, and
+    one that is refused may have noted no more. A journal of nothing else keeps its last one."""
+    run: tuple[int, dict[str, Any]] | None = None
+    began = False
+    for numbered in records:
+        if numbered[1]["kind"] == "run":
+            run = numbered
+            continue
+        if run is not None:
+            yield run
+            run, began = None, True
+        yield numbered
+    if run is not None and not began:
+        yield run
+
+
 def other_rules(path: str | Path, changes: Mapping[str, Any]) -> list[Stay]:
     """Stay by stay, when rules with these changed settings would first have moved, on the same episodes.
 
@@ -156,7 +173,7 @@ def other_rules(path: str | Path, changes: Mapping[str, Any]) -> list[Stay]:
     """
     stays: list[Stay] = []
     watcher: _Watcher | None = None
-    for line, record in read_journal(path):
+    for line, record in _effective(read_journal(path)):
         where = f"{path}:{line}"
         if record["kind"] == "run":
             built = _build(_Watcher, record, where, changes)

@@ -106,6 +106,23 @@ async def test_a_resumed_journal_replays_too_and_a_torn_line_is_cut(tmp_path: Pa
 
 
 @pytest.mark.asyncio
+async def test_a_resume_does_not_split_a_stay(tmp_path: Path) -> None:
+    """A resume notes two run lines: the first is of a strategy that has not loaded its state."""
+    path = tmp_path / "journal.jsonl"
+    saved = await write(path, Staged(PLAN), steps=150)
+    assert saved["strategy"]["current"] > 0
+    before = other_rules(path, {"rules": "sequential"})
+    await write(path, Staged(PLAN), steps=0, state=saved)
+    kinds = [record["kind"] for _, record in read_journal(path)]
+    assert kinds[-2:] == ["run", "run"]
+    assert other_rules(path, {"rules": "sequential"}) == before
+    await write(path, Staged(PLAN), steps=0)  # refused before its state was loaded
+    assert other_rules(path, {"rules": "sequential"}) == before
+    await write(path, Staged(PLAN), steps=10, seed=3, state=saved)
+    assert [stay.stage for stay in other_rules(path, {})] == [stay.stage for stay in before]
+
+
+@pytest.mark.asyncio
 async def test_replay_notices_a_journal_that_was_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

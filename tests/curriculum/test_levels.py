@@ -99,7 +99,7 @@ def _objects(root: Path) -> None:
             _jsonl('{"id": "far-run-1", "data": {}}\n'),
             r"far/run.jsonl:2: id 'far-run-1' occurs twice, first in .*walk",
         ),
-        (_jsonl(""), "stage 'near': generator 'walk' has no levels"),
+        (_jsonl(""), r"near/walk\.jsonl: stage 'near': generator 'walk' has no levels"),
         (lambda root: (root / "middle").mkdir(), "middle: unknown stage 'middle'; plan.toml has near, far"),
         (
             lambda root: (root / "plan.toml").write_text(PLAN.replace("far", "near")),
@@ -107,7 +107,7 @@ def _objects(root: Path) -> None:
         ),
         (
             lambda root: (root / "plan.toml").write_text(PLAN + '[[stage]]\nname="x"\n'),
-            "stage 'x' has no levels",
+            r"levels/x: stage 'x' has no levels",
         ),
         (
             lambda root: (root / "near/a.pkl").write_bytes(b"x"),
