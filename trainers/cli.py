@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -112,7 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: BaseException) -> str:
     """One clear message: what the error says, and its type unless it was meant for a user."""
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(_message(inner) for inner in error.exceptions)
+        alike: dict[str, list[str]] = {}  # but for their numbers: many envs have one and the same mistake
+        for message in map(_message, error.exceptions):
+            alike.setdefault(re.sub(r"\d+", "", message), []).append(message)
+        return "; ".join(
+            first + (f" (and {len(others)} more)" if others else "") for first, *others in alike.values()
+        )
     text = str(error) or type(error).__name__
     known = type(error).__module__.split(".")[0] in ("trainers", "curriculum", "aio_vecenv")
     return text if known else f"{type(error).__name__}: {text} (--debug shows where)"

@@ -17,7 +17,7 @@ import curriculum as cu
 from trainers.checkpoint import Checkpoints
 from trainers.config import ConfigError
 from trainers.folder import RunFolder
-from trainers.jobs import resolve_job
+from trainers.jobs import has_no_plan, levels_of, planned, resolve_job
 from trainers.learner import EVAL, Learner, env_seeds, stream, torch_threads
 from trainers.networks import MASK
 from trainers.presets import Job
@@ -67,7 +67,6 @@ async def evaluate(
     if refused and on_refused is not None:
         on_refused(path, refused)
     job = resolve_job(config) if job is None else job
-    names = job.plan.names
     per_env = math.ceil(episodes / config.num_envs)
     everyone = np.arange(config.num_envs)
     results = []
@@ -75,6 +74,9 @@ async def evaluate(
     async with av.AsyncVecEnv(
         job.make_env, config.num_envs, num_workers=config.num_workers, backend=config.backend, info=[MASK]
     ) as envs:
+        if has_no_plan(job):
+            job = planned(job, config, await levels_of(envs))
+        names = job.plan.names
         try:
             space = envs.single_observation_space
             torch.set_num_threads(torch_threads(config, envs.num_workers, space))

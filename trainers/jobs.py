@@ -13,11 +13,12 @@ from typing import Any
 
 import gymnasium as gym
 
+import aio_vecenv as av
 import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
 from trainers.presets import Job, load_preset
 
-__all__ = ["make_strategy", "planned", "resolve_job"]
+__all__ = ["has_no_plan", "levels_of", "make_strategy", "planned", "resolve_job"]
 
 
 def resolve_job(config: TrainConfig) -> Job:
@@ -42,8 +43,25 @@ def resolve_job(config: TrainConfig) -> Job:
     return planned(Job(plan if plan is not None else job.plan, job.make_env, job.success), config)
 
 
-def planned(job: Job, config: TrainConfig) -> Job:
-    """`job` with the stages that are played: without a curriculum, only the last one."""
+async def levels_of(envs: av.AsyncVecEnv) -> Any:
+    """The levels that the envs draw from, asked of the first; None if it has none."""
+    try:
+        return (await envs.get_attr("levels", env_ids=[0]))[0]
+    except av.EnvError:
+        return None
+
+
+def has_no_plan(job: Job) -> bool:
+    """Nobody has said which stages there are; the envs' own levels may."""
+    return bool(job.plan.names == (NO_STAGES,))
+
+
+def planned(job: Job, config: TrainConfig, levels: Any = None) -> Job:
+    """`job` with the stages that are played: where there is no plan, those of the envs' own `levels`; without a
+    curriculum, only the last one."""
+    if has_no_plan(job) and isinstance(levels, cu.LevelSet) and NO_STAGES not in levels.stages:
+        plan = levels.plan or cu.StagePlan([cu.Stage(name) for name in levels.stages])
+        job = replace(job, plan=plan)
     return job if config.curriculum else replace(job, plan=cu.StagePlan([job.plan.stages[-1]]))
 
 

@@ -24,7 +24,7 @@ from trainers.checkpoint import Checkpoint, Checkpoints
 from trainers.config import ConfigError, TrainConfig
 from trainers.feed import Feed
 from trainers.folder import RunFolder
-from trainers.jobs import make_strategy, planned, resolve_job
+from trainers.jobs import has_no_plan, levels_of, make_strategy, planned, resolve_job
 from trainers.lag import LoopLag
 from trainers.learner import ACT, Learner, env_seeds, stream, torch_threads
 from trainers.metrics import Logger, MetricsFile, Report, StageReport, TensorBoard, Timing, percentile
@@ -74,7 +74,7 @@ async def training(
     if config is None and folder is not None:
         config = folder.config()
     assert config is not None
-    job = planned(resolve_job(config) if job is None else job, config)
+    job = resolve_job(config) if job is None else job
     saved = None
     if folder is not None:
         saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()
@@ -91,7 +91,9 @@ async def training(
                 timeouts=av.Timeouts(reset=limit, step=limit),
             )
         )
-        levels = None if config.strategy == "staged" else await _levels_of(envs)
+        asked = config.strategy != "staged" or has_no_plan(job)
+        levels = await levels_of(envs) if asked else None
+        job = planned(job, config, levels)
         strategy = make_strategy(config, job, levels)
         threads = torch_threads(config, envs.num_workers, envs.single_observation_space)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -127,14 +129,6 @@ async def training(
             raise
         if not run._error_seen:
             await run.stop()
-
-
-async def _levels_of(envs: av.AsyncVecEnv) -> Any:
-    """The levels that the envs draw from, asked of the first; None if it has none."""
-    try:
-        return (await envs.get_attr("levels", env_ids=[0]))[0]
-    except av.EnvError:
-        return None
 
 
 class Run:

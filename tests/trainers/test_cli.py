@@ -171,6 +171,54 @@ def test_solved_before_the_first_update_it_ends_with_its_summary(tmp_path: Path)
     assert "no curve.png: runs/easy: no metrics yet" in out
 
 
+OWN_CURRICULUM = (
+    OWN_ENV
+    + """
+def own():
+    levels = cu.LevelSet([cu.Level(stage, stage, {"stage": stage}) for stage in ("easy", "hard")])
+    return cu.CurriculumEnv(Hop(), levels)
+
+class Broken(Hop):
+    def reset(self, **_):
+        raise OSError("no display")
+
+def broken():
+    return Broken()
+"""
+)
+
+
+def test_the_stages_of_an_own_curriculum_env_need_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_CURRICULUM)
+    args = (
+        "--env",
+        "own:own",
+        "--num-envs",
+        "4",
+        "--num-workers",
+        "1",
+        "--total-steps",
+        "512",
+        "--name",
+        "own",
+    )
+    code, out, err = run("train", *args, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "easy @ 0" in out
+    code, out, err = run("eval", "runs/own", "--episodes", "4", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["stage", "easy", "hard"]
+
+
+def test_one_mistake_of_many_envs_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_CURRICULUM)
+    args = ("--env", "own:broken", "--num-envs", "4", "--num-workers", "2")
+    code, _, err = run("train", *args, cwd=tmp_path)
+    assert code == 1
+    assert err.count("no display") == 1
+    assert "(and 3 more)" in err
+
+
 ERRORS: list[tuple[Sequence[str], int, str]] = [
     (("train", "--env", "NoSuchEnv-v0"), 1, "unknown env 'NoSuchEnv-v0'"),
     (("train", "--env", "nowhere.envs:make"), 1, "no module named 'nowhere'"),
