@@ -84,11 +84,13 @@ class Report:
     episodes: int
     """Episodes ended so far, aborted ones not counted."""
     aborted: int
-    """Episodes of this update that were given up (a lost worker, a reset): neither success nor failure."""
+    """Episodes of this update that were lost with a worker: neither success nor failure. Those that a reset of all
+    envs ends are not counted."""
     stage: str
     """The current stage; "all" for strategies without one."""
     mixing_ratio: float
-    """Probability that an episode is drawn from the previous stage instead of the current one."""
+    """Probability that an episode is drawn from the previous stage instead of the current one; in the first stage it
+    is 0 whatever its ratio."""
     episode_return: float | None
     """Mean undiscounted return of the episodes that ended in this update; None: none ended."""
     episode_length: float | None
