@@ -19,7 +19,7 @@ class Arguments(Options):
     """Start-up. The libraries' imports in the parent are not counted, for anyone."""
 
     num_envs: int = 64
-    workers: tuple[int, ...] = (2, 8, 16)
+    workers: tuple[int, ...] = (2, 8)
     """Ours, in so many workers."""
     forkserver: bool = False
     """Also SB3 with its default start method, in which every child imports torch: a minute and a half."""
