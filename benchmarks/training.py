@@ -27,7 +27,7 @@ class Arguments(Options):
     """
 
     updates: int = 2
-    """Updates of a turn that are timed, after one that is not; half as many of MiniGrid, which takes ten times as long."""
+    """Updates of a turn that are timed, after one that is not. Half as many of MiniGrid: its env is slow."""
     envs: tuple[str, ...] = ("cartpole", "minigrid")
     threads: tuple[int, ...] = (1, 2)
     """Of torch."""
