@@ -244,9 +244,8 @@ class Coordinator:
         broadcast receipt.
         """
         if isinstance(ratio, float):
-            ratio = float(
-                ratio
-            )  # NumPy's are floats, too, but a checkpoint that holds one is refused when read
+            # NumPy's are floats, too, but a checkpoint that holds one is refused when read
+            ratio = float(ratio)
         self._command("set_mixing_ratio", (stage, ratio), by, why)
         self._decide(self._plain_decision("set_mixing_ratio", by, why, {"stage": str(stage), "ratio": ratio}))
         return self._publish()

@@ -26,9 +26,8 @@ class Outcomes:
         self._success, self._in_order, self._limit = success, in_order, STRAGGLER * num_envs
         self._windows: dict[str, deque[bool]] = {}
         self._waiting: list[tuple[int, str, bool | None]] = []  # a heap by order; None: aborted
-        self._next = (
-            -1
-        )  # where someone was passed over: all older episodes have ended, or were passed over, too
+        # where someone was passed over: all older episodes have ended, or were passed over, too
+        self._next = -1
 
     def batch(self, episodes: Iterable[Any], watermark: int) -> None:
         """Take in the episodes of one hand-out, and the order below which every episode has ended."""
@@ -41,9 +40,8 @@ class Outcomes:
             waits = self._in_order and order >= watermark and order > self._next
             if waits and len(waiting) <= self._limit:
                 break
-            if (
-                waits or order == self._next
-            ):  # who still runs below is passed over for good: none waits for it again
+            if waits or order == self._next:
+                # who still runs below is passed over for good: none waits for it again
                 self._next = order + 1
             self._count(*heapq.heappop(waiting)[1:])
 

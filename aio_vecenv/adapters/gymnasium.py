@@ -457,9 +457,8 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _after(self, error: BaseException, *, quiet: bool = False) -> NoReturn:
         found = env_errors(error)
         if not found:
-            if (
-                self._session.owed and not quiet
-            ):  # interrupted: it goes on, for `step_wait`, or `reset` gives it up
+            if self._session.owed and not quiet:
+                # interrupted: it goes on, for `step_wait`, or `reset` gives it up
                 self._doing, self._late = "step", True
             raise error
         if not quiet:  # a call leaves everything as it was

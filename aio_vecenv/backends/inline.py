@@ -113,9 +113,8 @@ class InlineWorker:
             self._catch_up(message.version)
         try:
             payload = execute(self._group, message)
-        except (
-            BaseException
-        ) as error:  # Ctrl-C: the command is answered all the same, or it would be owed for ever
+        except BaseException as error:
+            # Ctrl-C: the command is answered all the same, or it would be owed for ever
             self._answer(message, interrupted(self._group, message, error))
             raise
         self._answer(message, payload)
