@@ -565,6 +565,7 @@ async def test_a_worker_is_lost_after_its_reset_was_replied_and_before_the_other
         await asyncio.sleep(0)
         backend.deliver(0)
         backend.lose(0)
+        await until(lambda: envs.statistics().recovery.p50_s > 0)  # replaced, while the other still resets
         backend.deliver(1)
         backend.automatic = True
         await task
