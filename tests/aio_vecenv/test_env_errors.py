@@ -578,7 +578,8 @@ async def test_f31_actions_that_are_too_large_together_are_not_sent(backend: Bac
 @both
 @pytest.mark.asyncio
 async def test_f31_an_observation_and_an_info_that_are_too_large_together(backend: Backend) -> None:
-    async with AsyncVecEnv([partial(_Talker, True), _Talker], num_workers=1, backend=backend) as envs:
+    """Each part alone would fit the reply of its worker."""
+    async with AsyncVecEnv([partial(_Talker, True), _Talker], num_workers=2, backend=backend) as envs:
         await envs.reset()
         with pytest.raises(EnvError, match=r"env 0.*too large: \d+ bytes"):
             await envs.step(("a", "b"))
