@@ -52,6 +52,14 @@ class ActionPort:
         return [None if c is not None else columns[k] for k, c in enumerate(self._slab.action)]
 
     def _column(self, leaf: Leaf, actions: Any, n: int) -> Any:
+        if (
+            type(actions) is np.ndarray
+            and actions.dtype == leaf.dtype
+            and actions.dtype.kind != "f"
+            and leaf.fixed
+            and actions.shape == (n, *leaf.shape)
+        ):
+            return actions  # as nearly always
         if not leaf.fixed:
             if not isinstance(actions, (tuple, list)) or len(actions) != n:
                 raise _bad(leaf, f"a tuple of {n} actions", _describe(actions))

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import wire
-from .crew import Crew, Shift
-from .deal import EnvIds
+from .crew import Shift
+from .deal import EnvIds, rows_of
 from .errors import VecEnvError, WorkerLost
 from .ledger import Command
 from .report import describe, raise_all, rebuild
@@ -23,11 +23,10 @@ Answers = list[tuple[bool, Any]]  # per env: ok, and the result or an error repo
 
 
 class Calls:
-    """The calls under way of one vec env."""
+    """The calls under way of one vec env. `post` numbers commands and sends them; `pump`: as `Crew.pump`."""
 
-    def __init__(self, crew: Crew, next_sequence: Callable[[], int]) -> None:
-        self._crew = crew
-        self._next_sequence = next_sequence
+    def __init__(self, post: Callable[[Sequence[Command]], None], pump: Callable[[], bool]) -> None:
+        self._post, self._pump = post, pump
         self._waiting: dict[int, asyncio.Future[Answers]] = {}
 
     async def ask(
@@ -50,14 +49,11 @@ class Calls:
             rows = [positions[env_id] for env_id in mine.tolist()]
             payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
             wire.check_size(payload, f"the arguments of {name!r} for worker {worker}")
-            commands.append(Command(Kind.CALL, self._next_sequence(), -1, worker, mine, payload))
-        futures: list[asyncio.Future[Answers]] = []
-        for command in commands:
-            future: asyncio.Future[Answers] = loop.create_future()
-            self._waiting[command.sequence] = future
-            futures.append(future)
-            self._crew.post(command)
-        while any(not future.done() for future in futures) and self._crew.pump():
+            commands.append(Command(Kind.CALL, -1, worker, mine, rows_of(mine), payload))
+        self._post(commands)
+        futures: list[asyncio.Future[Answers]] = [loop.create_future() for _ in commands]
+        self._waiting.update((command.sequence, future) for command, future in zip(commands, futures))
+        while any(not future.done() for future in futures) and self._pump():
             pass
         try:
             await asyncio.wait(futures)

@@ -154,14 +154,15 @@ class Crew:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def post(self, command: Command) -> None:
-        """Send a command now, or when the worker's replacement is ready."""
-        shift = self.shifts[command.worker]
-        command.sent_at = time.monotonic()
-        command.version = self.channel.version
-        shift.commands[command.sequence] = command
-        if shift.ready:
-            self._send(shift, command)
+    def post(self, commands: Sequence[Command]) -> None:
+        """Send commands now, or when their worker's replacement is ready."""
+        version, now = self.channel.version, time.monotonic()
+        for command in commands:
+            shift = self.shifts[command.worker]
+            command.version, command.sent_at = version, now
+            shift.commands[command.sequence] = command
+            if shift.ready:
+                self._send(shift, command)
 
     def _send(self, shift: Shift, command: Command) -> None:
         worker = shift.worker
@@ -198,8 +199,9 @@ class Crew:
             shift.covered = message.version
             self.channel.covered(worker, message.version)
         now = time.monotonic()
-        self._recorder.replied(worker.index, now - max(command.sent_at, shift.progress_at), command, message)
+        began = command.sent_at if command.sent_at > shift.progress_at else shift.progress_at
         shift.progress_at = now
+        self._recorder.replied(worker.index, now - began, command, message)
         if self._closing:
             return
         if self._timed and shift.commands:

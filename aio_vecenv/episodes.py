@@ -36,8 +36,13 @@ class EpisodeBook:
 
     def executed(self, rows: Any, rewards: NDArray[np.float64], not_these: Sequence[int]) -> None:
         """One more step of the envs that `rows` picks, with these rewards; but not of `not_these` among them."""
-        self.length[rows] += _ONE
-        self.episode_return[rows] += rewards
+        if type(rows) is slice:  # views: adding in place spares writing them back
+            length, episode_return = self.length[rows], self.episode_return[rows]
+            np.add(length, _ONE, length)
+            np.add(episode_return, rewards, episode_return)
+        else:
+            self.length[rows] += _ONE
+            self.episode_return[rows] += rewards
         for env_id in not_these:
             self.length[env_id] -= 1
 
@@ -82,8 +87,8 @@ class EpisodeBook:
             env_id,
             self._index[env_id],
             self._order[env_id],
-            int(self.length[env_id]),
-            float(self.episode_return[env_id]),
+            self.length.item(env_id),
+            self.episode_return.item(env_id),
             outcome,
             self._version[env_id],
             self._task[env_id],

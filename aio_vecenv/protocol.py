@@ -23,6 +23,8 @@ class State(IntEnum):
     CLOSED = auto()  # it said goodbye
     LOST = auto()  # end-of-file, a timeout, or bytes that were no message
 
+    __hash__ = int.__hash__  # see wire.Kind
+
 
 MOVES: dict[tuple[State, Kind], State] = {
     (State.STARTING, Kind.HELLO): State.IDLE,
@@ -56,6 +58,10 @@ FROM_CHILD = frozenset(
 )
 
 
+_REPLY = Kind.REPLY
+_COMMANDS = frozenset({Kind.STEP, Kind.RESET, Kind.CALL})
+
+
 class Conversation:
     """One incarnation of one worker: its state, and the commands it still owes a reply, oldest first."""
 
@@ -69,7 +75,7 @@ class Conversation:
         if kind in FROM_CHILD:
             raise ProtocolError(f"{kind.name} comes from a child, never from the parent")
         state = self._move(kind)
-        if kind in (Kind.STEP, Kind.RESET, Kind.CALL):
+        if kind in _COMMANDS:
             if number in self.owed:
                 raise ProtocolError(f"command {number} was sent already")
             self.owed[number] = kind
@@ -82,7 +88,7 @@ class Conversation:
         if incarnation is not None and incarnation != self.incarnation:
             raise ProtocolError(f"a message of incarnation {incarnation} in incarnation {self.incarnation}")
         state = self._move(kind)
-        if kind is Kind.REPLY:
+        if kind is _REPLY:
             oldest = next(iter(self.owed), None)
             if number != oldest:
                 raise ProtocolError(f"a reply to command {number} where {oldest} is owed")

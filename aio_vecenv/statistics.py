@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Percentiles", "Recorder", "Statistics", "WorkerStatistics"]
 
+_STEP = Kind.STEP
 _WINDOW = 2048  # newest durations kept per worker
 
 
@@ -90,7 +91,7 @@ class Recorder:
 
     def replied(self, worker: int, took_s: float, command: Command, message: Message) -> None:
         self.busy_s[worker] += took_s
-        if command.kind is Kind.STEP:
+        if command.kind is _STEP:
             self.step_times_s[worker].append(took_s)
         self.bytes_sent += HEADER_BYTES + len(command.payload)
         self.bytes_received += HEADER_BYTES + len(message.payload)

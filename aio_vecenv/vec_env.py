@@ -28,7 +28,7 @@ from .broadcast import Apply
 from .calls import Calls, whole_workers
 from .channel import Receipt
 from .crew import Boss, Crew, Shift, derive_seed
-from .deal import Deal, EnvIds, deal_out, is_sorted, seeds_for
+from .deal import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
 from .env_group import Settings
 from .env_groups import same_space
 from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
@@ -45,6 +45,8 @@ __all__ = ["AsyncVecEnv", "EnvFactory"]
 
 EnvFactory = Callable[[], Any]
 
+_get_running_loop = asyncio._get_running_loop
+_STEP, _CALL = Kind.STEP, Kind.CALL
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
@@ -108,6 +110,8 @@ class AsyncVecEnv:
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
         self._opened = False
+        # a call under this running loop needs no more checks; None: not open, closed or failed
+        self._home: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
 
     # -- opening and closing -------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ class AsyncVecEnv:
         boss: Boss = weakref.proxy(self)
         self._crew = Crew(self._backend, self._setups(), boss, self._timeouts, self._log, self._recorder)
         try:
-            self._calls = Calls(self._crew, self._next)
+            self._calls = Calls(self._post, self._crew.pump)
             await self._open_crew()
         except BaseException:
             self._closing = self._loop.create_task(self._shut(), name="close vec env")
@@ -151,6 +155,7 @@ class AsyncVecEnv:
                 await self._end()
             raise
         self._closed = False
+        self._home = self._loop
         return self
 
     def _make_backend(self) -> Backend:
@@ -218,6 +223,7 @@ class AsyncVecEnv:
         self._check_owner()
         if self._closing is None:
             self._closed = True
+            self._home = None
             self._closing = self._loop.create_task(self._shut(), name="close vec env")
             self._end_calls(ClosedError("the vec env was closed"))
             try:
@@ -312,15 +318,16 @@ class AsyncVecEnv:
         )  # their episodes are over; what went wrong with them does not matter any more
         if stale := self._ledger.select(ids):
             self._release(self._ledger.hand_out(stale)[1])
-        number = self._next_number()
+        number = self._ledger.next_number
+        self._ledger.next_number += 1
         by_env = dict(zip(ids.tolist(), seeds))
         for env_id, given in by_env.items():
             self._seed[env_id] = given if given is not None else self._seed[env_id]
         in_order = np.sort(ids)
         self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
         for worker, mine in self._deal.by_worker(in_order):
-            command = Command(Kind.RESET, self._next(), number, worker, mine, options=options)
-            command.seeds = [by_env[e] for e in mine.tolist()]
+            command = Command(Kind.RESET, number, worker, mine, rows_of(mine))
+            command.seeds, command.options = [by_env[e] for e in mine.tolist()], options
             self._post_reset(command)
         try:
             await self._all_ready(in_order)
@@ -342,35 +349,27 @@ class AsyncVecEnv:
         Raises BadActions or BusyError before anything is sent; TypeError or ValueError if actions that travel pickled
         cannot, or are over 16 MiB for one worker.
         """
-        self._check_open()
-        deal, ledger = self._deal, self._ledger
-        run = deal.run(env_ids)
-        ids = deal.env_ids(env_ids) if run is None else deal.everyone[run]
-        ledger.check_send(ids, run)
-        columns = self._port.check(actions, len(ids))
-        if deal.whole:
-            self._check_whole_workers(ids)
-        loose = self._port.write(columns, ids if run is None else run)
-        if run is None and not is_sorted(ids):
-            order = np.argsort(ids)
-            loose = [None if c is None else [c[j] for j in order.tolist()] for c in loose]
-            ids = ids[order]
+        if (running := _get_running_loop()) is None or running is not self._home:
+            self._check_open()
+        ledger = self._ledger
+        share = self._deal.share(env_ids)
+        ledger.check_send(share)
+        columns = self._port.check(actions, len(share.env_ids))
+        if self._deal.whole:
+            self._check_whole_workers(share)
+        loose = self._port.write(columns, share.given)
+        commands = [
+            Command(_STEP, 0, worker, mine, rows)
+            if local is None
+            else Command(_STEP, 0, worker, mine, rows, local, SUBSET)
+            for worker, mine, rows, local in share.parts
+        ]
         if loose:
-            wire.dumps(loose, "actions")
-        commands: list[Command] = []
-        for worker, mine in deal.by_worker(ids) if run is None else deal.by_run(run):
-            command = Command(Kind.STEP, 0, ledger.next_number, worker, mine)
-            local = None if deal.is_all_of(worker, mine) else deal.local(worker, mine)
-            if loose:
-                picked = np.searchsorted(ids, mine)
-                self._load(command, None if local is None else local.tolist(), loose, picked)
-            elif local is not None:
-                command.flags, command.payload = SUBSET, local.astype(np.uint32).tobytes()
-            commands.append(command)
-        ledger.sent(ids, run, self._next_number())
+            self._load(commands, share, loose)
+        number = ledger.sent(share)
         for command in commands:
-            command.sequence = self._next()
-            self._crew.post(command)
+            command.number = number
+        self._post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
         """The envs whose replies are in, at least `min_envs` of them (default, and cap: all that owe one).
@@ -379,7 +378,8 @@ class AsyncVecEnv:
         `recv` returns them. Raises ValueError if nothing is owed, BusyError if another task receives.
         Cancelling loses nothing: the replies stay owed.
         """
-        self._check_open()
+        if (running := _get_running_loop()) is None or running is not self._home:
+            self._check_open()
         if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
             raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
         if self._receiving or self._in_reset:
@@ -404,13 +404,15 @@ class AsyncVecEnv:
                         await self._waiter
                     finally:
                         self._waiter = None
-                self._check_alive()
+                if self._home is not self._loop:
+                    self._check_alive()
         finally:
             self._receiving = False
         if ledger.any_errors:
             self._raise_errors(ledger.take_errors())
         batch, events = ledger.hand_out(ledger.take_ready())
-        self._release(events)
+        if events is not None:
+            self._hub.release(events)
         return batch
 
     async def step(self, actions: Any) -> Batch:
@@ -537,10 +539,10 @@ class AsyncVecEnv:
 
     def replied(self, command: Command, message: Message) -> None:
         """A reply is in: store it, and wake who waits for it."""
-        if command.kind is Kind.CALL:
+        if command.kind is _CALL:
             self._calls.answered(command, message)
             return
-        if command.sequence in self._dropped:
+        if self._dropped and command.sequence in self._dropped:
             self._dropped.discard(command.sequence)
             return
         if message.payload:
@@ -577,6 +579,7 @@ class AsyncVecEnv:
 
     def failed(self, error: VecEnvError) -> None:
         """Beyond the restart budget: everybody who waits gets the error."""
+        self._home = None
         self._end_calls(error)
 
     def _retry_resets(self, command: Command) -> None:
@@ -590,9 +593,7 @@ class AsyncVecEnv:
                 if not self._crew.count_loss(text, shift):
                     return
                 self._retried += 1
-            again = self._ledger.retry(command, env_id, report)
-            again.sequence = self._next()
-            self._post_reset(again)
+            self._post_reset(self._ledger.retry(command, env_id, report))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -631,18 +632,15 @@ class AsyncVecEnv:
             if future is not None and not future.done():
                 future.set_exception(error)
 
-    def _release(self, events: EventBatch) -> None:
-        if events.events:
+    def _release(self, events: EventBatch | None) -> None:
+        if events is not None:
             self._hub.release(events)
 
-    def _next(self) -> int:
-        self._sequence += 1
-        return self._sequence
-
-    def _next_number(self) -> int:
-        number = self._ledger.next_number
-        self._ledger.next_number += 1
-        return number
+    def _post(self, commands: Sequence[Command]) -> None:
+        """Send commands, each numbered anew."""
+        for command in commands:
+            self._sequence = command.sequence = self._sequence + 1
+        self._crew.post(commands)
 
     def _drop_reset(self, ids: EnvIds) -> None:
         """A reset of these envs was cancelled: what is still under way for it will be dropped."""
@@ -655,7 +653,7 @@ class AsyncVecEnv:
     async def _all_ready(self, ids: EnvIds) -> None:
         """Wait until every one of these envs that owes a row has it ready."""
         ledger = self._ledger
-        while (ledger.owes[ids] & ~ledger.is_ready[ids]).any():
+        while ledger.waits_for(ids):
             if not self._crew.pump():
                 future = self._loop.create_future()
                 self._watchers.append(future)
@@ -684,9 +682,9 @@ class AsyncVecEnv:
             errors.append(rebuild(report, env_id, command.worker, where))
         raise_all(errors, "a step or reset")
 
-    def _check_whole_workers(self, ids: EnvIds) -> None:
-        for worker, mine in self._deal.by_worker(np.sort(ids)):
-            if not self._deal.is_all_of(worker, mine):
+    def _check_whole_workers(self, share: Share) -> None:
+        for worker, mine, _, local in share.parts:
+            if local is not None:
                 raise BadActions(
                     f"worker {worker} holds VectorEnvs, whose envs {self._deal.rows[worker]} are stepped together; "
                     "nothing was sent",
@@ -707,17 +705,24 @@ class AsyncVecEnv:
                 )
 
     @staticmethod
-    def _load(command: Command, local: list[int] | None, loose: list[Any], rows: EnvIds) -> None:
-        picked = [None if c is None else [c[row] for row in rows.tolist()] for c in loose]
-        command.flags, command.payload = PICKLED, wire.dumps((local, wire.dumps(picked, "actions")))
-        wire.check_size(command.payload, f"the actions for worker {command.worker}")
+    def _load(commands: Sequence[Command], share: Share, loose: list[Any]) -> None:
+        """Put actions that travel pickled into their commands. Raises TypeError or ValueError if they cannot."""
+        wire.dumps(loose, "actions")
+        order = range(len(share.env_ids)) if share.order is None else share.order.tolist()
+        at = 0
+        for command, (_, mine, _, local) in zip(commands, share.parts):
+            rows = order[at : at + len(mine)]
+            at += len(mine)
+            picked = [None if c is None else [c[row] for row in rows] for c in loose]
+            indices = None if local is None else np.frombuffer(local, np.uint32).tolist()
+            command.flags, command.payload = PICKLED, wire.dumps((indices, wire.dumps(picked, "actions")))
+            wire.check_size(command.payload, f"the actions for worker {command.worker}")
 
-    def _post_reset(self, command: Command) -> Command:
+    def _post_reset(self, command: Command) -> None:
         local = self._deal.local(command.worker, command.env_ids).tolist()
         options = None if command.options is None else wire.dumps(command.options, "options")
         command.payload = wire.dumps((local, list(command.seeds), options))
-        self._crew.post(command)
-        return command
+        self._post([command])
 
     async def _ask(
         self,

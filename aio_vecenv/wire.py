@@ -33,6 +33,7 @@ __all__ = [
 MAX_PAYLOAD = 16 * 1024 * 1024  # bytes; refused by the sender, so that a receiver never has to buffer more
 _MAGIC = 0xA5E1
 _HEADER = struct.Struct("<HBBIIQQ")  # magic, kind, flags, incarnation, payload bytes, number, version
+_unpack_header = _HEADER.unpack_from
 HEADER_BYTES = _HEADER.size
 
 
@@ -57,6 +58,8 @@ class Kind(IntEnum):
     FAILED = 12  # child: set-up failed; the payload says why
     UPDATE = 13  # parent, broadcast pipe: a payload under a topic
     TAKEN = 14  # child, broadcast pipe: the update of this version has been taken over
+
+    __hash__ = int.__hash__  # an Enum hashes its name, in Python: messages are looked up in tables all the time
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -99,13 +102,19 @@ class Decoder:
         """Whether an end of the stream now would cut a message in two."""
         return bool(self._buffer)
 
-    def feed(self, data: bytes | bytearray) -> list[Message]:
-        """The messages that `data` completes, in order. Raises ProtocolError on anything that is none."""
-        if len(data) == HEADER_BYTES and not self._buffer and self._broken is None:  # an ordinary step
-            magic, kind, flags, incarnation, size, number, version = _HEADER.unpack(data)
-            if magic == _MAGIC and not size and kind in _KINDS:
-                return [Message(_KINDS[kind], number, version, b"", flags, incarnation)]
-        self._buffer += data
+    def feed(self, data: bytes | bytearray, size: int | None = None) -> list[Message]:
+        """The messages that `data` (its first `size` bytes) completes, in order.
+
+        Raises ProtocolError on anything that is none.
+        """
+        if size is None:
+            size = len(data)
+        if size >= HEADER_BYTES and not self._buffer and self._broken is None:
+            magic, kind, flags, incarnation, length, number, version = _unpack_header(data)
+            if length == size - HEADER_BYTES and magic == _MAGIC and kind in _KINDS and length <= MAX_PAYLOAD:
+                payload = bytes(data[HEADER_BYTES:size]) if length else b""  # one whole message, as nearly always
+                return [Message(_KINDS[kind], number, version, payload, flags, incarnation)]
+        self._buffer += memoryview(data)[:size]
         return list(self._drain())
 
     def _drain(self) -> Iterator[Message]:

@@ -209,16 +209,16 @@ class ProcessWorker:
         """Take in what has arrived; whether that was anything."""
         assert self._child is not None
         try:
-            data = self._buffer[: self._child.data.recv_into(self._buffer)]
+            size = self._child.data.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
-            data = bytearray()
-        if not data:
+            size = 0
+        if not size:
             self._bury()
             return False
         try:
-            for message in self._decoder.feed(data):
+            for message in self._decoder.feed(self._buffer, size):
                 kind = message.kind
                 if kind is _REPLY:
                     self.conversation.received(kind, message.number, message.incarnation)
