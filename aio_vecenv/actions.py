@@ -21,9 +21,36 @@ class ActionPort:
         self._tree = tree
         self._slab = slab
         self._has_loose = any(not leaf.fixed for leaf in tree.leaves)
+        # of the usual case, one leaf in the block; `_dtype` None: there is none
+        leaf = tree.leaves[0] if tree.is_leaf and tree.leaves[0].fixed else None
+        self._dtype = None if leaf is None else leaf.dtype
+        self._shape = () if leaf is None else leaf.shape
+        self._may_be_nan = leaf is not None and leaf.dtype.kind == "f"
+        self._only: Any = slab.action[0] if slab.action else None
 
-    def check(self, actions: Any, n: int) -> list[Any]:
-        """One column of n rows per leaf. Raises BadActions; nothing was written."""
+    def put(self, actions: Any, n: int, rows: Any) -> list[Any]:
+        """Write n actions to these rows of the block. Returns the leaves that travel with the command instead.
+
+        Raises BadActions; nothing was written.
+        """
+        if (
+            type(actions) is np.ndarray
+            and actions.dtype is self._dtype
+            and actions.shape == (n, *self._shape)
+            and not self._may_be_nan
+        ):
+            self._only[rows] = actions  # as nearly always
+            return []
+        columns = self._columns(actions, n)
+        for index, column in enumerate(self._slab.action):
+            if column is not None:
+                column[rows] = columns[index]
+        if not self._has_loose:
+            return []
+        return [None if c is not None else columns[k] for k, c in enumerate(self._slab.action)]
+
+    def _columns(self, actions: Any, n: int) -> list[Any]:
+        """One column of n rows per leaf. Raises BadActions."""
         if self._tree.is_leaf:
             return [self._column(self._tree.leaves[0], actions, n)]
         columns: list[Any] = []
@@ -42,24 +69,7 @@ class ActionPort:
             columns.append(self._column(leaf, value, n))
         return columns
 
-    def write(self, columns: list[Any], rows: Any) -> list[Any]:
-        """Write the columns that lie in the block to `rows`; the others as they are, to travel with the command."""
-        for index, column in enumerate(self._slab.action):
-            if column is not None:
-                column[rows] = columns[index]
-        if not self._has_loose:
-            return []
-        return [None if c is not None else columns[k] for k, c in enumerate(self._slab.action)]
-
     def _column(self, leaf: Leaf, actions: Any, n: int) -> Any:
-        if (
-            type(actions) is np.ndarray
-            and actions.dtype == leaf.dtype
-            and actions.dtype.kind != "f"
-            and leaf.fixed
-            and actions.shape == (n, *leaf.shape)
-        ):
-            return actions  # as nearly always
         if not leaf.fixed:
             if not isinstance(actions, (tuple, list)) or len(actions) != n:
                 raise _bad(leaf, f"a tuple of {n} actions", _describe(actions))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,8 +50,7 @@ class EventBatch(NamedTuple):
     events: tuple[EpisodeStarted | Episode, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One row per env that finished its step; n rows, sorted by `env_ids`."""
 
     env_ids: NDArray[np.int64]  # (n,)
@@ -67,4 +65,4 @@ class Batch:
     number: int  # 0, 1, 2, … counts what recv and reset handed out
     watermark: int  # every episode with a smaller order had ended when this batch was complete
     final_obs: Any = None  # SAME_STEP only: n rows, meaningless where no episode ended
-    final_infos: dict[str, Any] = field(default_factory=dict)  # SAME_STEP only: as `infos`
+    final_infos: dict[str, Any] = {}  # noqa: RUF012 - SAME_STEP only: as `infos`

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import wire
-from .crew import Shift
+from .crew import Crew, Shift
 from .deal import EnvIds, rows_of
 from .errors import VecEnvError, WorkerLost
 from .ledger import Command
@@ -23,10 +23,10 @@ Answers = list[tuple[bool, Any]]  # per env: ok, and the result or an error repo
 
 
 class Calls:
-    """The calls under way of one vec env. `post` numbers commands and sends them; `pump`: as `Crew.pump`."""
+    """The calls under way of one vec env."""
 
-    def __init__(self, post: Callable[[Sequence[Command]], None], pump: Callable[[], bool]) -> None:
-        self._post, self._pump = post, pump
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self._waiting: dict[int, asyncio.Future[Answers]] = {}
 
     async def ask(
@@ -50,10 +50,10 @@ class Calls:
             payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
             wire.check_size(payload, f"the arguments of {name!r} for worker {worker}")
             commands.append(Command(Kind.CALL, -1, worker, mine, rows_of(mine), payload))
-        self._post(commands)
+        self._crew.post(commands)
         futures: list[asyncio.Future[Answers]] = [loop.create_future() for _ in commands]
         self._waiting.update((command.sequence, future) for command, future in zip(commands, futures))
-        while any(not future.done() for future in futures) and self._pump():
+        while self._crew.in_thread and any(not future.done() for future in futures) and self._crew.pump():
             pass
         try:
             await asyncio.wait(futures)

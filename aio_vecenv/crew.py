@@ -19,12 +19,13 @@ from .ledger import Command
 from .restart import RestartLog, Timeouts
 from .slab import Field
 from .statistics import Recorder
-from .wire import Kind, Message
+from .wire import HEADER_BYTES, Kind, Message, new_message
 from .worker import Attachment, Setup, Spaces
 
 __all__ = ["Boss", "Crew", "Shift"]
 
 T = TypeVar("T")
+_STEP = Kind.STEP
 
 _LATE_S = 0.1  # a timer this late means that the loop, or the machine, stood still: nobody's time was fairly measured
 
@@ -86,7 +87,9 @@ class Crew:
         self.num_envs = 0
         self.failure: VecEnvError | None = None
         self._made: list[Spaces] = []
-        self._in_thread = getattr(backend, "in_thread", True)
+        self.in_thread = getattr(backend, "in_thread", True)
+        self._updates = self.channel.updates
+        self._sequence = 0  # of the newest command
         self._timed = timeouts.step is not None or timeouts.reset is not None
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -155,26 +158,28 @@ class Crew:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def post(self, commands: Sequence[Command]) -> None:
-        """Send commands now, or when their worker's replacement is ready."""
-        version, now = self.channel.version, time.monotonic()
+        """Number commands, and send them now, or when their worker's replacement is ready."""
+        version, now, sequence = self._updates.version, time.monotonic(), self._sequence
+        self._sequence += len(commands)
         for command in commands:
             shift = self.shifts[command.worker]
+            command.sequence = sequence = sequence + 1
             command.version, command.sent_at = version, now
-            shift.commands[command.sequence] = command
+            shift.commands[sequence] = command
             if shift.ready:
                 self._send(shift, command)
 
     def _send(self, shift: Shift, command: Command) -> None:
-        worker = shift.worker
-        assert worker is not None
-        worker.send(
-            Message(
-                command.kind,
-                command.sequence,
-                command.version,
-                command.payload,
-                command.flags,
-                shift.incarnation,
+        shift.worker.send(  # type: ignore[union-attr]
+            new_message(
+                (
+                    command.kind,
+                    command.sequence,
+                    command.version,
+                    command.payload,
+                    command.flags,
+                    shift.incarnation,
+                )
             )
         )
         if self._timed:
@@ -182,8 +187,6 @@ class Crew:
 
     def pump(self) -> bool:
         """Let workers that live in this thread do the oldest command; whether there was one."""
-        if not self._in_thread:
-            return False
         for shift in sorted((s for s in self.shifts if s.commands), key=lambda s: next(iter(s.commands))):
             assert shift.worker is not None
             if shift.worker.pump():
@@ -199,9 +202,14 @@ class Crew:
             shift.covered = message.version
             self.channel.covered(worker, message.version)
         now = time.monotonic()
-        began = command.sent_at if command.sent_at > shift.progress_at else shift.progress_at
+        took_s = now - (command.sent_at if command.sent_at > shift.progress_at else shift.progress_at)
         shift.progress_at = now
-        self._recorder.replied(worker.index, now - began, command, message)
+        recorder = self._recorder
+        recorder.busy_s[worker.index] += took_s
+        if command.kind is _STEP:
+            recorder.step_times_s[worker.index].append(took_s)
+        recorder.bytes_sent += HEADER_BYTES + len(command.payload)
+        recorder.bytes_received += HEADER_BYTES + len(message.payload)
         if self._closing:
             return
         if self._timed and shift.commands:

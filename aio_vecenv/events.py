@@ -84,6 +84,8 @@ class EventStream(AsyncIterator[EpisodeStarted | Episode]):
     def _put(self, batch: EventBatch) -> None:
         self._batches.append(batch)
         self.behind += len(batch.events)
+        if self.behind >= MAX_BEHIND:
+            self._hub.crowded = True
         self._wake()
 
     def _end(self) -> None:
@@ -103,6 +105,7 @@ class EventHub:
         self._opened = 0
         self._closed = False
         self._space: asyncio.Future[None] | None = None
+        self.crowded = False  # whether a reader was too far behind; `slowest` looks again
 
     def open(self) -> EventStream:
         self._opened += 1
@@ -133,6 +136,7 @@ class EventHub:
             stream = one()
             if stream is not None and stream.behind >= MAX_BEHIND:
                 return stream
+        self.crowded = False
         return None
 
     async def wait_for_readers(self) -> None:

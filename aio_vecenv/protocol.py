@@ -74,7 +74,9 @@ class Conversation:
         """A message leaves for the child. Raises ProtocolError, and changes nothing, if it may not."""
         if kind in FROM_CHILD:
             raise ProtocolError(f"{kind.name} comes from a child, never from the parent")
-        state = self._move(kind)
+        state = MOVES.get((self.state, kind))
+        if state is None:
+            raise self._illegal(kind)
         if kind in _COMMANDS:
             if number in self.owed:
                 raise ProtocolError(f"command {number} was sent already")
@@ -87,7 +89,9 @@ class Conversation:
             raise ProtocolError(f"{kind.name} comes from the parent, never from a child")
         if incarnation is not None and incarnation != self.incarnation:
             raise ProtocolError(f"a message of incarnation {incarnation} in incarnation {self.incarnation}")
-        state = self._move(kind)
+        state = MOVES.get((self.state, kind))
+        if state is None:
+            raise self._illegal(kind)
         if kind is _REPLY:
             oldest = next(iter(self.owed), None)
             if number != oldest:
@@ -99,8 +103,5 @@ class Conversation:
         """The worker is gone, whatever the state."""
         self.state = State.LOST
 
-    def _move(self, kind: Kind) -> State:
-        state = MOVES.get((self.state, kind))
-        if state is None:
-            raise ProtocolError(f"{kind.name} may not come in state {self.state.name}")
-        return state
+    def _illegal(self, kind: Kind) -> ProtocolError:
+        return ProtocolError(f"{kind.name} may not come in state {self.state.name}")

@@ -6,18 +6,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .wire import HEADER_BYTES, Kind, Message
-
-if TYPE_CHECKING:
-    from .ledger import Command
-
 __all__ = ["Percentiles", "Recorder", "Statistics", "WorkerStatistics"]
 
-_STEP = Kind.STEP
 _WINDOW = 2048  # newest durations kept per worker
 
 
@@ -79,22 +72,15 @@ class Statistics:
 
 
 class Recorder:
-    """Where the crew writes what it sees."""
+    """Where the crew writes what it sees; with every reply, so it writes by itself."""
 
     def __init__(self, workers: int, opened_at: float) -> None:
         self.opened_at = opened_at
-        self.step_times_s = [deque[float](maxlen=_WINDOW) for _ in range(workers)]
+        self.step_times_s = [deque[float](maxlen=_WINDOW) for _ in range(workers)]  # per step command
         self.busy_s = [0.0] * workers
-        self.bytes_sent = 0
+        self.bytes_sent = 0  # of commands that were answered
         self.bytes_received = 0
         self.recoveries_s: deque[float] = deque(maxlen=_WINDOW)
-
-    def replied(self, worker: int, took_s: float, command: Command, message: Message) -> None:
-        self.busy_s[worker] += took_s
-        if command.kind is _STEP:
-            self.step_times_s[worker].append(took_s)
-        self.bytes_sent += HEADER_BYTES + len(command.payload)
-        self.bytes_received += HEADER_BYTES + len(message.payload)
 
     def restarted(self, worker: int, took_s: float) -> None:
         self.recoveries_s.append(took_s)

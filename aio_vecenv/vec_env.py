@@ -129,7 +129,6 @@ class AsyncVecEnv:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._hub = EventHub()
-        self._sequence = 0
         self._seed: list[int | None] = []
         self._restarts: list[int] = []
         self._receiving = False
@@ -146,8 +145,9 @@ class AsyncVecEnv:
         # The loop holds the crew, the crew does not hold its boss: dropping the vec env ends it all, see __del__.
         boss: Boss = weakref.proxy(self)
         self._crew = Crew(self._backend, self._setups(), boss, self._timeouts, self._log, self._recorder)
+        self._in_thread = self._crew.in_thread
         try:
-            self._calls = Calls(self._post, self._crew.pump)
+            self._calls = Calls(self._crew)
             await self._open_crew()
         except BaseException:
             self._closing = self._loop.create_task(self._shut(), name="close vec env")
@@ -353,11 +353,11 @@ class AsyncVecEnv:
             self._check_open()
         ledger = self._ledger
         share = self._deal.share(env_ids)
-        ledger.check_send(share)
-        columns = self._port.check(actions, len(share.env_ids))
+        if ledger.owed or ledger.blocked:
+            ledger.check_send(share)
         if self._deal.whole:
             self._check_whole_workers(share)
-        loose = self._port.write(columns, share.given)
+        loose = self._port.put(actions, len(share.env_ids), share.given)
         commands = [
             Command(_STEP, 0, worker, mine, rows)
             if local is None
@@ -369,7 +369,7 @@ class AsyncVecEnv:
         number = ledger.sent(share)
         for command in commands:
             command.number = number
-        self._post(commands)
+        self._crew.post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
         """The envs whose replies are in, at least `min_envs` of them (default, and cap: all that owe one).
@@ -387,7 +387,7 @@ class AsyncVecEnv:
         self._receiving = True
         ledger = self._ledger
         try:
-            if self._hub.slowest() is not None:
+            if self._hub.crowded and self._hub.slowest() is not None:
                 await self._hub.wait_for_readers()
                 self._check_alive()
             while True:
@@ -397,7 +397,7 @@ class AsyncVecEnv:
                 need = owed if min_envs is None else min(min_envs, owed)
                 if ledger.ready_rows >= need:
                     break
-                if not self._crew.pump():
+                if not (self._in_thread and self._crew.pump()):
                     self._need = need
                     self._waiter = self._loop.create_future()
                     try:
@@ -636,12 +636,6 @@ class AsyncVecEnv:
         if events is not None:
             self._hub.release(events)
 
-    def _post(self, commands: Sequence[Command]) -> None:
-        """Send commands, each numbered anew."""
-        for command in commands:
-            self._sequence = command.sequence = self._sequence + 1
-        self._crew.post(commands)
-
     def _drop_reset(self, ids: EnvIds) -> None:
         """A reset of these envs was cancelled: what is still under way for it will be dropped."""
         for shift in self._crew.shifts:
@@ -654,7 +648,7 @@ class AsyncVecEnv:
         """Wait until every one of these envs that owes a row has it ready."""
         ledger = self._ledger
         while ledger.waits_for(ids):
-            if not self._crew.pump():
+            if not (self._in_thread and self._crew.pump()):
                 future = self._loop.create_future()
                 self._watchers.append(future)
                 try:
@@ -722,7 +716,7 @@ class AsyncVecEnv:
         local = self._deal.local(command.worker, command.env_ids).tolist()
         options = None if command.options is None else wire.dumps(command.options, "options")
         command.payload = wire.dumps((local, list(command.seeds), options))
-        self._post([command])
+        self._crew.post([command])
 
     async def _ask(
         self,

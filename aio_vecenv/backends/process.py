@@ -139,14 +139,20 @@ class ProcessWorker:
     def send(self, message: Message) -> None:
         data = encode(message)
         self.conversation.sent(message.kind, message.number)
-        if self._child is None or self._gone.done() or self._burial is not None:
+        child = self._child
+        if child is None or self._burial is not None or self._gone.done():
             return  # its loss is on the way to the listener
         if not self._out:
-            sent = _send(self._child.data, data)
+            try:
+                sent = child.data.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                return  # as of `_send`
             if sent == len(data):
                 return
             data = data[sent:]
-            self._loop.add_writer(self._child.data.fileno(), self._flush)
+            self._loop.add_writer(child.data.fileno(), self._flush)
         self._out += data
 
     def _flush(self) -> None:
