@@ -64,5 +64,5 @@ class Batch(NamedTuple):
     episodes: tuple[Episode, ...]  # those that ended in this batch
     number: int  # 0, 1, 2, … counts what recv and reset handed out
     watermark: int  # every episode with a smaller order had ended when this batch was complete
-    final_obs: Any = None  # SAME_STEP only: n rows, meaningless where no episode ended
-    final_infos: dict[str, Any] = {}  # noqa: RUF012 - SAME_STEP only: as `infos`
+    final_obs: Any  # SAME_STEP only: n rows, meaningless where no episode ended
+    final_infos: dict[str, Any]  # SAME_STEP only: as `infos`

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from .wire import MAX_PAYLOAD, Kind, Message, ProtocolError
+from .wire import MAX_PAYLOAD, Kind, Message, ProtocolError, new_message
 
 __all__ = ["Apply", "Inbox", "Unreadable", "Update", "Updates", "decode_update", "encode_update"]
 
 Apply = Literal["reset", "now"]
 _TOPIC = struct.Struct("<H")  # bytes of the topic's name
 NOW_FLAG = 1
+_UPDATE = Kind.UPDATE
 
 
 class Update(NamedTuple):
@@ -66,7 +67,9 @@ class Updates:
         update = Update(self.version, topic, apply, body, now)
         self.newest[topic] = update
         for worker in self._workers.values():
-            self._enqueue(worker, update)
+            worker.since.setdefault(topic, update.version)
+            if apply == "now":
+                worker.now.add(topic)
         return update
 
     def join(self, index: int) -> None:
@@ -74,7 +77,8 @@ class Updates:
         worker = self._workers[index] = _Worker()
         for update in self.newest.values():
             worker.since[update.topic] = 1  # it lacks all there ever was of this topic
-            self._enqueue(worker, update)
+            if update.apply == "now":
+                worker.now.add(update.topic)
 
     def leave(self, index: int) -> None:
         """A worker is gone; nobody waits for it."""
@@ -85,17 +89,24 @@ class Updates:
         worker = self._workers.get(index)
         if worker is None or not worker.since:
             return None
-        free = [self.newest[topic] for topic in worker.since if topic not in worker.on_the_way]
-        if not free:
-            return None
-        update = min(free)
-        topic = update.topic
+        if len(worker.since) == 1:  # as nearly always
+            (topic,) = worker.since
+            if topic in worker.on_the_way:
+                return None
+            update = self.newest[topic]
+        else:
+            free = [self.newest[topic] for topic in worker.since if topic not in worker.on_the_way]
+            if not free:
+                return None
+            update = min(free)
+            topic = update.topic
         del worker.since[topic]
         worker.sent[topic] = update.version
         worker.on_the_way[topic] = update
         covers = min(worker.since.values()) - 1 if worker.since else self.version
         now = topic in worker.now
-        worker.now.discard(topic)
+        if now:
+            worker.now.remove(topic)
         return Frame(update, covers, now)
 
     def taken(self, index: int, version: int) -> Update | None:
@@ -143,12 +154,6 @@ class Updates:
     def _sorted(self) -> list[tuple[int, _Worker]]:
         return sorted(self._workers.items(), key=lambda item: item[0])
 
-    @staticmethod
-    def _enqueue(worker: _Worker, update: Update) -> None:
-        worker.since.setdefault(update.topic, update.version)
-        if update.apply == "now":
-            worker.now.add(update.topic)
-
 
 def encode_update(topic: str, payload: bytes) -> bytes:
     """The body of an update. Raises ValueError if it is too large for a message; nothing was published then."""
@@ -175,9 +180,8 @@ def decode_update(body: bytes) -> tuple[str, bytes]:
 
 def update_message(frame: Frame, incarnation: int) -> Message:
     """The message that carries `frame`; `number` holds what it covers."""
-    update = frame.update
-    flags = NOW_FLAG if frame.now else 0
-    return Message(Kind.UPDATE, frame.covers, update.version, update.body, flags, incarnation)
+    update, covers, now = frame
+    return new_message((_UPDATE, covers, update.version, update.body, NOW_FLAG if now else 0, incarnation))
 
 
 class Unreadable(NamedTuple):

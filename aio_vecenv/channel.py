@@ -18,6 +18,7 @@ from .protocol import State
 
 __all__ = ["Channel", "Receipt"]
 
+_READY, _CLOSING = State.READY, State.CLOSING
 _LATENCIES = 4096  # of the newest acknowledgements, for the percentiles
 
 
@@ -167,12 +168,12 @@ class Channel:
                     )
 
     def _push(self, worker: Worker) -> None:
-        if worker.conversation.state not in (State.READY, State.CLOSING):
+        conversation, updates, index = worker.conversation, self.updates, worker.index
+        if conversation.state is not _READY and conversation.state is not _CLOSING:
             return
-        while frame := self.updates.next_frame(worker.index):
-            message = update_message(frame, worker.conversation.incarnation)
-            self.bytes_sent += len(message.payload)
-            worker.push(message)
+        while frame := updates.next_frame(index):
+            self.bytes_sent += len(frame.update.body)
+            worker.push(update_message(frame, conversation.incarnation))
 
     def _wake(self) -> None:
         for topic, version, future in self._waiters:

@@ -27,6 +27,7 @@ InfoFilter = Literal["all", "episode"] | tuple[str, ...]
 OnEnvError = Literal["raise", "reset"]
 Extras = dict[str, list[tuple[int, Any]]]  # what does not fit the block, by kind; rows are local indices
 
+_BOOLS = (False, True)
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
 
 
@@ -103,6 +104,11 @@ class EnvGroup:
         self._versions: Any = memoryview(slab.versions[first:stop].data)
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
         self.everyone = range(count)  # local indices of its rows
+        self._no_flags = bytes(count)
+        # where the observation is one leaf in the block, and any number may stand in it: its rows, by local index
+        leaf = obs.leaves[0]
+        self._dtype, self._shape = leaf.dtype, leaf.shape
+        self._plain_rows = self._rows.views[0] if obs.is_leaf and settings.check is None else None
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -112,20 +118,20 @@ class EnvGroup:
         `loose[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
         """
         extras: Extras = {}
-        inbox = self._inbox
-        if inbox.has_now:
+        if self._inbox.has_now:
             self._deliver_now()
-        rows = self._rows.views[0] if self._obs.is_leaf else None
-        leaf = self._obs.leaves[0]
-        dtype, shape = leaf.dtype, leaf.shape
-        if self.settings.check == "finite":
-            rows = None  # every observation goes through the careful path
-        pending, steps, rewards, flags = self._pending, self._steps, self._rewards, self._flags
-        all_infos = self.settings.info == "all"
-        ndarray, bools = np.ndarray, (True, False)
-        for i, action in zip(self.everyone if envs is None else envs, self._actions(envs, loose)):
-            if pending[i] or self._refused:
-                if error := self._refused.pop(i, None):
+        steps, pending, refused, rewards = self._steps, self._pending, self._refused, self._rewards
+        rows, dtype, shape = self._plain_rows, self._dtype, self._shape
+        ndarray, all_infos = np.ndarray, self.settings.info == "all"
+        if envs is None:
+            envs = self.everyone
+            self._flags[:] = self._no_flags
+        else:
+            for i in envs:
+                self._flags[i] = 0
+        for i, action in zip(envs, self._actions(envs, loose)):
+            if pending[i] or refused:
+                if error := refused.pop(i, None):
                     self._fail(i, "on_broadcast", error, extras)
                     continue
                 if pending[i]:
@@ -136,30 +142,46 @@ class EnvGroup:
             except Exception as error:
                 self._fail(i, "step", error, extras)
                 continue
+            if (  # as nearly always; everything else is looked at with care
+                terminated is False
+                and truncated is False
+                and type(reward) is float
+                and isfinite(reward)
+                and type(info) is dict
+                and rows is not None
+                and type(obs) is ndarray
+                and obs.dtype is dtype
+                and obs.shape == shape
+            ):
+                rows[i][...] = obs
+                rewards[i] = reward
+                if info:
+                    if all_infos:
+                        extras.setdefault("infos", []).append((i, info))
+                    else:
+                        self._info(i, info, extras, edge=False)
+                continue
             try:
-                if type(reward) not in _REWARD_TYPES or not isfinite(reward):
-                    reward = _reward(reward)
-                if terminated not in bools or truncated not in bools or type(info) is not dict:
-                    raise _bad_flags(terminated, truncated, info)
-                done = terminated or truncated
-                if done:
-                    self._end(i, obs, reward, bool(terminated), bool(truncated), info, extras)
-                    continue
-                if rows is not None and type(obs) is ndarray and obs.dtype == dtype and obs.shape == shape:
-                    rows[i][...] = obs
-                else:
-                    self._write(i, obs, self._rows, "objects", extras)
+                self._take(i, obs, reward, terminated, truncated, info, extras)
             except Exception as error:
                 self._fail(i, "step", error, extras)
-                continue
-            rewards[i] = reward
-            flags[i] = 0
-            if info:
-                if all_infos:
-                    extras.setdefault("infos", []).append((i, info))
-                else:
-                    self._info(i, info, extras, edge=False)
         return extras
+
+    def _take(
+        self, i: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any, extras: Extras
+    ) -> None:
+        """Check and store what a step gave. Raises RowError."""
+        if type(reward) not in _REWARD_TYPES or not isfinite(reward):
+            reward = _reward(reward)
+        if terminated not in _BOOLS or truncated not in _BOOLS or not isinstance(info, dict):
+            raise _bad_flags(terminated, truncated, info)
+        if terminated or truncated:
+            self._end(i, obs, reward, bool(terminated), bool(truncated), info, extras)
+            return
+        self._write(i, obs, self._rows, "objects", extras)
+        self._rewards[i] = reward
+        if info:
+            self._info(i, info, extras, edge=False)
 
     def reset(
         self, envs: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None
@@ -221,15 +243,15 @@ class EnvGroup:
 
     # -- one env ----------------------------------------------------------------------------------------------
 
-    def _actions(self, envs: Sequence[int] | None, loose: Sequence[Any]) -> Iterable[Any]:
+    def _actions(self, envs: Sequence[int], loose: Sequence[Any]) -> Iterable[Any]:
         """One action per env of the command: ints for Discrete, an array of its own otherwise."""
         columns: list[Iterable[Any]] = []
         for index, column in enumerate(self._action_columns):
             if column is None:
                 columns.append(loose[index])
             else:
-                values = column.copy() if envs is None else column[list(envs)]
-                columns.append(values if values.ndim > 1 else values.tolist())
+                values = column if envs is self.everyone else column[list(envs)]
+                columns.append(values.copy() if values.ndim > 1 else values.tolist())
         if self._action.is_leaf:
             return columns[0]
         return (self._action.join(leaves) for leaves in zip(*columns))
@@ -295,6 +317,11 @@ class EnvGroup:
 
     def _write(self, i: int, obs: Any, rows: _Rows, loose_kind: str, extras: Extras) -> None:
         """Write one observation, leaf by leaf, after checking all of it."""
+        if self._plain_rows is not None and type(obs) is np.ndarray and obs.dtype is self._dtype:
+            views = rows.views[0]
+            if views is not None and obs.shape == self._shape:
+                views[i][...] = obs
+                return
         tree = self._obs
         try:
             values = tree.split(obs)

@@ -24,7 +24,7 @@ from .env_group import EnvGroup, Settings
 from .memory import SharedBlock
 from .report import describe
 from .slab import Field, SharedMemory
-from .wire import Decoder, Kind, Message, ProtocolError
+from .wire import Decoder, Kind, Message, ProtocolError, encode, new_message
 
 __all__ = [
     "PICKLED",
@@ -38,6 +38,7 @@ __all__ = [
     "make_envs",
 ]
 
+_STEP, _REPLY, _CLOSE = Kind.STEP, Kind.REPLY, Kind.CLOSE
 SUBSET = 1  # flag of a STEP: the payload is the local indices, uint32
 PICKLED = 2  # flag of a STEP: the payload is pickled (local indices or None, loose actions)
 
@@ -207,22 +208,28 @@ class _Worker:
         return env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up)
 
     def serve(self, group: EnvGroup) -> None:
+        inbox, incarnation = self.inbox, self.incarnation
         while True:
             command = self.next_command()
-            if command.kind is Kind.CLOSE:
+            if command.kind is _CLOSE:
                 return
-            if command.version > self.inbox.covered:
+            if command.version > inbox.covered:
                 self.catch_up(command.version)
             payload = execute(group, command)
-            self.send(Message(Kind.REPLY, command.number, self.inbox.covered, payload, 0, self.incarnation))
-            self.taken.clear()
+            reply = encode(new_message((_REPLY, command.number, inbox.covered, payload, 0, incarnation)))
+            try:
+                self.data.sendall(reply)
+            except ConnectionError:
+                raise _ParentGone from None
+            if self.taken:
+                self.taken.clear()
 
     def next_command(self) -> Message:
         """The next message of the data pipe; updates that come meanwhile are taken at once."""
         while not self.waiting:
             for fd, event in self.poll.poll():
                 if fd == self.data_fd:
-                    self.waiting += self.commands.feed(self._receive(self.data))
+                    self.waiting += self.commands.feed(self.buffer, self._receive(self.data))
                 elif fd == self.news_fd:
                     self.read_news(in_command=bool(self.waiting))
                 elif event & (select.POLLHUP | select.POLLERR):  # the lifeline
@@ -237,7 +244,7 @@ class _Worker:
 
     def read_news(self, *, in_command: bool) -> None:
         """Take what has come. In a command, the reply acknowledges what it covers: one message less."""
-        for message in self.updates.feed(self._receive(self.news)):
+        for message in self.updates.feed(self.buffer, self._receive(self.news)):
             if message.kind is not Kind.UPDATE:
                 raise ProtocolError(f"{message.kind.name} on the broadcast pipe")
             take_update(self.inbox, message)
@@ -254,19 +261,20 @@ class _Worker:
     def send(self, message: Message) -> None:
         self._send(self.data, message)
 
-    def _receive(self, sock: socket.socket) -> bytearray:
+    def _receive(self, sock: socket.socket) -> int:
+        """How many bytes came into the buffer."""
         try:
             size = sock.recv_into(self.buffer)
         except ConnectionError:
             size = 0
         if not size:
             raise _ParentGone
-        return self.buffer[:size]
+        return size
 
     @staticmethod
     def _send(sock: socket.socket, message: Message) -> None:
         try:
-            sock.sendall(wire.encode(message))
+            sock.sendall(encode(message))
         except ConnectionError:
             raise _ParentGone from None
 
@@ -283,7 +291,10 @@ def take_update(inbox: Inbox, message: Message) -> None:
 
 def execute(group: EnvGroup, command: Message) -> bytes:
     """Do one command; the payload of its reply."""
-    if command.kind is Kind.STEP:
+    if command.kind is _STEP:
+        if not command.flags:
+            extras = group.step(None)
+            return group.encode(extras) if extras else b""
         envs: list[int] | None = None
         loose: Any = ()
         if command.flags & PICKLED:

@@ -441,7 +441,7 @@ def plain(batch: Batch) -> Any:
         return value.tolist() if isinstance(value, np.ndarray) else value
 
     return {
-        name: freeze(getattr(batch, name)) for name in Batch.__dataclass_fields__ if name != "episodes"
+        name: freeze(getattr(batch, name)) for name in Batch._fields if name != "episodes"
     } | {"episodes": [freeze_episode(e) for e in batch.episodes]}
 
 
