@@ -38,7 +38,9 @@ class Leaf:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.space.dtype)
+        # A pickled dtype comes back as an equal object, not the same one; from its name it is numpy's own, so that
+        # who looks at every row can ask `is`.
+        return np.dtype(np.dtype(self.space.dtype).str)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
