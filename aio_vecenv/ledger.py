@@ -28,8 +28,9 @@ from .wire import Kind
 
 __all__ = ["Command", "Ledger"]
 
-# half the time of a number's
-_TERMINATED, _TRUNCATED = np.array(TERMINATED, np.uint8), np.array(TRUNCATED, np.uint8)
+# flags to bools, as `bytes.translate` takes it
+_TERMINATED = bytes(bool(flags & TERMINATED) for flags in range(256))
+_TRUNCATED = bytes(bool(flags & TRUNCATED) for flags in range(256))
 _BOOL = np.dtype(np.bool_)
 _by_sequence = attrgetter("sequence")
 
@@ -83,6 +84,7 @@ class Ledger:
         self.owes = np.zeros(num_envs, np.bool_)
         self.blocked: dict[int, str] = dict.fromkeys(range(num_envs), "was never reset")  # accepts only reset
         self._slab, self._obs, self._copy = slab, obs, copy
+        self._flags = memoryview(slab.flags.data)
         self._same_step = autoreset is AutoresetMode.SAME_STEP
         self._next_step = autoreset is AutoresetMode.NEXT_STEP
         self._everyone = np.arange(num_envs)
@@ -115,8 +117,8 @@ class Ledger:
                         got=f"env {env_id}, which {reason}",
                     )
 
-    def sent(self, share: Share) -> int:
-        """Step commands for these envs are about to leave; the number of this call."""
+    def sent(self, share: Share) -> None:
+        """Step commands for these envs are about to leave, under the number `next_number`."""
         number = self.next_number
         self.next_number = number + 1
         self.owes[share.rows] = True
@@ -128,7 +130,6 @@ class Ledger:
                 due = due.intersection(share.env_ids.tolist())
             for env_id in due:
                 self.book.about_to_begin(env_id, number)
-        return number
 
     def resetting(self, env_ids: EnvIds, seeds: Sequence[int | None], number: int) -> None:
         """A reset command for these envs is on its way. Their unfinished episodes end when it is handed out."""
@@ -248,8 +249,7 @@ class Ledger:
         outcome: Outcome = "aborted"
         info: dict[str, Any] = {}
         if flags and command.kind is Kind.STEP:  # SAME_STEP
-            self.book.length[env_id] += 1
-            self.book.episode_return[env_id] += self._slab.rewards[env_id]
+            self.book.executed_one(env_id, self._slab.rewards.item(env_id))
             outcome = "terminated" if flags & TERMINATED else "truncated"
             info = _gather([command.extras], "final_infos").get(env_id, {})
             info = _gather([command.extras], "ends").get(env_id, info)
@@ -278,14 +278,17 @@ class Ledger:
         slab = self._slab
         ids, rows = self._union(commands)
         n = len(ids)
-        rewards, versions, flags = slab.rewards[rows], slab.versions[rows], slab.flags[rows]
+        rewards, versions = slab.rewards[rows], slab.versions[rows]
         if is_view := type(rows) is slice:
             rewards, versions = rewards.copy(), versions.copy()
         self.owes[rows] = False
         self.owed -= n
         number = self.batches
         self.batches = number + 1
-        extras = [command.extras for command in commands if command.extras]
+        extras: list[Mapping[str, list[tuple[int, Any]]]] = []
+        for command in commands:
+            if command.extras:
+                extras.append(command.extras)
         infos: dict[int, dict[str, Any]] = {}
         final_infos: dict[int, dict[str, Any]] = {}
         anew: set[int] = set()
@@ -296,18 +299,16 @@ class Ledger:
                 final_infos = _gather(extras, "final_infos")
         if extras or self._anew_why:
             anew = self._made_anew_rows(extras, ids, infos)
-        first = np.zeros(n, _BOOL)
+        first = bytearray(n)  # bytes rather than arrays: there is little to do, and each kind of array work costs
+        flags = bytearray(self._flags[rows] if is_view else slab.flags[rows].data)
         begins: list[int] = []  # positions of the rows of actions that were not executed
         if self._due or anew:
             begins = _positions(ids, rows, self._due | anew if anew else self._due)
             for position in begins:
                 first[position] = True
-            if anew:
-                flags = flags.copy()
-                for position in _positions(ids, rows, anew):
-                    rewards[position], flags[position] = 0.0, TRUNCATED
-        raw = flags.tobytes()
-        ends = [position for position, flag in enumerate(raw) if flag] if raw.count(0) != n else []
+            for position in _positions(ids, rows, anew) if anew else ():
+                rewards[position], flags[position] = 0.0, TRUNCATED
+        ends = [position for position, flag in enumerate(flags) if flag] if flags.count(0) != n else []
         self.steps += n - len(begins)
         book = self.book
         book.executed(rows, rewards, [int(ids[position]) for position in begins] if begins else ())
@@ -317,7 +318,7 @@ class Ledger:
                 events += [episode._replace(batch=number) for episode in self._unreleased]
                 self._unreleased.clear()
             turning = sorted({*ends, *begins}) if begins else ends
-            self._turn(turning, commands, extras, ids, first, raw, anew, infos, final_infos, number, events)
+            self._turn(turning, commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
             if self._anew_later:
                 for env_id in self._anew_later.keys() & set(ids.tolist()):  # from its next row on
                     self._begin_anew(env_id, "worker_lost", *self._anew_later.pop(env_id))
@@ -326,9 +327,9 @@ class Ledger:
             ids.copy(),
             self._observations(slab.obs, self._loose, rows, ids, is_view),
             rewards,
-            (flags & _TERMINATED).view(_BOOL) if ends else np.zeros(n, _BOOL),
-            flags >= _TRUNCATED if ends else np.zeros(n, _BOOL),
-            first,
+            np.frombuffer(flags.translate(_TERMINATED), _BOOL),
+            np.frombuffer(flags.translate(_TRUNCATED), _BOOL),
+            np.frombuffer(first, _BOOL),
             self.join_infos(ids, infos) if infos else {},
             versions,
             tuple([event for event in events if type(event) is Episode]) if events else (),
@@ -378,8 +379,8 @@ class Ledger:
         commands: Sequence[Command],
         extras: Sequence[Mapping[str, list[tuple[int, Any]]]],
         ids: EnvIds,
-        first: NDArray[np.bool_],
-        flags: bytes,
+        first: bytearray,
+        flags: bytearray,
         anew: set[int],
         infos: dict[int, dict[str, Any]],
         final_infos: dict[int, dict[str, Any]],
@@ -394,7 +395,7 @@ class Ledger:
             call_of = {e: command.number for command in commands for e in command.env_ids.tolist()}
         book, versions = self.book, self._slab.versions
         for position in positions:
-            env_id, begins, flag = ids.item(position), first.item(position), flags[position]
+            env_id, begins, flag = ids.item(position), first[position], flags[position]
             if flag and env_id not in anew:
                 outcome: Outcome = "terminated" if flag & TERMINATED else "truncated"
                 info = ends.get(env_id) or (final_infos if self._same_step else infos).get(env_id, {})

@@ -358,17 +358,16 @@ class AsyncVecEnv:
         if self._deal.whole:
             self._check_whole_workers(share)
         loose = self._port.put(actions, len(share.env_ids), share.given)
-        commands = [
-            Command(_STEP, 0, worker, mine, rows)
-            if local is None
-            else Command(_STEP, 0, worker, mine, rows, local, SUBSET)
-            for worker, mine, rows, local in share.parts
-        ]
+        number = ledger.next_number
+        commands: list[Command] = []
+        for worker, mine, rows, local in share.parts:
+            if local is None:
+                commands.append(Command(_STEP, number, worker, mine, rows))
+            else:
+                commands.append(Command(_STEP, number, worker, mine, rows, local, SUBSET))
         if loose:
             self._load(commands, share, loose)
-        number = ledger.sent(share)
-        for command in commands:
-            command.number = number
+        ledger.sent(share)
         self._crew.post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
@@ -668,7 +667,7 @@ class AsyncVecEnv:
         errors: list[VecEnvError] = []
         for command, env_id, report in found:
             book = self._ledger.book
-            index, length, seed = book.index(env_id), int(book.length[env_id]), book.seed[env_id]
+            index, length, seed = book.index(env_id), book.totals(env_id)[0], book.seed[env_id]
             where = "" if index < 0 else f", episode {index}, after {length} steps, seed {seed}"
             if command.kind is Kind.RESET:
                 given = dict(zip(command.env_ids.tolist(), command.seeds)).get(env_id)

@@ -115,9 +115,9 @@ class Decoder:
         """
         if size is None:
             size = len(data)
-        if size >= HEADER_BYTES and not self._buffer and self._broken is None:
+        if not self._buffer and size >= HEADER_BYTES and self._broken is None:
             magic, kind, flags, incarnation, length, number, version = _unpack_header(data)
-            if length == size - HEADER_BYTES and magic == _MAGIC and kind in _KINDS and length <= MAX_PAYLOAD:
+            if length == size - HEADER_BYTES <= MAX_PAYLOAD and magic == _MAGIC and kind in _KINDS:
                 payload = bytes(data[HEADER_BYTES:size]) if length else b""  # one whole message, as nearly always
                 return [new_message((_KINDS[kind], number, version, payload, flags, incarnation))]
         self._buffer += memoryview(data)[:size]
