@@ -288,7 +288,7 @@ class Ledger:
         extras: list[Mapping[str, list[tuple[int, Any]]]] = []
         for command in commands:
             if command.extras:
-                extras.append(command.extras)
+                extras.append(command.extras)  # noqa: PERF401 - a comprehension is a function, made each time
         infos: dict[int, dict[str, Any]] = {}
         final_infos: dict[int, dict[str, Any]] = {}
         anew: set[int] = set()
@@ -299,7 +299,9 @@ class Ledger:
                 final_infos = _gather(extras, "final_infos")
         if extras or self._anew_why:
             anew = self._made_anew_rows(extras, ids, infos)
-        first = bytearray(n)  # bytes rather than arrays: there is little to do, and each kind of array work costs
+        first = bytearray(
+            n
+        )  # bytes rather than arrays: there is little to do, and each kind of array work costs
         flags = bytearray(self._flags[rows] if is_view else slab.flags[rows].data)
         begins: list[int] = []  # positions of the rows of actions that were not executed
         if self._due or anew:

@@ -61,7 +61,9 @@ class Kind(IntEnum):
     UPDATE = 13  # parent, broadcast pipe: a payload under a topic
     TAKEN = 14  # child, broadcast pipe: the update of this version has been taken over
 
-    __hash__ = int.__hash__  # an Enum hashes its name, in Python: messages are looked up in tables all the time
+    __hash__ = (
+        int.__hash__
+    )  # an Enum hashes its name, in Python: messages are looked up in tables all the time
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -118,7 +120,9 @@ class Decoder:
         if not self._buffer and size >= HEADER_BYTES and self._broken is None:
             magic, kind, flags, incarnation, length, number, version = _unpack_header(data)
             if length == size - HEADER_BYTES <= MAX_PAYLOAD and magic == _MAGIC and kind in _KINDS:
-                payload = bytes(data[HEADER_BYTES:size]) if length else b""  # one whole message, as nearly always
+                payload = (
+                    bytes(data[HEADER_BYTES:size]) if length else b""
+                )  # one whole message, as nearly always
                 return [new_message((_KINDS[kind], number, version, payload, flags, incarnation))]
         self._buffer += memoryview(data)[:size]
         return list(self._drain())

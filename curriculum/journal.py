@@ -51,7 +51,7 @@ class Journal:
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line."""
-        line = json.dumps({"kind": kind, **values}, separators=(",", ":"), default=_plain) + "\n"
+        line = _ENCODER.encode({"kind": kind, **values}) + "\n"
         if self._waiting is not None:
             self._waiting.append(line)
         elif self._file is None:
@@ -110,6 +110,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"cannot be written to a journal: {value!r:.60}")
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=_plain)  # `json.dumps` makes one for each line
 
 
 def _cut_torn_line(path: Path) -> int:

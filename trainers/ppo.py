@@ -89,6 +89,7 @@ def update(
 
     for group in optimiser.param_groups:
         group["lr"] = lr
+    gradient = _one_gradient(model)
     sums, count, passes = torch.zeros(5, device=device), 0, 0
     for _ in range(config.epochs):
         kls: list[torch.Tensor] = []
@@ -123,9 +124,10 @@ def update(
 
             entropy = entropies.mean()
             loss = policy_loss + config.value * value_loss - config.entropy * entropy
-            optimiser.zero_grad(set_to_none=True)
+            gradient.zero_()
             loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            grad_norm = torch.linalg.vector_norm(gradient)
+            gradient.mul_((config.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1))
             optimiser.step()
 
             with torch.no_grad():
@@ -151,6 +153,16 @@ def update(
         valid_rows=len(valid),
         passes=passes,
     )
+
+
+def _one_gradient(model: nn.Module) -> torch.Tensor:
+    """A vector of which the gradients of all parameters are views: to clear and to clip it takes one call each."""
+    parameters = list(model.parameters())
+    gradient = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    parts = torch.split(gradient, [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts):
+        parameter.grad = part.view_as(parameter)
+    return gradient
 
 
 def _explained_variance(values: Floats, returns: Floats) -> float:

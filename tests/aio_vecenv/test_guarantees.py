@@ -440,9 +440,9 @@ def plain(batch: Batch) -> Any:
             return {k: freeze(v) for k, v in value.items()}
         return value.tolist() if isinstance(value, np.ndarray) else value
 
-    return {
-        name: freeze(getattr(batch, name)) for name in Batch._fields if name != "episodes"
-    } | {"episodes": [freeze_episode(e) for e in batch.episodes]}
+    return {name: freeze(getattr(batch, name)) for name in Batch._fields if name != "episodes"} | {
+        "episodes": [freeze_episode(e) for e in batch.episodes]
+    }
 
 
 def freeze_episode(event: Any) -> Any:
