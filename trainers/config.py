@@ -167,7 +167,7 @@ class TrainConfig:
     device: str = "auto"
     """Where torch computes; auto: CUDA for image observations where there is one, else the CPU."""
     torch_threads: int | None = None
-    """None: one, or for image observations the CPUs that the workers leave."""
+    """None: one, or for image observations all CPUs while learning, and those that the workers leave while acting."""
 
     runs: Path = Path("runs")
     """Folder of run folders."""

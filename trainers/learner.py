@@ -33,15 +33,15 @@ def env_seeds(seed: int, index: int, num_envs: int, purpose: int = RESET) -> lis
     return [int(n) for n in stream(seed, purpose, index).integers(2**31, size=num_envs)]
 
 
-def torch_threads(config: TrainConfig, num_workers: int, obs_space: gym.Space[Any]) -> int:
-    """Threads for torch: one for networks without images, which more would only slow down; else what the workers
-    leave of the CPUs this process may use, at least one."""
+def torch_threads(config: TrainConfig, busy_workers: int, obs_space: gym.Space[Any]) -> int:
+    """Threads for torch: one for networks without images, which more would only slow down; else what workers that
+    are busy at the same time leave of the CPUs this process may use, at least one."""
     if config.deterministic or (config.torch_threads is None and not has_image(obs_space)):
         return 1
     if config.torch_threads is not None:
         return config.torch_threads
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus - (num_workers if config.backend == "process" else 0))
+    return max(1, cpus - (busy_workers if config.backend == "process" else 0))
 
 
 Part = tuple[int, int, int, float]  # env, episode's index, steps, mean over them

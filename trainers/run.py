@@ -95,10 +95,11 @@ async def training(
         levels = await levels_of(envs) if asked else None
         job = planned(job, config, levels)
         strategy = make_strategy(config, job, levels)
-        threads = torch_threads(config, envs.num_workers, envs.single_observation_space)
+        space = envs.single_observation_space
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(threads)
-        executor = ThreadPoolExecutor(1, "trainers.learner", torch.set_num_threads, (threads,))
+        torch.set_num_threads(torch_threads(config, envs.num_workers, space))  # of this thread: it acts
+        learning = torch_threads(config, 0, space)  # of the learner's: the workers wait for it
+        executor = ThreadPoolExecutor(1, "trainers.learner", torch.set_num_threads, (learning,))
         stack.callback(executor.shutdown)
         began = False
         if folder is None:

@@ -170,6 +170,6 @@ def test_torch_never_fights_with_the_workers(monkeypatch: pytest.MonkeyPatch) ->
     image = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
     config = TrainConfig()
     assert torch_threads(config, 2, SPACE) == 1, "a small network is slower with more"
-    assert [torch_threads(config, workers, image) for workers in (1, 6, 8, 20)] == [7, 2, 1, 1]
+    assert [torch_threads(config, busy, image) for busy in (0, 1, 6, 8, 20)] == [8, 7, 2, 1, 1]
     assert torch_threads(replace(config, torch_threads=3), 8, SPACE) == 3
     assert torch_threads(replace(config, deterministic=True), 1, image) == 1
