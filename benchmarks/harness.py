@@ -199,13 +199,21 @@ class Process:
 
     def ask(self, do: str, *, limit_s: float = OPEN_LIMIT_S, **arguments: Any) -> dict[str, Any]:
         """Raises Failed if it says so, dies, or does not answer in time."""
+        self.tell(do, **arguments)
+        return self.answer(do, limit_s)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Ask without waiting; `answer` comes next. Raises Failed if it is dead."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise Failed("crashed", self._last_words()) from None
+
+    def answer(self, do: str, limit_s: float = OPEN_LIMIT_S) -> dict[str, Any]:
+        """To what was asked last. Raises as `ask`."""
+        assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], limit_s)
         if not ready:
             raise Failed("crashed", f"no answer to {do!r} within {limit_s:g} s")
@@ -288,16 +296,20 @@ def interleave(turns: Sequence[Turn], rounds: int, say: Callable[[str], None]) -
 
 def opened(names: Sequence[str], workload: str, children: Mapping[str, int], unit: str,
            say: Callable[[str], None]) -> list[tuple[Series, Process | None]]:  # fmt: skip
-    """Every contender with its envs open, or its series with the reason why not."""
+    """Every contender with its envs open, or its series with the reason why not. Imports run side by side."""
+    processes = [Process(name) for name in names]
+    for started in processes:
+        with contextlib.suppress(Failed):  # it says so again when it is asked to open
+            started.tell("import_all")
     found: list[tuple[Series, Process | None]] = []
-    for name in names:
+    for name, started in zip(names, processes):
         kind = CONTENDERS[name]
         series = Series(workload, name, kind.title, unit, note=kind.note, parallel=kind.parallel)
-        process: Process | None = None
+        process: Process | None = started
         try:
+            started.answer("import_all")
             check_memory(children.get(name, 0))
-            process = Process(name)
-            process.ask("open", workload=workload)
+            started.ask("open", workload=workload)
         except Failed as failure:
             series.status, series.note = failure.status, failure.why
             say(f"{workload}: {series.title}: {failure.status}: {failure.why}")

@@ -34,7 +34,7 @@ class Job:
     updates: int
     """Updates that are timed, after one that is not."""
     threads: int
-    """Of torch."""
+    """Of torch; 0: as the learner chooses itself."""
 
     @property
     def make(self) -> Callable[[], Any]:
@@ -72,8 +72,8 @@ class Ours(Learner):
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(
                 env=name, num_envs=NUM_ENVS, total_steps=(1 + job.updates) * NUM_ENVS * NUM_STEPS,
-                num_workers=2, collect=self.collect, backend=self.backend, torch_threads=job.threads, device="cpu",
-                runs=Path(folder), checkpoint_every=1 << 30,
+                num_workers=2, collect=self.collect, backend=self.backend, torch_threads=job.threads or None,
+                device="cpu", runs=Path(folder), checkpoint_every=1 << 30,
                 ppo=PPOConfig(
                     num_steps=NUM_STEPS, lr=LR, epochs=EPOCHS, minibatches=MINIBATCHES, gamma=GAMMA,
                     gae_lambda=LAMBDA, clip=CLIP, entropy=ENTROPY, value=VALUE, max_grad_norm=MAX_NORM,

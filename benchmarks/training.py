@@ -16,6 +16,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "sb3": ("sb3-dummy", "sb3-subproc"),
     "cleanrl": ("cleanrl-sync", "cleanrl-async"),
 }
+OUR_THREADS = (
+    0,
+    2,
+)  # 0: as the trainer chooses itself; one for vectors, with images all CPUs while it learns
 FLOORS = {"cartpole": 2.0, "minigrid": 1.6}
 
 
@@ -56,8 +60,9 @@ def measure(env: str, arguments: Arguments) -> tuple[list[Series], dict[str, Ser
             for name in names:
                 process = Process(name, "benchmarks.learners")
                 processes.append(process)
-                for threads in arguments.threads:
-                    title = f"{LEARNERS[name].title}, {threads} torch thread{'s' * (threads > 1)}"
+                for threads in OUR_THREADS if family == "ours" else arguments.threads:
+                    chosen = f"{threads} torch thread{'s' * (threads > 1)}" if threads else "default threads"
+                    title = f"{LEARNERS[name].title}, {chosen}"
                     series = Series(env, f"{name}-{threads}", title, "steps/s")
                     take = _turn(series, process, env, arguments.updates, threads)
                     trials.setdefault(family, []).append(Turn(series, take, process))
