@@ -26,7 +26,6 @@ class ActionPort:
         self._dtype = None if leaf is None else leaf.dtype
         self._shape = () if leaf is None else leaf.shape
         self._may_be_nan = leaf is not None and leaf.dtype.kind == "f"
-        self._only: Any = slab.action[0] if slab.action else None
 
     def put(self, actions: Any, n: int, rows: Any) -> list[Any]:
         """Write n actions to these rows of the block. Returns the leaves that travel with the command instead.
@@ -39,7 +38,7 @@ class ActionPort:
             and actions.shape == (n, *self._shape)
             and not self._may_be_nan
         ):
-            self._only[rows] = actions  # as nearly always
+            self._slab.action[0][rows] = actions  # type: ignore[index]  # as nearly always
             return []
         columns = self._columns(actions, n)
         for index, column in enumerate(self._slab.action):

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import wire
 from .crew import Crew, Shift
-from .deal import EnvIds, rows_of
+from .deal import EnvIds
 from .errors import VecEnvError, WorkerLost
 from .ledger import Command
 from .report import describe, raise_all, rebuild
@@ -27,7 +27,7 @@ class Calls:
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
-        self._waiting: dict[int, asyncio.Future[Answers]] = {}
+        self._waiting: dict[Command, asyncio.Future[Answers]] = {}
 
     async def ask(
         self,
@@ -49,17 +49,17 @@ class Calls:
             rows = [positions[env_id] for env_id in mine.tolist()]
             payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
             wire.check_size(payload, f"the arguments of {name!r} for worker {worker}")
-            commands.append(Command(Kind.CALL, -1, worker, mine, rows_of(mine), payload))
-        self._crew.post(commands)
+            commands.append(Command(Kind.CALL, -1, worker, mine, None, payload))
         futures: list[asyncio.Future[Answers]] = [loop.create_future() for _ in commands]
-        self._waiting.update((command.sequence, future) for command, future in zip(commands, futures))
+        self._waiting.update(zip(commands, futures))
+        self._crew.post(commands)
         while self._crew.in_thread and any(not future.done() for future in futures) and self._crew.pump():
             pass
         try:
             await asyncio.wait(futures)
         finally:
             for command, future in zip(commands, futures):
-                self._waiting.pop(command.sequence, None)
+                self._waiting.pop(command, None)
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # seen: it is raised below, or this call was cancelled
         results: list[Any] = [None] * len(ids)
@@ -75,7 +75,7 @@ class Calls:
 
     def answered(self, command: Command, message: Message) -> None:
         """A reply is in; nobody may wait for it any more."""
-        future = self._waiting.pop(command.sequence, None)
+        future = self._waiting.pop(command, None)
         if future is None or future.done():
             return
         try:
@@ -86,7 +86,7 @@ class Calls:
 
     def lost(self, command: Command, shift: Shift, reason: str) -> None:
         """The worker was lost with this call under way."""
-        future = self._waiting.pop(command.sequence, None)
+        future = self._waiting.pop(command, None)
         if future is not None and not future.done():
             ids = list(shift.rows)
             text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason} during a call"

@@ -40,7 +40,7 @@ class Share(NamedTuple):
     order: EnvIds | None  # sorts what was given; None: it was sorted
 
 
-_MOST_SHARES = 4096  # of envs that stand side by side, kept for the next call
+_MOST_SHARES = 512  # of envs that stand side by side, kept for the next call; one more, and all are made anew
 
 
 class Deal:
@@ -53,11 +53,11 @@ class Deal:
         self.everyone: EnvIds = np.arange(self.num_envs)
         self.everyone.flags.writeable = False
         self.whole = whole
-        self._bounds = bounds
         self._starts = np.array(bounds[:-1])
         self._bytes = self.everyone.tobytes()
         self._shares: dict[tuple[int, int], Share] = {}
-        self._all = self._side_by_side(0, self.num_envs)
+        parts = [self._part(worker, mine) for worker, mine in self.by_worker(self.everyone)]
+        self._all = Share(self.everyone, slice(0, self.num_envs), parts, slice(0, self.num_envs), None)
         self._singly = len(self.rows) == self.num_envs  # one env per worker
 
     def share(self, env_ids: Sequence[int] | EnvIds | None) -> Share:
@@ -73,10 +73,11 @@ class Deal:
                 return self._shares.get((start, stop)) or self._side_by_side(start, stop)
         ids = self.env_ids(env_ids)
         if is_sorted(ids):
-            return Share(ids, ids, self._parts(ids), ids, None)
+            rows = rows_of(ids)
+            return Share(ids, rows, self._parts(ids), rows, None)
         order = np.argsort(ids)
         in_order = ids[order]
-        return Share(in_order, in_order, self._parts(in_order), ids, order)
+        return Share(in_order, rows_of(in_order), self._parts(in_order), ids, order)
 
     def env_ids(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
         """Env ids as the user gave them; None = all. Raises ValueError."""
@@ -116,7 +117,7 @@ class Deal:
 
     def _side_by_side(self, start: int, stop: int) -> Share:
         ids, rows = self.everyone[start:stop], slice(start, stop)
-        parts = [self._part(worker, mine) for worker, mine in self.by_worker(ids)]
+        parts = self._all.parts[start:stop] if self._singly else self._parts(ids)
         if len(self._shares) >= _MOST_SHARES:
             self._shares.clear()
         share = self._shares[start, stop] = Share(ids, rows, parts, rows, None)

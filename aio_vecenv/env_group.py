@@ -251,7 +251,10 @@ class EnvGroup:
                 columns.append(loose[index])
             else:
                 values = column if envs is self.everyone else column[list(envs)]
-                columns.append(values.copy() if values.ndim > 1 else values.tolist())
+                if values.ndim == 1:
+                    columns.append(values.tolist())
+                else:  # an env may keep its action; picking rows by index has copied already
+                    columns.append(values.copy() if values is column else values)
         if self._action.is_leaf:
             return columns[0]
         return (self._action.join(leaves) for leaves in zip(*columns))

@@ -101,7 +101,7 @@ class EventHub:
     """Hands every released batch of events to every open stream. A dropped stream ends by itself."""
 
     def __init__(self) -> None:
-        self._streams: list[weakref.ref[EventStream]] = []  # few; walked in every recv
+        self._streams: list[weakref.ref[EventStream]] = []  # few
         self._opened = 0
         self._closed = False
         self._space: asyncio.Future[None] | None = None
@@ -117,8 +117,9 @@ class EventHub:
         self._streams = [one for one in self._streams if one is not dropped]
         self.advanced()
 
-    def release(self, batch: EventBatch) -> None:
-        if batch.events:
+    def release(self, batch: EventBatch | None) -> None:
+        """Hand it to every open stream; None: there were no events."""
+        if batch is not None and batch.events:
             for stream in self._open():
                 stream._put(batch)
 

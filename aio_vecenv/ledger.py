@@ -84,7 +84,6 @@ class Ledger:
         self.owes = np.zeros(num_envs, np.bool_)
         self.blocked: dict[int, str] = dict.fromkeys(range(num_envs), "was never reset")  # accepts only reset
         self._slab, self._obs, self._copy = slab, obs, copy
-        self._flags = memoryview(slab.flags.data)
         self._same_step = autoreset is AutoresetMode.SAME_STEP
         self._next_step = autoreset is AutoresetMode.NEXT_STEP
         self._everyone = np.arange(num_envs)
@@ -299,10 +298,9 @@ class Ledger:
                 final_infos = _gather(extras, "final_infos")
         if extras or self._anew_why:
             anew = self._made_anew_rows(extras, ids, infos)
-        first = bytearray(
-            n
-        )  # bytes rather than arrays: there is little to do, and each kind of array work costs
-        flags = bytearray(self._flags[rows] if is_view else slab.flags[rows].data)
+        # Bytes rather than arrays: there is little to do, and each kind of array work costs.
+        first = bytearray(n)
+        flags = bytearray(slab.flag_bytes[rows] if is_view else slab.flags[rows].data)
         begins: list[int] = []  # positions of the rows of actions that were not executed
         if self._due or anew:
             begins = _positions(ids, rows, self._due | anew if anew else self._due)

@@ -180,6 +180,7 @@ class Slab:
         self.rewards: NDArray[np.float64] = self.arrays["rewards"]
         self.versions: NDArray[np.int64] = self.arrays["versions"]
         self.flags: NDArray[np.uint8] = self.arrays["flags"]  # 0, or TERMINATED | TRUNCATED
+        self.flag_bytes = memoryview(self.flags.data)
         self.obs = self._columns("obs", obs)
         self.final_obs = self._columns("final_obs", obs)
         self.action = self._columns("action", action)
@@ -193,6 +194,7 @@ class Slab:
         self.newest = np.zeros(1, np.int64)
         self.rewards, self.versions = np.zeros(0, np.float64), np.zeros(0, np.int64)
         self.flags = np.zeros(0, np.uint8)
+        self.flag_bytes = memoryview(b"")
         self.obs, self.final_obs, self.action = [], [], []
 
     def mark(self, version: int) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from . import factories, options, wire
 from .actions import ActionPort
 from .backends.base import Backend
-from .batch import Batch, EventBatch
+from .batch import Batch
 from .broadcast import Apply
 from .calls import Calls, whole_workers
 from .channel import Receipt
@@ -45,7 +45,8 @@ __all__ = ["AsyncVecEnv", "EnvFactory"]
 
 EnvFactory = Callable[[], Any]
 
-_get_running_loop = asyncio._get_running_loop
+_get_running_loop, _thread_id, _process_id = asyncio._get_running_loop, threading.get_ident, os.getpid
+_NOWHERE = object()
 _STEP, _CALL = Kind.STEP, Kind.CALL
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
@@ -110,8 +111,9 @@ class AsyncVecEnv:
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
         self._opened = False
-        # a call under this running loop needs no more checks; None: not open, closed or failed
-        self._home: asyncio.AbstractEventLoop | None = None
+        # the loop it belongs to, while all is well: what `send` and `recv` ask first, before `_check_open` says why not
+        self._home: object = _NOWHERE
+        self._thread = 0
         self._pid = os.getpid()
 
     # -- opening and closing -------------------------------------------------------------------------------------
@@ -145,7 +147,6 @@ class AsyncVecEnv:
         # The loop holds the crew, the crew does not hold its boss: dropping the vec env ends it all, see __del__.
         boss: Boss = weakref.proxy(self)
         self._crew = Crew(self._backend, self._setups(), boss, self._timeouts, self._log, self._recorder)
-        self._in_thread = self._crew.in_thread
         try:
             self._calls = Calls(self._crew)
             await self._open_crew()
@@ -155,7 +156,8 @@ class AsyncVecEnv:
                 await self._end()
             raise
         self._closed = False
-        self._home = self._loop
+        if self._crew.failure is None:
+            self._home = self._loop
         return self
 
     def _make_backend(self) -> Backend:
@@ -223,11 +225,11 @@ class AsyncVecEnv:
         self._check_owner()
         if self._closing is None:
             self._closed = True
-            self._home = None
+            self._home = _NOWHERE
             self._closing = self._loop.create_task(self._shut(), name="close vec env")
             self._end_calls(ClosedError("the vec env was closed"))
             try:
-                self._release(self._ledger.close())
+                self._hub.release(self._ledger.close())
             finally:
                 self._hub.close()
                 await self._end()
@@ -317,7 +319,7 @@ class AsyncVecEnv:
             ids
         )  # their episodes are over; what went wrong with them does not matter any more
         if stale := self._ledger.select(ids):
-            self._release(self._ledger.hand_out(stale)[1])
+            self._hub.release(self._ledger.hand_out(stale)[1])
         number = self._ledger.next_number
         self._ledger.next_number += 1
         by_env = dict(zip(ids.tolist(), seeds))
@@ -337,7 +339,7 @@ class AsyncVecEnv:
             raise
         self._raise_errors(self._ledger.take_errors(ids))
         batch, events = self._ledger.hand_out(self._ledger.select(ids))
-        self._release(events)
+        self._hub.release(events)
         if (in_order == ids).all():
             return batch.obs, batch.infos
         order = np.searchsorted(in_order, ids)
@@ -349,7 +351,11 @@ class AsyncVecEnv:
         Raises BadActions or BusyError before anything is sent; TypeError or ValueError if actions that travel pickled
         cannot, or are over 16 MiB for one worker.
         """
-        if (running := _get_running_loop()) is None or running is not self._home:
+        if (
+            _get_running_loop() is not self._home
+            or _thread_id() != self._thread
+            or _process_id() != self._pid
+        ):
             self._check_open()
         ledger = self._ledger
         share = self._deal.share(env_ids)
@@ -377,7 +383,11 @@ class AsyncVecEnv:
         `recv` returns them. Raises ValueError if nothing is owed, BusyError if another task receives.
         Cancelling loses nothing: the replies stay owed.
         """
-        if (running := _get_running_loop()) is None or running is not self._home:
+        if (
+            _get_running_loop() is not self._home
+            or _thread_id() != self._thread
+            or _process_id() != self._pid
+        ):
             self._check_open()
         if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
             raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
@@ -396,7 +406,7 @@ class AsyncVecEnv:
                 need = owed if min_envs is None else min(min_envs, owed)
                 if ledger.ready_rows >= need:
                     break
-                if not (self._in_thread and self._crew.pump()):
+                if not (self._crew.in_thread and self._crew.pump()):
                     self._need = need
                     self._waiter = self._loop.create_future()
                     try:
@@ -410,8 +420,7 @@ class AsyncVecEnv:
         if ledger.any_errors:
             self._raise_errors(ledger.take_errors())
         batch, events = ledger.hand_out(ledger.take_ready())
-        if events is not None:
-            self._hub.release(events)
+        self._hub.release(events)
         return batch
 
     async def step(self, actions: Any) -> Batch:
@@ -578,7 +587,7 @@ class AsyncVecEnv:
 
     def failed(self, error: VecEnvError) -> None:
         """Beyond the restart budget: everybody who waits gets the error."""
-        self._home = None
+        self._home = _NOWHERE
         self._end_calls(error)
 
     def _retry_resets(self, command: Command) -> None:
@@ -631,10 +640,6 @@ class AsyncVecEnv:
             if future is not None and not future.done():
                 future.set_exception(error)
 
-    def _release(self, events: EventBatch | None) -> None:
-        if events is not None:
-            self._hub.release(events)
-
     def _drop_reset(self, ids: EnvIds) -> None:
         """A reset of these envs was cancelled: what is still under way for it will be dropped."""
         for shift in self._crew.shifts:
@@ -647,7 +652,7 @@ class AsyncVecEnv:
         """Wait until every one of these envs that owes a row has it ready."""
         ledger = self._ledger
         while ledger.waits_for(ids):
-            if not (self._in_thread and self._crew.pump()):
+            if not (self._crew.in_thread and self._crew.pump()):
                 future = self._loop.create_future()
                 self._watchers.append(future)
                 try:

@@ -121,7 +121,7 @@ class Decoder:
             magic, kind, flags, incarnation, length, number, version = _unpack_header(data)
             if length == size - HEADER_BYTES <= MAX_PAYLOAD and magic == _MAGIC and kind in _KINDS:
                 payload = (
-                    bytes(data[HEADER_BYTES:size]) if length else b""
+                    bytes(memoryview(data)[HEADER_BYTES:size]) if length else b""
                 )  # one whole message, as nearly always
                 return [new_message((_KINDS[kind], number, version, payload, flags, incarnation))]
         self._buffer += memoryview(data)[:size]

@@ -299,24 +299,22 @@ def opened(names: Sequence[str], workload: str, children: Mapping[str, int], uni
     """Every contender with its envs open, or its series with the reason why not. Imports run side by side."""
     processes = [Process(name) for name in names]
     for started in processes:
-        with contextlib.suppress(Failed):  # it says so again when it is asked to open
+        with contextlib.suppress(Failed):  # no answer will come, and that says why
             started.tell("import_all")
     found: list[tuple[Series, Process | None]] = []
     for name, started in zip(names, processes):
         kind = CONTENDERS[name]
         series = Series(workload, name, kind.title, unit, note=kind.note, parallel=kind.parallel)
-        process: Process | None = started
         try:
             started.answer("import_all")
             check_memory(children.get(name, 0))
             started.ask("open", workload=workload)
+            found.append((series, started))
         except Failed as failure:
             series.status, series.note = failure.status, failure.why
             say(f"{workload}: {series.title}: {failure.status}: {failure.why}")
-            if process is not None:
-                process.end()
-                process = None
-        found.append((series, process))
+            started.end()
+            found.append((series, None))
     return found
 
 

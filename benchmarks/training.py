@@ -34,7 +34,7 @@ class Arguments(Options):
     """Updates of a turn that are timed, after one that is not. Half as many of MiniGrid: its env is slow."""
     envs: tuple[str, ...] = ("cartpole", "minigrid")
     threads: tuple[int, ...] = (1, 2)
-    """Of torch."""
+    """Of torch, for the peers; ours is tried with what it chooses itself, and with two."""
 
 
 def _turn(series: Series, process: Process, env: str, updates: int, threads: int) -> Callable[[int], float]:

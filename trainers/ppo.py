@@ -156,9 +156,12 @@ def update(
 
 
 def _one_gradient(model: nn.Module) -> torch.Tensor:
-    """A vector of which the gradients of all parameters are views: to clear and to clip it takes one call each."""
+    """A vector of which the gradients of all parameters are views: to clear and to clip it takes one call each.
+
+    (Every parameter of an `ActorCritic` enters the loss; one that did not would have the gradient 0.)
+    """
     parameters = list(model.parameters())
-    gradient = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    gradient = parameters[0].new_zeros(sum(p.numel() for p in parameters))
     parts = torch.split(gradient, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts):
         parameter.grad = part.view_as(parameter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -298,6 +299,26 @@ async def test_f44_another_loop_or_thread() -> None:
 
         await asyncio.to_thread(elsewhere)
         check_aligned(await envs.step(zeros(2)))
+
+
+def test_f44_the_same_loop_in_another_thread() -> None:
+    loop = asyncio.new_event_loop()
+    envs = AsyncVecEnv(stamp_envs(2), num_workers=2)
+    loop.run_until_complete(envs.__aenter__())
+    loop.run_until_complete(envs.reset(seed=1))
+
+    def elsewhere() -> None:
+        with pytest.raises(WrongLoopError):
+            loop.run_until_complete(envs.step(zeros(2)))
+        with pytest.raises(WrongLoopError):
+            loop.run_until_complete(envs.recv())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    check_aligned(loop.run_until_complete(envs.step(zeros(2))))
+    loop.run_until_complete(envs.aclose())
+    loop.close()
 
 
 @pytest.mark.asyncio

@@ -620,3 +620,39 @@ async def test_a_vector_env_that_was_replaced_is_reset_whole() -> None:
         obs, _ = await envs.reset(seed=3)
         assert obs[:, 3].tolist() == [0, 0]
         assert not (await envs.step(zeros(2))).first.any()
+
+
+class LateBackend(ScriptedBackend):
+    """Its worker 1 attaches only when `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(automatic=True)
+        self.go = asyncio.Event()
+
+    def worker(self, index: int, incarnation: int, listener: Any) -> Any:
+        worker = super().worker(index, incarnation, listener)
+        if index == 1:
+            attach = worker.attach
+
+            async def late(attachment: Any) -> None:
+                await self.go.wait()
+                await attach(attachment)
+
+            worker.attach = late  # type: ignore[method-assign]
+        return worker
+
+
+@pytest.mark.asyncio
+async def test_a_worker_lost_while_others_still_attach_is_what_every_call_raises() -> None:
+    backend = LateBackend()
+    opening = asyncio.ensure_future(
+        AsyncVecEnv.open(stamp_envs(2), num_workers=2, backend=backend, restart=None)
+    )
+    await until(lambda: 0 in backend.workers and backend.workers[0].conversation.state.name == "READY")
+    backend.lose(0)
+    backend.go.set()
+    envs = await opening
+    for use in (envs.reset(seed=1), envs.step(zeros(2)), envs.recv()):
+        with pytest.raises(WorkerLost, match="killed by the script"):
+            await use
+    await envs.aclose()

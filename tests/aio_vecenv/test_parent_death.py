@@ -313,6 +313,41 @@ asyncio.run(main())
         assert out.splitlines()[-2:] == ["[True, True, True, True]", "aligned 0"]
 
 
+def test_f24_nor_can_a_fork_that_turns_the_loop_itself() -> None:
+    """Between two calls no loop runs, so asyncio does not tell the fork from its parent."""
+    text = """
+from aio_vecenv.adapters import gymnasium
+loop = asyncio.new_event_loop()
+envs = av.AsyncVecEnv(stamp_envs(2), num_workers=2)
+loop.run_until_complete(envs.__aenter__())
+loop.run_until_complete(envs.reset(seed=1))
+vec = gymnasium.VectorEnv(stamp_envs(2), num_workers=2)
+vec.reset(seed=1)
+ready(envs)
+pid = os.fork()
+if not pid:
+    told = []
+    for use in (lambda: loop.run_until_complete(envs.step(np.zeros(2, int))), lambda: vec.step(np.zeros(2, int))):
+        try: use()
+        except av.ClosedError as error: told.append("fork" in str(error))
+    os.write(1, f"{told}\\n".encode())
+    os._exit(0)
+os.waitpid(pid, 0)
+for _ in range(20):
+    check_aligned(loop.run_until_complete(envs.step(np.zeros(2, int))))
+    vec.step(np.zeros(2, int))
+print("aligned", envs.statistics().restarts)
+vec.close()
+loop.run_until_complete(envs.aclose())
+loop.close()
+"""
+    with Parent(text) as parent:
+        parent.ready()
+        status, out, err = parent.end()
+        assert (status, err) == (0, "")
+        assert out.splitlines()[-2:] == ["[True, True]", "aligned 0"]
+
+
 def test_f05_sigchld_ignored() -> None:
     text = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aio_vecenv import AsyncVecEnv, BadActions, EnvError, SpaceMismatch
+from aio_vecenv.deal import Deal
 from aio_vecenv.infos import batch_infos
 from aio_vecenv.slab import Slab, SpaceTree, exact, layout
 from aio_vecenv.testing import ReusesBuffer, StampEnv, check_aligned, stamp_envs
@@ -656,3 +657,48 @@ def test_a_column_that_becomes_one_of_objects_has_none_where_nothing_was() -> No
     batched = batch_infos(np.arange(4), {1: {"a": 1}, 2: {"a": "x"}})
     assert batched["a"].tolist() == [None, 1, "x", None]
     assert batched["_a"].tolist() == [False, True, True, False]
+
+
+class SubclassOfDict(dict[str, Any]):
+    """As some wrappers return."""
+
+
+class OddTypesEnv(StampEnv):
+    """Gives what is right in another type than most envs."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, np.float32(reward), np.bool_(terminated), np.bool_(truncated), SubclassOfDict(info)
+
+
+@both
+@pytest.mark.asyncio
+async def test_rows_of_unusual_types_are_as_any_other(backend: Backend) -> None:
+    factories: list[Any] = [partial(OddTypesEnv, 0, 3), partial(StampEnv, 1, 3)]
+    async with AsyncVecEnv(factories, num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        for _ in range(9):
+            batch = await envs.step(np.zeros(2, np.int64))
+            check_aligned(batch)
+            assert batch.terminations[0] == batch.terminations[1]
+            assert batch.infos["_stamp"].all()
+
+
+@pytest.mark.parametrize("rows", [[1] * 6, [3, 3], [2, 4]])
+def test_envs_are_dealt_alike_however_they_are_named(rows: list[int]) -> None:
+    deal = Deal(rows)
+    for ids in ([0, 1, 2, 3, 4, 5], [2, 3], [1, 2, 3, 4], [5], [0, 2, 5], [4, 1, 3]):
+        named = [deal.share(ids), deal.share(np.array(ids)), deal.share(np.array(ids, np.int32))]
+        for share in named:
+            assert share.env_ids.tolist() == sorted(ids)
+            assert deal.everyone[share.rows].tolist() == sorted(ids)
+            assert deal.everyone[share.given].tolist() == ids
+            assert [e for part in share.parts for e in part.env_ids.tolist()] == sorted(ids)
+            for worker, mine, picked, local in share.parts:
+                assert deal.everyone[picked].tolist() == mine.tolist()
+                whole = mine.tolist() == list(deal.rows[worker])
+                assert (local is None) == whole
+                if local is not None:
+                    assert (
+                        np.frombuffer(local, np.uint32) + deal.rows[worker].start
+                    ).tolist() == mine.tolist()
