@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 ALL = ("throughput", "latency", "start", "memory", "training")
-MOST = {"memory": 3}  # rounds: sizes hardly differ
+MOST = {"memory": 2}  # rounds: sizes hardly differ
 SECONDS = {"throughput": 0.4, "latency": 0.5, "start": 1.0, "memory": 0.4, "training": 1.0}
 
 

@@ -195,10 +195,7 @@ class OursFirstReady(Ours):
         envs, calls, quorum = self.envs, 0, self.workload.min_envs
         before = envs.statistics().executed_steps
         began = now = time.perf_counter()
-        actions, everyone = self._next_actions(), np.arange(self.workload.num_envs)
-        # two commands per worker: it does the one while the other's rows are acted on
-        for part in np.array_split(everyone, min(len(everyone), 2 * self.workload.num_workers)):
-            envs.send(actions[part], part)
+        envs.send(self._next_actions())
         while True:
             batch = await envs.recv(quorum)
             calls += 1

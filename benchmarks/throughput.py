@@ -26,7 +26,7 @@ CONTENDERS_OF: dict[str, tuple[str, ...]] = {
     "tail-32": tuple(name for name in ALL if name not in ("envpool", "gymnasium-sync", "torchrl-grouped")),
 }  # fmt: skip
 NULL = ("ours", "ours-first", "gymnasium", "told")
-MANY = ("ours", "gymnasium")  # of null envs in over 64 workers: starting those takes a while
+MANY = ("ours", "gymnasium")  # of null envs in over 16 workers: starting those takes a while
 PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one process per env
 
 
@@ -187,7 +187,7 @@ def main() -> None:
         sizes = arguments.null_workers if name == "null" else (0,)
         for size in sizes:
             full = f"null-{size}" if name == "null" else name
-            allowed = CONTENDERS_OF[name] if name != "null" else NULL if size <= 64 else MANY
+            allowed = CONTENDERS_OF[name] if name != "null" else NULL if size <= 16 else MANY
             chosen = tuple(one for one in allowed if not arguments.contenders or one in arguments.contenders)
             series = measure(full, chosen, arguments)
             report.series += series

@@ -8,6 +8,7 @@ halt, waking one takes longer than ten steps of CartPole, and what runs next run
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
@@ -36,9 +37,17 @@ class Arguments(Options):
 def _echo(pipe: socket.socket, cpu: int | None) -> None:
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
-    while pipe.recv(1) == b"s":
+    poll = _poll(pipe)
+    while poll.poll() and pipe.recv(1) == b"s":
         pipe.send(b"d")
     os._exit(0)
+
+
+def _poll(pipe: socket.socket) -> select.poll:
+    """Waits as the workers do: who only reads is also woken when what it sent is read."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return poll
 
 
 def round_trips(trips: int, cpus: tuple[int, int] | None) -> tuple[list[float], list[float]]:
@@ -49,7 +58,7 @@ def round_trips(trips: int, cpus: tuple[int, int] | None) -> tuple[list[float], 
         here.close()
         _echo(there, None if cpus is None else cpus[1])
     there.close()
-    allowed = os.sched_getaffinity(0)
+    allowed, poll = os.sched_getaffinity(0), _poll(here)
     trip_s: list[float] = []
     send_s: list[float] = []
     try:
@@ -59,6 +68,7 @@ def round_trips(trips: int, cpus: tuple[int, int] | None) -> tuple[list[float], 
             began = time.perf_counter()
             here.send(b"s")
             sent = time.perf_counter()
+            poll.poll()
             here.recv(1)
             trip_s.append(time.perf_counter() - began)
             send_s.append(sent - began)
