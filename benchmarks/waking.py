@@ -3,7 +3,7 @@
 Explains the distance between the limit and everything that waits for messages: on a virtual machine whose idle CPUs
 halt, waking one takes longer than ten steps of CartPole, and what runs next runs on cold caches.
 """
-# edge: forks, pins processes to CPUs for the length of a measurement, prints Markdown tables
+# edge: starts a process, pins both to CPUs for the length of a measurement, prints Markdown tables
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,34 +36,34 @@ class Arguments(Options):
     """Repetitions of each piece of work in a round."""
 
 
-def _echo(pipe: socket.socket, cpu: int | None) -> None:
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
-    poll = _poll(pipe)
-    while poll.poll() and pipe.recv(1) == b"s":
-        pipe.send(b"d")
-    os._exit(0)
-
-
-def _poll(pipe: socket.socket) -> select.poll:
-    """Waits as the workers do: who only reads is also woken when what it sent is read."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    return poll
+_ECHO = """
+import os, select, socket, sys
+pipe = socket.socket(fileno=int(sys.argv[1]))
+if len(sys.argv) > 2:
+    os.sched_setaffinity(0, {int(sys.argv[2])})
+poll = select.poll()
+poll.register(pipe, select.POLLIN)
+pipe.send(b"r")
+while poll.poll() and pipe.recv(1) == b"s":
+    pipe.send(b"d")
+"""
 
 
 def round_trips(trips: int, cpus: tuple[int, int] | None) -> tuple[list[float], list[float]]:
-    """Seconds of each round trip, and of the sender's part of it. `cpus`: of this process and of the other."""
+    """Seconds of each round trip, and of the sender's part of it. `cpus`: of this process and of the other.
+
+    Both wait by `poll`, as parent and workers do: who only reads is also woken when what it sent is read.
+    """
     here, there = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        here.close()
-        _echo(there, None if cpus is None else cpus[1])
+    arguments = [str(there.fileno()), *([str(cpus[1])] if cpus is not None else [])]
+    other = subprocess.Popen([sys.executable, "-c", _ECHO, *arguments], pass_fds=[there.fileno()])
     there.close()
-    allowed, poll = os.sched_getaffinity(0), _poll(here)
+    allowed, poll = os.sched_getaffinity(0), select.poll()
+    poll.register(here, select.POLLIN)
     trip_s: list[float] = []
     send_s: list[float] = []
     try:
+        here.recv(1)
         if cpus is not None:
             os.sched_setaffinity(0, {cpus[0]})
         for _ in range(trips):
@@ -74,9 +76,8 @@ def round_trips(trips: int, cpus: tuple[int, int] | None) -> tuple[list[float], 
             send_s.append(sent - began)
     finally:
         os.sched_setaffinity(0, allowed)
-        here.send(b"q")
-        os.waitpid(pid, 0)
         here.close()
+        other.wait()
     return trip_s, send_s
 
 

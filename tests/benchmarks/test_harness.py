@@ -1,9 +1,10 @@
 """The harness's pure parts: ratios, percentiles, tables; and that nobody drops out unseen."""
-# pure: no contender is started
+# pure, but for the last test: no contender is started
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from benchmarks.harness import (
     series_table,
 )
 from benchmarks.throughput import CONTENDERS_OF, floors
+from benchmarks.waking import after_a_pause, pieces, round_trips
 from benchmarks.workloads import WORKLOADS, HeavyTailEnv, ImageEnv, NullEnv, find
 
 
@@ -147,3 +149,15 @@ def test_envs_keep_to_their_spaces(make: Callable[[], NullEnv]) -> None:
         obs, reward, terminated, truncated, info = env.step(0)
         assert env.observation_space.contains(obs)
     assert (reward, terminated, truncated) == (1.0, False, False)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins processes to CPUs")
+def test_waking_measures_and_leaves_everything_as_it_was() -> None:
+    allowed = os.sched_getaffinity(0)
+    for cpus in (None, (min(allowed), min(allowed))):
+        trip_s, send_s = round_trips(5, cpus)
+        assert len(trip_s) == len(send_s) == 5
+        assert all(0 < send < trip for send, trip in zip(send_s, trip_s))
+        assert os.sched_getaffinity(0) == allowed
+    for work in pieces().values():
+        assert min(after_a_pause(work, 3, 1e-6)) > 0
