@@ -87,9 +87,11 @@ class EpisodeBook:
             self._opens(env_id, call * self._num_envs + env_id)
 
     def begin(self, env_id: int, call: int, version: int, task: Any, seed: int | None) -> EpisodeStarted:
-        """An episode of this env began under the send or reset of number `call`."""
-        if self._late:
-            self._add_up()
+        """An episode of this env began under the send or reset of number `call`.
+
+        What is noted but not added up yet adds nothing to it: `end` has added up what came before, and the row that
+        begins an episode is no step and has no reward.
+        """
         order = call * self._num_envs + env_id
         self._running[env_id] = True
         self._index[env_id] = index = self._index[env_id] + 1
