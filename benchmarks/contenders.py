@@ -141,11 +141,13 @@ class Ours(Contender):
             taken.append(now - before)
         return taken
 
-    def updates(self, seconds: float, rate: float, payload_bytes: int) -> dict[str, Any]:
-        """Step while publishing `rate` updates a second; 0: none."""
-        return self._do(self._updates(seconds, rate, bytes(payload_bytes)))
+    def updates(self, seconds: float, rate: float, payload_bytes: int | None) -> dict[str, Any]:
+        """Step while publishing `rate` updates a second; 0: none. Without a payload only the publisher's clock runs:
+        it wakes as often, and publishes nothing."""
+        payload = None if payload_bytes is None else bytes(payload_bytes)
+        return self._do(self._updates(seconds, rate, payload))
 
-    async def _updates(self, seconds: float, rate: float, payload: bytes) -> dict[str, Any]:
+    async def _updates(self, seconds: float, rate: float, payload: bytes | None) -> dict[str, Any]:
         costs: list[float] = []
         applied: list[float] = []
         publisher = asyncio.ensure_future(self._publish(rate, payload, costs, applied)) if rate else None
@@ -162,7 +164,9 @@ class Ours(Contender):
             "command_p99_s": max(command.p99_s for command in commands),
         }
 
-    async def _publish(self, rate: float, payload: bytes, costs: list[float], applied: list[float]) -> None:
+    async def _publish(
+        self, rate: float, payload: bytes | None, costs: list[float], applied: list[float]
+    ) -> None:
         """At an even pace. Every fourth receipt is waited for, as seen by the caller."""
         watchers: set[asyncio.Task[None]] = set()
 
@@ -175,6 +179,8 @@ class Ours(Contender):
             if (wait := began + number / rate - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             number += 1
+            if payload is None:
+                continue
             before = time.perf_counter()
             receipt = self.envs.broadcast(payload)
             costs.append(time.perf_counter() - before)

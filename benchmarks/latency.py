@@ -76,13 +76,14 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
     table = Table(
         f"{arguments.rate:g} updates a second while stepping in lockstep",
         ["workload, payload", "broadcast() µs a worker: p50", "p99", "applied ms: p50", "p99",
-         "worker-command ms: p50", "p99", "steps/s kept"],
+         "worker-command ms: p50", "p99", "steps/s kept", "of what the publisher's clock alone leaves"],
     )  # fmt: skip
     floors: list[Floor] = []
     found: list[Series] = []
     for name in arguments.workloads:
         workers = find(name).num_workers
         quiet = Series(name, "ours-quiet", "no updates", "steps/s")
+        clock = Series(name, "ours-clock", "a clock that publishes nothing", "steps/s")
         loud = {
             size: Series(name, f"ours-{size}", f"{arguments.rate:g} updates/s of {size} B", "steps/s")
             for size in arguments.payload_bytes
@@ -91,7 +92,10 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
         try:
             process.ask("open", workload=name)
             process.ask("run", seconds=0.3)
-            turns = [Turn(quiet, partial(_publish, process, quiet, arguments.seconds, 0.0, 0))]
+            turns = [
+                Turn(quiet, partial(_publish, process, quiet, arguments.seconds, 0.0, 0)),
+                Turn(clock, partial(_publish, process, clock, arguments.seconds, arguments.rate, None)),
+            ]
             turns += [
                 Turn(one, partial(_publish, process, one, arguments.seconds, arguments.rate, size))
                 for size, one in loud.items()
@@ -101,11 +105,11 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
             quiet.status, quiet.note = failure.status, failure.why
         finally:
             process.end()
-        found += [quiet, *loud.values()]
+        found += [quiet, clock, *loud.values()]
         for size, one in loud.items():
             label = f"{name}, {workers} workers, {size} B"
             if not one.values or not one.extra["applied_s"]:
-                table.rows.append([label, f"*{one.status}*: {one.note or quiet.note}", *[""] * 6])
+                table.rows.append([label, f"*{one.status}*: {one.note or quiet.note}", *[""] * 7])
                 continue
             costs = [1e6 * cost / workers for cost in one.extra.pop("costs_s")]
             applied = [1e3 * wait for wait in one.extra.pop("applied_s")]
@@ -114,6 +118,7 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
             numbers = [
                 percentile(costs, 0.5), percentile(costs, 0.99), percentile(applied, 0.5),
                 percentile(applied, 0.99), command, 1e3 * statistics.median(one.extra["command_p99_s"]), kept,
+                ratio(one, clock),
             ]  # fmt: skip
             table.rows.append([label, *map(harness.figure, numbers)])
             floors += [
@@ -125,7 +130,9 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
     return found, table, floors
 
 
-def _publish(process: Process, series: Series, seconds: float, rate: float, size: int, number: int) -> float:
+def _publish(
+    process: Process, series: Series, seconds: float, rate: float, size: int | None, number: int
+) -> float:
     answer = process.ask("call", method="updates", seconds=seconds, rate=rate, payload_bytes=size)
     series.extra.setdefault("costs_s", []).extend(answer["costs_s"])
     series.extra.setdefault("applied_s", []).extend(answer["applied_s"])
