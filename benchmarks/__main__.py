@@ -8,10 +8,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import tyro
 
-ALL = ("throughput", "latency", "start", "memory", "training")
+Name = Literal["throughput", "latency", "start", "memory", "training"]
 MOST = {"memory": 2}  # rounds: sizes hardly differ
 SECONDS = {"throughput": 0.4, "latency": 0.5, "start": 1.0, "memory": 0.4, "training": 1.0}
 
@@ -22,7 +23,7 @@ class Arguments:
 
     out: Path = Path("bench-results")
     """Folder for NAME.json, NAME.md and NAME.png."""
-    only: tuple[str, ...] = ALL
+    only: tuple[Name, ...] = get_args(Name)
     """Which."""
     rounds: int = 5
     """Rounds of each."""

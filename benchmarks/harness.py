@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import tyro
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.workloads import find
 
 __all__ = ["Failed", "Floor", "Options", "Process", "Report", "Series", "Table", "interleave", "ratio"]
 
@@ -342,6 +343,15 @@ def parse(kind: type[A], name: str) -> A:
     """The command line. A request to end (SIGTERM) ends the contenders too."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return tyro.cli(kind, prog=f"python -m benchmarks.{name}")
+
+
+def check_workloads(names: Iterable[str]) -> None:
+    """End with one line if one of them is unknown, before anything is measured."""
+    try:
+        for name in names:
+            find(name)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 @dataclass

@@ -101,15 +101,16 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
                 for size, one in loud.items()
             ]
             harness.interleave(turns, arguments.rounds, harness.say)
-        except Failed as failure:
-            quiet.status, quiet.note = failure.status, failure.why
+        except Failed as failure:  # none of them had a turn
+            for one in (quiet, clock, *loud.values()):
+                one.status, one.note = failure.status, failure.why
         finally:
             process.end()
         found += [quiet, clock, *loud.values()]
         for size, one in loud.items():
             label = f"{name}, {workers} workers, {size} B"
             if not one.values or not one.extra["applied_s"]:
-                table.rows.append([label, f"*{one.status}*: {one.note or quiet.note}", *[""] * 7])
+                table.rows.append([label, f"*{one.status}*: {one.note}", *[""] * 7])
                 continue
             costs = [1e6 * cost / workers for cost in one.extra.pop("costs_s")]
             applied = [1e3 * wait for wait in one.extra.pop("applied_s")]
@@ -143,6 +144,7 @@ def _publish(
 
 def main() -> None:
     arguments = harness.parse(Arguments, "latency")
+    harness.check_workloads(arguments.workloads)
     report = Report("latency", asdict(arguments))
     for workers in arguments.workers:
         series, table = round_trips(workers, arguments)

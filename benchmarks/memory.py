@@ -68,6 +68,7 @@ def _turn(series: Series, process: Process, seconds: float) -> Callable[[int], f
 
 def main() -> None:
     arguments = harness.parse(Arguments, "memory")
+    harness.check_workloads(arguments.workloads)
     report = Report("memory", asdict(arguments))
     for name in arguments.workloads:
         found = measure(name, arguments)

@@ -6,16 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from benchmarks import harness
 from benchmarks.harness import Floor, Options, Process, Report, Series, Table, Turn, ratio
 from benchmarks.workloads import WORKLOADS, find
 
-ALL = (
+Contender = Literal[
     "limit", "told", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl",
     "torchrl-grouped", "gymnasium-sync", "envpool",
-)  # fmt: skip
+]  # fmt: skip
+ALL: tuple[str, ...] = get_args(Contender)
 CONTENDERS_OF: dict[str, tuple[str, ...]] = {
     "cartpole-32": ALL,
     # One process per env: 256 of them; those that import torch in each do not fit a small machine.
@@ -25,6 +26,7 @@ CONTENDERS_OF: dict[str, tuple[str, ...]] = {
     "image-32": tuple(name for name in ALL if name != "envpool"),
     "tail-32": tuple(name for name in ALL if name not in ("envpool", "gymnasium-sync", "torchrl-grouped")),
 }  # fmt: skip
+Name = Literal["cartpole-32", "cartpole-256", "minigrid-32", "image-32", "tail-32", "null"]
 NULL = ("ours", "ours-first", "gymnasium", "told")
 MANY = ("ours", "gymnasium")  # of null envs in over 16 workers: starting those takes a while
 PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one process per env
@@ -34,9 +36,9 @@ PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one p
 class Arguments(Options):
     """Steps per second, side by side."""
 
-    workloads: tuple[str, ...] = (*WORKLOADS, "null")
+    workloads: tuple[Name, ...] = get_args(Name)
     """Which; `null` is a null env per worker, for each of `null_workers`."""
-    contenders: tuple[str, ...] = ()
+    contenders: tuple[Contender, ...] = ()
     """Only these; default: all that a workload can take."""
     null_workers: tuple[int, ...] = (1, 4, 16, 64, 128)
     """W; sizes that memory does not allow are reported as skipped."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from benchmarks import harness
 from benchmarks.harness import Floor, Options, Process, Report, Series, Table, Turn, ratio
@@ -32,7 +33,7 @@ class Arguments(Options):
 
     updates: int = 2
     """Updates of a turn that are timed, after one that is not. Half as many of MiniGrid: its env is slow."""
-    envs: tuple[str, ...] = ("cartpole", "minigrid")
+    envs: tuple[Literal["cartpole", "minigrid"], ...] = ("cartpole", "minigrid")
     threads: tuple[int, ...] = (1, 2)
     """Of torch, for the peers; ours is tried with what it chooses itself, and with two."""
 

@@ -166,10 +166,14 @@ WORKLOADS: dict[str, Workload] = {
 
 
 def find(name: str) -> Workload:
-    """By name; `null-W`, `cartpole-N` and `minigrid-N` for any number."""
+    """By name; `null-W`, `cartpole-N` and `minigrid-N` for any number. Raises ValueError if there is none such."""
     if name in WORKLOADS:
         return WORKLOADS[name]
     kind, _, number = name.rpartition("-")
+    if kind not in ("null", "cartpole", "minigrid") or not number.isdecimal() or int(number) < 1:
+        raise ValueError(
+            f"no workload {name!r}: there are {', '.join(WORKLOADS)}, null-W, cartpole-N and minigrid-N"
+        )
     if kind == "null":
         return null(int(number))
     return replace(WORKLOADS[f"{kind}-32"], name=name, num_envs=int(number))

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from benchmarks import latency
 from benchmarks.contenders import CONTENDERS
 from benchmarks.harness import (
     Failed,
@@ -20,13 +22,14 @@ from benchmarks.harness import (
     Table,
     Turn,
     best,
+    check_workloads,
     figure,
     interleave,
     percentile,
     ratio,
     series_table,
 )
-from benchmarks.throughput import CONTENDERS_OF, floors
+from benchmarks.throughput import CONTENDERS_OF, Name, floors
 from benchmarks.waking import after_a_pause, pieces, round_trips
 from benchmarks.workloads import WORKLOADS, HeavyTailEnv, ImageEnv, NullEnv, find
 
@@ -137,6 +140,33 @@ def test_workloads_by_name() -> None:
     assert find("null-5").num_workers == 5
     assert (find("cartpole-64").num_envs, find("cartpole-64").name) == (64, "cartpole-64")
     assert find("tail-32").actions().shape == (1024, 32)
+    assert get_args(Name) == (*WORKLOADS, "null")
+
+
+@pytest.mark.parametrize("name", ["typo", "null", "tail-3", "cartpole-x", "cartpole-0"])
+def test_an_unknown_workload_ends_it_in_one_line(name: str) -> None:
+    with pytest.raises(SystemExit, match=f"no workload '{name}': there are cartpole-32"):
+        check_workloads(["null-2", name])
+
+
+def test_whom_nobody_could_open_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, name: str) -> None:
+            self.ended = False
+
+        def ask(self, what: str, **_options: object) -> object:
+            raise Failed("crashed", f"no {what}")
+
+        def end(self) -> None:
+            self.ended = True
+
+    monkeypatch.setattr(latency, "Process", Broken)
+    found, table, _ = latency.publishing(latency.Arguments(workloads=("null-2",), payload_bytes=(64,)))
+    assert [(one.contender, one.status, one.note) for one in found] == [
+        (name, "crashed", "no open") for name in ("ours-quiet", "ours-clock", "ours-64")
+    ]
+    assert [row[1] for row in table.rows] == ["*crashed*: no open"]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
 @pytest.mark.parametrize("make", [NullEnv, ImageEnv, HeavyTailEnv])
