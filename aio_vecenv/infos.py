@@ -29,24 +29,27 @@ def batch_infos(env_ids: NDArray[np.int64], infos: Mapping[int, Mapping[str, Any
 
 def _add(batched: dict[str, Any], info: Mapping[str, Any], row: int, count: int) -> None:
     for key, value in info.items():
-        if key in ("final_obs",):  # its shape may differ from env to env
-            array = batched.setdefault(key, np.full(count, None, dtype=object))
+        mask = batched.get(f"_{key}")
+        if key == "final_obs":  # its shape may differ from env to env
+            array = batched.setdefault(key, np.empty(count, dtype=object))
             array[row] = value
         elif isinstance(value, dict):
             nested = batched.setdefault(key, {})
             if isinstance(nested, dict):
                 _add(nested, value, row, count)
             else:  # another env has no dict under this key: then each keeps what it gave
-                batched[key] = _objects(nested, batched[f"_{key}"])
+                batched[key] = _objects(nested, mask)
                 batched[key][row] = value
         else:
             array = batched.get(key)
-            if isinstance(array, dict):
-                array = _dicts(array, batched[f"_{key}"])
-            elif array is None:
-                array = _column(value, count)
-            batched[key] = _put(array, row, value, batched.get(f"_{key}"))
-        mask = batched.get(f"_{key}")
+            if array is None:
+                array = batched[key] = _column(value, count)
+            elif isinstance(array, dict):
+                array = batched[key] = _dicts(array, batched[f"_{key}"])
+            if array.dtype.hasobject:
+                array[row] = value
+            else:
+                batched[key] = _put(array, row, value, mask)
         if mask is None:
             mask = batched[f"_{key}"] = np.zeros(count, dtype=np.bool_)
         mask[row] = True
@@ -58,26 +61,22 @@ def _column(value: Any, count: int) -> NDArray[Any]:
         return np.zeros(count, dtype=value.dtype if isinstance(value, np.generic) else kind)
     if isinstance(value, np.ndarray):
         return np.zeros((count, *value.shape), dtype=value.dtype)
-    return np.full(count, None, dtype=object)
+    return np.empty(count, dtype=object)  # of None
 
 
 def _put(array: NDArray[Any], row: int, value: Any, mask: NDArray[np.bool_] | None) -> NDArray[Any]:
     """Write the row; a column that cannot hold `value` unchanged becomes one of objects. `mask`: the rows written."""
-    if array.dtype != object:
-        plain = isinstance(value, (int, float, np.number, np.bool_, np.ndarray))
-        given = np.asarray(value if plain else None)  # a list may be ragged, which numpy refuses
-        if given.dtype == object or given.shape != array.shape[1:]:
-            array = _objects(array, mask)
-        elif not np.can_cast(given.dtype, array.dtype, "safe"):
-            array = (
-                array.astype(np.promote_types(array.dtype, given.dtype))
-                if _numeric(given)
-                else _objects(array, mask)
-            )
-    if array.dtype == object:
-        array[row] = value
-    else:
-        array[row] = value
+    plain = isinstance(value, (int, float, np.number, np.bool_, np.ndarray))
+    given = np.asarray(value if plain else None)  # a list may be ragged, which numpy refuses
+    if given.dtype == object or given.shape != array.shape[1:]:
+        array = _objects(array, mask)
+    elif not np.can_cast(given.dtype, array.dtype, "safe"):
+        array = (
+            array.astype(np.promote_types(array.dtype, given.dtype))
+            if _numeric(given)
+            else _objects(array, mask)
+        )
+    array[row] = value
     return array
 
 
@@ -87,7 +86,7 @@ def _numeric(array: NDArray[Any]) -> bool:
 
 def _dicts(nested: Mapping[str, Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
     """A column of dicts, one per row of `mask`, out of the nested columns that they had become."""
-    column = np.full(len(mask), None, dtype=object)
+    column = np.empty(len(mask), dtype=object)
     for row in np.flatnonzero(mask).tolist():
         column[row] = _row(nested, row)
     return column
@@ -100,7 +99,7 @@ def _row(nested: Mapping[str, Any], row: int) -> dict[str, Any]:
 
 def _objects(array: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
     """The same column, of objects; None where nothing was written."""
-    objects = np.full(len(array), None, dtype=object)
+    objects = np.empty(len(array), dtype=object)
     for row in () if mask is None else np.flatnonzero(mask).tolist():
         objects[row] = array[row]
     return objects

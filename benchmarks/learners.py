@@ -65,8 +65,10 @@ class Ours(Learner):
         return av.run(self._train(job))
 
     async def _train(self, job: Job) -> Result:
-        from trainers import TrainConfig, training
+        from trainers import TrainConfig, keep_freed_memory, training
         from trainers.config import PPOConfig
+
+        keep_freed_memory()  # as the command line does
 
         name = {"cartpole": "CartPole-v1", "minigrid": "benchmarks.workloads:make_minigrid"}[job.env]
         with tempfile.TemporaryDirectory() as folder:

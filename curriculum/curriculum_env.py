@@ -45,9 +45,8 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._directive: Directive | None = None
         self._version = 0
         self._task: dict[str, str] = {}
-        self._episode: tuple[int, int, float, int] | None = (
-            None  # index, length, return, version; while one runs
-        )
+        # index, length, return, version; while one runs, and only with a strategy of its own to tell them to
+        self._episode: tuple[int, int, float, int] | None = None
         self._episodes = 0
         if strategy is not None:
             self._call("attached", 1)
@@ -112,22 +111,23 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             error.add_note(f"while starting level {level.id!r} of stage {stage!r} ({generator})")
             raise
         self._task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
-        self._episode = (self._episodes, 0, 0.0, self._version)
-        self._episodes += 1
         if self.strategy is not None:
+            self._episode = (self._episodes, 0, 0.0, self._version)
+            self._episodes += 1
             self._call("started", self._finished("", {}))
         return obs, {**info, "task": self.task, **self._flat()}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the env inside; the last step's info names stage and level."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        result = self.env.step(action)
+        obs, reward, terminated, truncated, info = result
         if self._episode is not None:
             index, length, total, version = self._episode
             self._episode = (index, length + 1, total + float(reward), version)
-        if terminated or truncated:
-            self._end("terminated" if terminated else "truncated", info)
-            info = {**info, **self._flat()}
-        return obs, reward, terminated, truncated, info
+        if not (terminated or truncated):
+            return result
+        self._end("terminated" if terminated else "truncated", info)
+        return obs, reward, terminated, truncated, {**info, **self._flat()}
 
     def _flat(self) -> dict[str, str]:
         return {"curriculum_stage": self._task["stage"], "curriculum_level_id": self._task["level"]}
@@ -143,12 +143,11 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         """Without a strategy of its own, nothing is counted here: the coordinator is the only
         one who counts.
         """
-        if self._episode is None:
+        if self._episode is None or self.strategy is None:
             return
-        if self.strategy is not None:
-            self.strategy.observe(self._finished(outcome, info))
-            self._call("settle", None)
-            self._publish()
+        self.strategy.observe(self._finished(outcome, info))
+        self._call("settle", None)
+        self._publish()
         self._episode = None
 
     def _publish(self) -> None:

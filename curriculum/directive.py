@@ -16,6 +16,7 @@ from curriculum.levels import LevelSet
 __all__ = ["Directive", "Draws"]
 
 _KEY_MASK = (1 << 128) - 1
+_PER_RESET = 1 << 64  # of the counter; a draw uses one
 _ROUNDS = 1 << 192  # where in the counter the shuffled rounds of generators stand, beside the draws
 
 
@@ -118,13 +119,16 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._key = seed & _KEY_MASK
-        self._resets = 0
+        # at the counter of the next reset: to go on to it costs a fifth of a new generator
+        self._bits = np.random.Philox(key=self._key, counter=0)
+        self._chances = np.random.Generator(self._bits)
         self._taken: dict[str, int] = {}  # stage → its draws since the seed
+        self._round: dict[str, list[int]] = {}  # stage → the order of the round that is being played
 
     def next(self, directive: Directive, levels: LevelSet) -> tuple[int, str, str, str]:
         """(level number, stage, generator, role) of the next episode."""
-        chance = np.random.Generator(np.random.Philox(key=self._key, counter=self._resets << 64)).random(4)
-        self._resets += 1
+        chance = self._chances.random(4)  # one count
+        self._bits.advance(_PER_RESET - 1)
         if directive.stage is None:
             number = _level(directive, range(len(levels)), float(chance[3]))
             stage, generator = levels.place(number)
@@ -146,11 +150,11 @@ class Draws:
         if len(generators) == 1:
             return generators[0]
         played, position = divmod(taken, len(generators))
-        counter = _ROUNDS + (place << 128) + (played << 64)
-        order = np.random.Generator(np.random.Philox(key=self._key, counter=counter)).permutation(
-            len(generators)
-        )
-        return generators[int(order[(position + self._key) % len(generators)])]
+        if position == 0:
+            counter = _ROUNDS + (place << 128) + (played << 64)
+            shuffle = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+            self._round[stage] = shuffle.permutation(len(generators)).tolist()
+        return generators[self._round[stage][(position + self._key) % len(generators)]]
 
 
 def _level(directive: Directive, numbers: range, chance: float) -> int:

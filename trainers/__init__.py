@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainers.checkpoint import CheckpointError
     from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
+    from trainers.learner import keep_freed_memory
     from trainers.metrics import Report, StageReport, Timing
     from trainers.presets import Job, Preset, load_preset
     from trainers.run import Run, train, training
@@ -28,6 +29,7 @@ __all__ = [
     "Summary",
     "Timing",
     "TrainConfig",
+    "keep_freed_memory",
     "load_preset",
     "train",
     "training",
@@ -36,6 +38,7 @@ __all__ = [
 _ROOMS = {
     "checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
+    "learner": ("keep_freed_memory",),
     "metrics": ("Report", "StageReport", "Timing"),
     "presets": ("Job", "Preset", "load_preset"),
     "run": ("Run", "train", "training"),

@@ -182,9 +182,11 @@ def _train(command: Train) -> int:
 
 async def _train_until_signal(command: Train) -> signal.Signals | None:
     """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
+    from trainers.learner import keep_freed_memory
     from trainers.progress import make_progress
     from trainers.run import training
 
+    keep_freed_memory()
     logging.getLogger("trainers").addHandler(logging.NullHandler())  # the progress and the summary say it
     progress = make_progress()
     opening = asyncio.current_task()

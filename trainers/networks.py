@@ -152,21 +152,23 @@ class Image(nn.Module):
         super().__init__()
         self.channels_last = _channels_last(space.shape)
         h, w, c = space.shape if self.channels_last else (*space.shape[1:], space.shape[0])
-        large = min(h, w) >= NATURE_MIN
+        self.large = large = min(h, w) >= NATURE_MIN
         integers = np.issubdtype(space.dtype, np.integer)
         self.scale = 1.0 if not integers else 1 / 255 if large else 1 / 10
         gain = math.sqrt(2)
         plan = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, 2, 1), (32, 2, 1), (64, 2, 1)]
         layers: list[nn.Module] = []
         for out, kernel, stride in plan:
-            layers += [_layer(_Conv2d, c, out, kernel, stride, gain=gain, generator=generator), nn.ReLU()]
+            layers += [_layer(_Conv2d, c, out, kernel, stride, gain=gain, generator=generator), nn.ReLU(True)]
             h, w, c = (h - kernel) // stride + 1, (w - kernel) // stride + 1, out
         self.width = 512 if large else 128
         last = _layer(_Linear, h * w * c, self.width, gain=gain, generator=generator)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), last, nn.ReLU())
+        self.layers = nn.Sequential(*layers, nn.Flatten(), last, nn.ReLU(True))
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         pixels = obs.permute(0, 3, 1, 2) if self.channels_last else obs
+        if not self.large:  # faster channel by channel, 0.9 of the time; large images are faster as they come
+            pixels = pixels.contiguous()
         return cast(torch.Tensor, self.layers(pixels.float() * self.scale))
 
 

@@ -80,6 +80,13 @@ def test_c10_the_same_seed_and_resets_give_the_same_task(
     assert {"current": place == current, "previous": place == current - 1, "probe": place < current}[role]
 
 
+def test_c10_a_draw_is_a_function_of_the_seed_and_the_number_of_resets() -> None:
+    levels, env = level_set(per_stage=1000), Draws(7)
+    for reset in range(50):
+        chance = np.random.Generator(np.random.Philox(key=7, counter=reset << 64)).random(4)[3]
+        assert env.next(staged("near", 0.0), levels)[0] == int(chance * 1000)
+
+
 def test_c10_envs_with_different_seeds_draw_differently() -> None:
     levels, directive = level_set(per_stage=50), staged("far", 0.4)
     draws = [tuple(env.next(directive, levels)[0] for _ in range(8)) for env in map(Draws, range(64))]
