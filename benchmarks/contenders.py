@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import math
 import multiprocessing
@@ -87,6 +88,15 @@ class Contender:
         return taken
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it can be had."""
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
+    except ImportError:
+        return None
+    return factory
+
+
 # -- ours --------------------------------------------------------------------------------------------------------
 
 
@@ -97,13 +107,7 @@ class Ours(Contender):
     def _open(self, workload: Workload) -> None:
         import aio_vecenv as av
 
-        try:
-            loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = import_module(
-                "uvloop"
-            ).new_event_loop
-        except ImportError:
-            loop_factory = None
-        self._runner = asyncio.Runner(loop_factory=loop_factory)
+        self._runner = asyncio.Runner(loop_factory=_loop_factory())
         self.envs = av.AsyncVecEnv(workload.factories, num_workers=workload.num_workers)
         self._do(self._start())
 
@@ -342,6 +346,106 @@ def _told_loop(workload: Workload, first: int, table: list[list[int]], pipe: Con
         os.write(fd, b"d")
 
 
+class Bare(Contender):
+    """The least that hands out batches from asyncio: told by a byte, with rows in shared memory, on the event loop.
+
+    What a reply brings is copied and no more: no checks, no infos, no episodes, no errors, no lost workers, no updates.
+    What ours loses against it is the price of what it guarantees; what this loses against the loops that are told by a
+    byte is the price of the loop and of the data.
+    """
+
+    title = "the least from asyncio: rows in shared memory, no checks, no bookkeeping"
+    parallel = False
+
+    def _open(self, workload: Workload) -> None:
+        context = multiprocessing.get_context("spawn")
+        env = workload.make()
+        space: Any = env.observation_space
+        env.close()
+        n = workload.num_envs
+        rows = {"obs": (space.dtype.str, space.shape), "rewards": ("<f8", ()), "flags": ("|u1", ()),
+                "actions": ("<i8", ())}  # fmt: skip
+        shared = {
+            name: (context.RawArray("B", n * max(1, math.prod(shape)) * np.dtype(kind).itemsize), kind, shape)
+            for name, (kind, shape) in rows.items()
+        }
+        self._rows = {name: _view(*part) for name, part in shared.items()}
+        bounds = np.linspace(0, n, workload.num_workers + 1).astype(int).tolist()
+        self._workers: list[tuple[Any, Connection]] = []
+        for first, stop in itertools.pairwise(bounds):
+            here, there = context.Pipe()
+            process = context.Process(target=_bare_loop, args=(workload, first, stop, shared, there))
+            process.start()
+            there.close()
+            self._workers.append((process, here))
+        self._fds = [pipe.fileno() for _, pipe in self._workers]
+        for fd in self._fds:
+            os.read(fd, 1)
+        self._runner = asyncio.Runner(loop_factory=_loop_factory())
+        self._loop = self._runner.get_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._owed = 0
+        for fd in self._fds:
+            self._loop.add_reader(fd, self._replied, fd)
+
+    def _replied(self, fd: int) -> None:
+        os.read(fd, 1)
+        self._owed -= 1
+        if not self._owed:
+            self._done.set_result(None)
+
+    def run(self, seconds: float) -> dict[str, float]:
+        return self._runner.run(self._run(seconds))
+
+    async def _run(self, seconds: float) -> dict[str, float]:
+        rows, calls = self._rows, 0
+        began = now = time.perf_counter()
+        while now - began < seconds:
+            rows["actions"][:] = self._next_actions()
+            self._done, self._owed = self._loop.create_future(), len(self._fds)
+            for fd in self._fds:
+                os.write(fd, b"s")
+            await self._done
+            flags = rows["flags"]
+            (rows["obs"].copy(), rows["rewards"].copy(), flags == 1, flags == 2)
+            calls += 1
+            now = time.perf_counter()
+        return {"steps": calls * self.workload.num_envs, "calls": calls, "seconds": now - began}
+
+    def close(self) -> None:
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        for process, pipe in self._workers:
+            os.write(pipe.fileno(), b"q")
+            process.join()
+            pipe.close()
+        self._runner.close()
+
+
+def _view(shared: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.frombuffer(shared, kind).reshape(-1, *shape)
+
+
+def _bare_loop(workload: Workload, first: int, stop: int, shared: dict[str, Any], pipe: Connection) -> None:
+    rows = {name: _view(*part)[first:stop] for name, part in shared.items()}
+    envs = [workload.make() for _ in range(first, stop)]
+    for index, env in enumerate(envs):
+        env.reset(seed=first + index)
+    observations = list(rows["obs"])
+    rewards: Any = memoryview(rows["rewards"].data)
+    flags: Any = memoryview(rows["flags"].data)
+    fd = pipe.fileno()
+    os.write(fd, b"r")
+    while os.read(fd, 1) == b"s":
+        for i, action in enumerate(rows["actions"].tolist()):
+            obs, reward, terminated, truncated, _ = envs[i].step(action)
+            rewards[i], flags[i] = reward, terminated + 2 * truncated
+            if terminated or truncated:
+                obs, _ = envs[i].reset()
+            observations[i][...] = obs
+        os.write(fd, b"d")
+
+
 class StartLimit(Contender):
     """W fresh interpreters that import numpy and gymnasium, make their envs and reset them: nothing else."""
 
@@ -541,6 +645,7 @@ class Unfit(Exception):
 CONTENDERS: dict[str, type[Contender]] = {
     "limit": Limit,
     "told": Told,
+    "bare": Bare,
     "start-limit": StartLimit,
     "ours": Ours,
     "ours-first": OursFirstReady,

@@ -13,21 +13,21 @@ from benchmarks.harness import Floor, Options, Process, Report, Series, Table, T
 from benchmarks.workloads import WORKLOADS, find
 
 Contender = Literal[
-    "limit", "told", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl",
+    "limit", "told", "bare", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl",
     "torchrl-grouped", "gymnasium-sync", "envpool",
 ]  # fmt: skip
 ALL: tuple[str, ...] = get_args(Contender)
 CONTENDERS_OF: dict[str, tuple[str, ...]] = {
     "cartpole-32": ALL,
     # One process per env: 256 of them; those that import torch in each do not fit a small machine.
-    "cartpole-256": ("limit", "told", "ours", "ours-first", "gymnasium", "sb3", "tianshou",
+    "cartpole-256": ("limit", "told", "bare", "ours", "ours-first", "gymnasium", "sb3", "tianshou",
                      "torchrl-grouped", "gymnasium-sync", "envpool"),
     "minigrid-32": tuple(name for name in ALL if name != "envpool"),
     "image-32": tuple(name for name in ALL if name != "envpool"),
     "tail-32": tuple(name for name in ALL if name not in ("envpool", "gymnasium-sync", "torchrl-grouped")),
 }  # fmt: skip
 Name = Literal["cartpole-32", "cartpole-256", "minigrid-32", "image-32", "tail-32", "null"]
-NULL = ("ours", "ours-first", "gymnasium", "told")
+NULL = ("ours", "ours-first", "gymnasium", "told", "bare")
 MANY = ("ours", "gymnasium")  # of null envs in over 16 workers: starting those takes a while
 PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one process per env
 
