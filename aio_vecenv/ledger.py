@@ -31,6 +31,7 @@ __all__ = ["Command", "Ledger"]
 # flags to bools, as `bytes.translate` takes it
 _TERMINATED = bytes(bool(flags & TERMINATED) for flags in range(256))
 _TRUNCATED = bytes(bool(flags & TRUNCATED) for flags in range(256))
+_ENDED = bytes(bool(flags) for flags in range(256))
 _BOOL = np.dtype(np.bool_)
 _by_sequence = attrgetter("sequence")
 
@@ -308,7 +309,7 @@ class Ledger:
                 first[position] = True
             for position in _positions(ids, rows, anew) if anew else ():
                 rewards[position], flags[position] = 0.0, TRUNCATED
-        ends = [position for position, flag in enumerate(flags) if flag] if flags.count(0) != n else []
+        ends = _set(flags.translate(_ENDED)) if flags.count(0) != n else []
         self.steps += n - len(begins)
         book = self.book
         book.executed(rows, rewards, [int(ids[position]) for position in begins] if begins else ())
@@ -390,9 +391,11 @@ class Ledger:
         """End and begin episodes, env by env, in the rows at `positions`."""
         tasks = _gather(extras, "tasks") if extras else {}
         ends = _gather(extras, "ends") if extras else {}
-        call_of: dict[int, int] | None = None
-        if len(commands) > 1 and any(command.number != commands[0].number for command in commands):
-            call_of = {e: command.number for command in commands for e in command.env_ids.tolist()}
+        call_of: dict[int, int] = {}  # where not all rows are of one call
+        for command in commands:
+            if command.number != commands[0].number:
+                call_of = {e: command.number for command in commands for e in command.env_ids.tolist()}
+                break
         book, versions = self.book, self._slab.versions
         for position in positions:
             env_id, begins, flag = ids.item(position), first[position], flags[position]
@@ -416,7 +419,7 @@ class Ledger:
                     if env_id in infos
                     else None
                 )
-                call = commands[0].number if call_of is None else call_of[env_id]
+                call = call_of[env_id] if call_of else commands[0].number
                 seed = self._next_seed.pop(env_id, None)
                 events.append(book.begin(env_id, call, versions.item(env_id), task, seed))
                 self._due.discard(env_id)
@@ -480,6 +483,16 @@ class Ledger:
                 values = [loose[index][env_id] for env_id in ids.tolist()]
                 leaves.append(_stack(self._obs.leaves[index], values))
         return self._obs.join(leaves)
+
+
+def _set(marks: bytearray) -> list[int]:
+    """Where the ones stand among zeros, ascending."""
+    found: list[int] = []
+    at = marks.find(1)
+    while at >= 0:
+        found.append(at)
+        at = marks.find(1, at + 1)
+    return found
 
 
 def _positions(ids: EnvIds, rows: Any, env_ids: set[int]) -> list[int]:
