@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 import tyro
 
+from benchmarks.harness import end_on_signals
+
 Name = Literal["throughput", "latency", "start", "memory", "training"]
 MOST = {"memory": 2}  # rounds: sizes hardly differ
 SECONDS = {"throughput": 0.4, "latency": 0.5, "start": 1.0, "memory": 0.4, "training": 1.0}
@@ -30,6 +32,7 @@ class Arguments:
 
 
 def main() -> None:
+    end_on_signals()
     arguments = tyro.cli(Arguments, prog="python -m benchmarks")
     arguments.out.mkdir(parents=True, exist_ok=True)
     began, failed = time.monotonic(), []
@@ -40,10 +43,15 @@ def main() -> None:
             "--seconds", str(SECONDS.get(name, 1.0)),
             "--json", f"{target}.json", "--plot", f"{target}.png",
         ]  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, flush=True)
-        target.with_suffix(".md").write_text(done.stdout, "utf-8")
-        if done.returncode:
+        benchmark = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            tables, _ = benchmark.communicate()
+        finally:  # after a signal: it ends its contenders, then itself
+            benchmark.terminate()
+            benchmark.wait()
+        print(tables, flush=True)
+        target.with_suffix(".md").write_text(tables, "utf-8")
+        if benchmark.returncode:
             failed.append(name)
     print(f"{time.monotonic() - began:.0f} s in all; JSON, tables and charts are in {arguments.out}/")
     if failed:

@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -765,20 +766,26 @@ def serve(host: Any) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
 
-    for line in sys.stdin:
-        request = json.loads(line)
-        do = request.pop("do")
-        try:
-            answer = {"ok": True, **getattr(host, do)(**request)}
-        except ModuleNotFoundError as error:
-            answer = {"ok": False, "status": "missing", "why": str(error)}
-        except Unfit as error:
-            answer = {"ok": False, "status": "unfit", "why": str(error)}
-        except Exception as error:
-            traceback.print_exc()
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            answer = {"ok": False, "status": "crashed", "why": text[:200]}
-        answers.write(json.dumps(answer, default=_plain) + "\n")
+    try:
+        for line in sys.stdin:
+            answers.write(json.dumps(_answer(host, json.loads(line)), default=_plain) + "\n")
+    finally:  # whoever asked has gone, perhaps without a word: what some libraries start would outlive us
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+
+
+def _answer(host: Any, request: dict[str, Any]) -> dict[str, Any]:
+    do = request.pop("do")
+    try:
+        return {"ok": True, **getattr(host, do)(**request)}
+    except ModuleNotFoundError as error:
+        return {"ok": False, "status": "missing", "why": str(error)}
+    except Unfit as error:
+        return {"ok": False, "status": "unfit", "why": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"ok": False, "status": "crashed", "why": text[:200]}
 
 
 def _plain(value: Any) -> Any:

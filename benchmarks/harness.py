@@ -339,9 +339,24 @@ class Options:
 A = TypeVar("A", bound=Options)
 
 
+def end_on_signals() -> None:
+    """From now on Ctrl-C and SIGTERM end this process as `sys.exit` does: what it has started ends with it.
+
+    Only the first counts: one that came during the ending would cut it short.
+    """
+
+    def end(number: int, frame: object) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, lambda later, frame: None)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
 def parse(kind: type[A], name: str) -> A:
-    """The command line. A request to end (SIGTERM) ends the contenders too."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """The command line of a benchmark, which a signal ends together with its contenders."""
+    end_on_signals()
     return tyro.cli(kind, prog=f"python -m benchmarks.{name}")
 
 

@@ -109,25 +109,29 @@ def publishing(arguments: Arguments) -> tuple[list[Series], Table, list[Floor]]:
         found += [quiet, clock, *loud.values()]
         for size, one in loud.items():
             label = f"{name}, {workers} workers, {size} B"
+            kept = ratio(one, quiet)
+            cost, wait = (
+                f"{label}: broadcast() µs a worker, p50",
+                f"{label}: applied p99 less one worker-command (p50), ms",
+            )
             if not one.values or not one.extra["applied_s"]:
                 table.rows.append([label, f"*{one.status}*: {one.note}", *[""] * 7])
-                continue
-            costs = [1e6 * cost / workers for cost in one.extra.pop("costs_s")]
-            applied = [1e3 * wait for wait in one.extra.pop("applied_s")]
-            command = 1e3 * statistics.median(one.extra["command_p50_s"])
-            kept = ratio(one, quiet)
-            numbers = [
-                percentile(costs, 0.5), percentile(costs, 0.99), percentile(applied, 0.5),
-                percentile(applied, 0.99), command, 1e3 * statistics.median(one.extra["command_p99_s"]), kept,
-                ratio(one, clock),
-            ]  # fmt: skip
-            table.rows.append([label, *map(harness.figure, numbers)])
+                p50 = late = None
+            else:
+                costs = [1e6 * cost_s / workers for cost_s in one.extra.pop("costs_s")]
+                applied = [1e3 * wait_s for wait_s in one.extra.pop("applied_s")]
+                command = 1e3 * statistics.median(one.extra["command_p50_s"])
+                p50, late = percentile(costs, 0.5), percentile(applied, 0.99) - command
+                numbers = [
+                    p50, percentile(costs, 0.99), percentile(applied, 0.5), percentile(applied, 0.99), command,
+                    1e3 * statistics.median(one.extra["command_p99_s"]), kept, ratio(one, clock),
+                ]  # fmt: skip
+                table.rows.append([label, *map(harness.figure, numbers)])
             floors += [
-                Floor(f"{label}: broadcast() µs a worker, p50", 20, percentile(costs, 0.5), at_most=True),
-                Floor(f"{label}: applied p99 less one worker-command (p50), ms", 1,
-                      percentile(applied, 0.99) - command, at_most=True),
+                Floor(cost, 20, p50, at_most=True),
+                Floor(wait, 1, late, at_most=True),
                 Floor(f"{label}: steps/s kept", 0.95, kept),
-            ]  # fmt: skip
+            ]
     return found, table, floors
 
 

@@ -1,14 +1,18 @@
 """The harness's pure parts: ratios, percentiles, tables; and that nobody drops out unseen."""
-# pure, but for the last test: no contender is started
+# pure, but for two tests: one starts a contender, one measures a little
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 
 from benchmarks import latency
@@ -161,12 +165,35 @@ def test_whom_nobody_could_open_is_no_success(monkeypatch: pytest.MonkeyPatch) -
             self.ended = True
 
     monkeypatch.setattr(latency, "Process", Broken)
-    found, table, _ = latency.publishing(latency.Arguments(workloads=("null-2",), payload_bytes=(64,)))
+    found, table, promised = latency.publishing(latency.Arguments(workloads=("null-2",), payload_bytes=(64,)))
     assert [(one.contender, one.status, one.note) for one in found] == [
         (name, "crashed", "no open") for name in ("ours-quiet", "ours-clock", "ours-64")
     ]
     assert [row[1] for row in table.rows] == ["*crashed*: no open"]
     assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert [floor.measured for floor in promised] == [None, None, None]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_benchmark_and_its_contenders_without_a_word(
+    number: signal.Signals, code: int
+) -> None:
+    options = "--workloads null --null-workers 1 --contenders ours --rounds 100000 --seconds 0.01"
+    benchmark = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.throughput", *options.split()],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert benchmark.stderr is not None
+    assert benchmark.stderr.readline(), "a round was measured"
+    below = psutil.Process(benchmark.pid).children(recursive=True)
+    assert below
+    benchmark.send_signal(number)
+    benchmark.send_signal(signal.SIGTERM)  # as `make bench` does, on top of a terminal's Ctrl-C
+    tables, progress = benchmark.communicate(timeout=30)
+    assert (benchmark.returncode, tables) == (code, "")
+    assert "Traceback" not in progress
+    gone, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive, gone
 
 
 @pytest.mark.parametrize("make", [NullEnv, ImageEnv, HeavyTailEnv])
