@@ -14,6 +14,7 @@ from gymnasium import spaces
 from trainers.actions import action_head
 from trainers.config import ConfigError, NetworkConfig
 from trainers.networks import ActorCritic, OneHot, has_image, leaf_arrays, leaf_spaces
+from trainers.policy import Policy
 
 IMAGE = spaces.Box(0, 255, (84, 84, 4), np.uint8)
 GRID = spaces.Box(0, 255, (7, 7, 3), np.uint8)
@@ -55,6 +56,25 @@ def test_every_space_gives_params_and_values(space: gym.Space[Any], shared: bool
         assert values.shape == (6,)
         assert params.dtype == values.dtype == torch.float32
         assert torch.isfinite(params).all()
+
+
+@pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)], ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_what_acts_computes_what_learns(space: gym.Space[Any], shared: bool, actions: gym.Space[Any]) -> None:
+    """Small networks without images act by numpy."""
+    model = ActorCritic(space, action_head(actions), NetworkConfig(hidden=(8, 8), shared=shared), seed=0)
+    with torch.no_grad():  # nothing that the start leaves at 0
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    policy = Policy(model, action_head(actions), torch.device("cpu"))
+    assert (policy._small is None) == has_image(space)
+    batch = batch_of(space, 6)
+    with torch.inference_mode():
+        params, values = (part.numpy() for part in model(batch))
+    got = policy._infer({key: column.numpy() for key, column in batch.items()})
+    np.testing.assert_allclose(got[0], params, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[1], values, rtol=1e-5, atol=1e-5)
 
 
 def test_the_seed_alone_decides_the_start() -> None:
