@@ -244,16 +244,16 @@ class ProcessWorker:
     def _acks_readable(self) -> None:
         assert self._child is not None
         try:
-            data = self._child.news.recv(1 << 16)
+            size = self._child.news.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
-        if not data:  # the data pipe tells the end; both end together
+            size = 0
+        if not size:  # the data pipe tells the end; both end together
             self._loop.remove_reader(self._child.news.fileno())
             return
         try:
-            for message in self._acks.feed(data):
+            for message in self._acks.feed(self._buffer, size):
                 self.conversation.received(message.kind, message.number, message.incarnation)
                 self._listener.took(self, message.version)
         except ProtocolError as error:
