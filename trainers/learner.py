@@ -58,7 +58,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, from now on to its end; False where that cannot be set.
 
     An update of a network with images takes and frees megabytes in every layer. glibc returns them to the kernel and
-    gets them back page by page, each time: a fifth to a third of the learning. The command line does this for its
+    gets them back page by page, each time: a fifth of the learning, at times a third. The command line does this for its
     own process; `training()` leaves yours as it is. Whoever has set one of glibc's variables for it (such as
     MALLOC_TRIM_THRESHOLD_) is left alone, too.
     """
