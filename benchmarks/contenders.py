@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -380,38 +380,76 @@ class Bare(Contender):
             there.close()
             self._workers.append((process, here))
         self._fds = [pipe.fileno() for _, pipe in self._workers]
+        self._parts = {fd: slice(a, b) for fd, (a, b) in zip(self._fds, itertools.pairwise(bounds))}
         for fd in self._fds:
             os.read(fd, 1)
         self._runner = asyncio.Runner(loop_factory=_loop_factory())
         self._loop = self._runner.get_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._owed = 0
+        self._ready: list[int] = []  # descriptors of workers whose reply is in
+        self._rows_ready = self._quorum = 0
         for fd in self._fds:
             self._loop.add_reader(fd, self._replied, fd)
 
+    @staticmethod
+    def _quorum_of(workload: Workload) -> int:
+        """Rows to wait for."""
+        return workload.num_envs
+
     def _replied(self, fd: int) -> None:
         os.read(fd, 1)
-        self._owed -= 1
-        if not self._owed:
+        self._ready.append(fd)
+        self._rows_ready += self._parts[fd].stop - self._parts[fd].start
+        if self._rows_ready >= self._quorum and not self._done.done():
             self._done.set_result(None)
 
     def run(self, seconds: float) -> dict[str, float]:
         return self._runner.run(self._run(seconds))
 
     async def _run(self, seconds: float) -> dict[str, float]:
-        rows, calls = self._rows, 0
+        steps = calls = 0
+        self._send(self._fds)
         began = now = time.perf_counter()
         while now - began < seconds:
-            rows["actions"][:] = self._next_actions()
-            self._done, self._owed = self._loop.create_future(), len(self._fds)
-            for fd in self._fds:
-                os.write(fd, b"s")
-            await self._done
-            flags = rows["flags"]
-            (rows["obs"].copy(), rows["rewards"].copy(), flags == 1, flags == 2)
+            await self._wait(self._quorum_of(self.workload))
+            ready, self._ready, self._rows_ready = self._ready, [], 0
+            steps += self._batch(ready)
+            self._send(ready)
             calls += 1
             now = time.perf_counter()
-        return {"steps": calls * self.workload.num_envs, "calls": calls, "seconds": now - began}
+        await self._wait(self.workload.num_envs)  # nothing is under way when the next turn begins
+        self._ready, self._rows_ready = [], 0
+        return {"steps": steps, "calls": calls, "seconds": now - began}
+
+    def _send(self, fds: Sequence[int]) -> None:
+        """The next actions to these workers' envs; all of one call have one row of the table."""
+        actions, written = self._next_actions(), self._rows["actions"]
+        if len(fds) == len(self._fds):
+            written[:] = actions
+        for fd in fds:
+            if len(fds) < len(self._fds):
+                written[self._parts[fd]] = actions[self._parts[fd]]
+            os.write(fd, b"s")
+
+    async def _wait(self, quorum: int) -> None:
+        self._quorum = quorum
+        if self._rows_ready < quorum:
+            self._done = self._loop.create_future()
+            await self._done
+
+    def _batch(self, fds: Sequence[int]) -> int:
+        """What these workers replied, as arrays that the caller owns; how many rows."""
+        rows, all_rows = self._rows, slice(0, self.workload.num_envs)
+        parts = [all_rows] if len(fds) == len(self._fds) else [self._parts[fd] for fd in fds]
+        obs, rewards, flags = (
+            rows[name][parts[0]].copy()
+            if len(parts) == 1
+            else np.concatenate([rows[name][part] for part in parts])
+            for name in ("obs", "rewards", "flags")
+        )
+        terminations, truncations = flags == 1, flags == 2
+        assert len(obs) == len(rewards) == len(terminations) == len(truncations)
+        return len(flags)
 
     def close(self) -> None:
         for fd in self._fds:
@@ -421,6 +459,14 @@ class Bare(Contender):
             process.join()
             pipe.close()
         self._runner.close()
+
+
+class BareFirst(Bare):
+    title = "the least from asyncio, first-N-ready"
+
+    @staticmethod
+    def _quorum_of(workload: Workload) -> int:
+        return workload.min_envs
 
 
 def _view(shared: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -647,6 +693,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     "limit": Limit,
     "told": Told,
     "bare": Bare,
+    "bare-first": BareFirst,
     "start-limit": StartLimit,
     "ours": Ours,
     "ours-first": OursFirstReady,

@@ -13,14 +13,14 @@ from benchmarks.harness import Floor, Options, Process, Report, Series, Table, T
 from benchmarks.workloads import WORKLOADS, find
 
 Contender = Literal[
-    "limit", "told", "bare", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl",
-    "torchrl-grouped", "gymnasium-sync", "envpool",
+    "limit", "told", "bare", "bare-first", "ours", "ours-first", "gymnasium", "sb3", "tianshou", "tianshou-async",
+    "torchrl", "torchrl-grouped", "gymnasium-sync", "envpool",
 ]  # fmt: skip
 ALL: tuple[str, ...] = get_args(Contender)
 CONTENDERS_OF: dict[str, tuple[str, ...]] = {
     "cartpole-32": ALL,
     # One process per env: 256 of them; those that import torch in each do not fit a small machine.
-    "cartpole-256": ("limit", "told", "bare", "ours", "ours-first", "gymnasium", "sb3", "tianshou",
+    "cartpole-256": ("limit", "told", "bare", "bare-first", "ours", "ours-first", "gymnasium", "sb3", "tianshou",
                      "torchrl-grouped", "gymnasium-sync", "envpool"),
     "minigrid-32": tuple(name for name in ALL if name != "envpool"),
     "image-32": tuple(name for name in ALL if name != "envpool"),
@@ -28,7 +28,10 @@ CONTENDERS_OF: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 Name = Literal["cartpole-32", "cartpole-256", "minigrid-32", "image-32", "tail-32", "null"]
 NULL = ("ours", "ours-first", "gymnasium", "told", "bare")
-MANY = ("ours", "gymnasium")  # of null envs in over 16 workers: starting those takes a while
+MANY = (
+    "ours",
+    "gymnasium",
+)  # of null envs in over 16 workers, unless others are asked for: to start takes a while
 PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one process per env
 
 
@@ -189,7 +192,13 @@ def main() -> None:
         sizes = arguments.null_workers if name == "null" else (0,)
         for size in sizes:
             full = f"null-{size}" if name == "null" else name
-            allowed = CONTENDERS_OF[name] if name != "null" else NULL if size <= 16 else MANY
+            allowed = (
+                CONTENDERS_OF[name]
+                if name != "null"
+                else NULL
+                if size <= 16 or arguments.contenders
+                else MANY
+            )
             chosen = tuple(one for one in allowed if not arguments.contenders or one in arguments.contenders)
             series = measure(full, chosen, arguments)
             report.series += series
