@@ -816,6 +816,9 @@ def serve(host: Any) -> None:
     try:
         for line in sys.stdin:
             answers.write(json.dumps(_answer(host, json.loads(line)), default=_plain) + "\n")
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:  # whoever asked has gone, perhaps without a word: what some libraries start would outlive us
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)

@@ -32,6 +32,7 @@ from benchmarks.workloads import find
 
 __all__ = ["Failed", "Floor", "Options", "Process", "Report", "Series", "Table", "interleave", "ratio"]
 
+PATIENCE_S = 2.0  # after a signal, before another one is taken to mean it
 OPEN_LIMIT_S = 120.0  # the slowest peer that we know opens 64 processes in half of that
 SPARE_BYTES = 2 << 30  # memory that is left alone
 CHILD_BYTES = 45 << 20  # what one more child is expected to take
@@ -342,12 +343,18 @@ A = TypeVar("A", bound=Options)
 def end_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM end this process as `sys.exit` does: what it has started ends with it.
 
-    Only the first counts: one that came during the ending would cut it short.
+    One that follows at once would cut that short, and counts for nothing; a later one ends it there and then.
     """
 
     def end(number: int, frame: object) -> None:
+        since = time.monotonic()
+
+        def again(later: int, frame: object) -> None:
+            if time.monotonic() - since > PATIENCE_S:
+                os._exit(128 + later)
+
         for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, lambda later, frame: None)
+            signal.signal(one, again)
         sys.exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

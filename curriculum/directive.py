@@ -150,11 +150,12 @@ class Draws:
         if len(generators) == 1:
             return generators[0]
         played, position = divmod(taken, len(generators))
-        if position == 0:
+        order: Sequence[int] = self._round.get(stage, ())
+        if position == 0 or len(order) != len(generators):
             counter = _ROUNDS + (place << 128) + (played << 64)
             shuffle = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
-            self._round[stage] = shuffle.permutation(len(generators)).tolist()
-        return generators[self._round[stage][(position + self._key) % len(generators)]]
+            order = self._round[stage] = shuffle.permutation(len(generators)).tolist()
+        return generators[order[(position + self._key) % len(generators)]]
 
 
 def _level(directive: Directive, numbers: range, chance: float) -> int:

@@ -1,5 +1,6 @@
 """The learner: model, optimiser and rollout of one run, and what each random stream derives from."""
-# pure (torch): learns from what was stored; who calls it decides in which thread
+# pure (torch): learns from what was stored; who calls it decides in which thread (`keep_freed_memory` alone touches
+# the process)
 
 from __future__ import annotations
 
@@ -57,10 +58,10 @@ _MALLOC_VARIABLES = (
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, from now on to its end; False where that cannot be set.
 
-    An update of a network with images takes and frees megabytes in every layer. glibc returns them to the kernel and
-    gets them back page by page, each time: a fifth of the learning, at times a third. The command line does this for its
-    own process; `training()` leaves yours as it is. Whoever has set one of glibc's variables for it (such as
-    MALLOC_TRIM_THRESHOLD_) is left alone, too.
+    An update of a network with images takes and frees megabytes in every layer. glibc returns them to the kernel
+    and gets them back page by page, each time: a fifth of the learning, at times a third. The command line does this
+    for its own process; `training()` leaves yours as it is. Whoever has set one of glibc's variables for it (such
+    as MALLOC_TRIM_THRESHOLD_) is left alone, too.
     """
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or os.environ.keys() & set(_MALLOC_VARIABLES):
         return False

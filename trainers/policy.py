@@ -80,7 +80,7 @@ class SmallNetwork:
 
     @classmethod
     def of(cls, model: ActorCritic) -> SmallNetwork | None:
-        """The model's twin; None if it has other encoders than plain vectors, or other layers."""
+        """The model's twin; None if it has other encoders than plain vectors and one-hot numbers, or other layers."""
         encoders = {key: _encoder(encoder) for key, encoder in zip(model.keys, model.encoders)}
         known = {key: encoder for key, encoder in encoders.items() if encoder is not None}
         if len(known) < len(encoders):

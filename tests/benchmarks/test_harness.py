@@ -174,22 +174,25 @@ def test_whom_nobody_could_open_is_no_success(monkeypatch: pytest.MonkeyPatch) -
     assert [floor.measured for floor in promised] == [None, None, None]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_benchmark_and_its_contenders_without_a_word(
-    number: signal.Signals, code: int
-) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_however_a_benchmark_ends_its_contenders_end_too(number: signal.Signals, code: int) -> None:
     options = "--workloads null --null-workers 1 --contenders ours --rounds 100000 --seconds 0.01"
     benchmark = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.throughput", *options.split()],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert benchmark.stderr is not None
-    assert benchmark.stderr.readline(), "a round was measured"
-    below = psutil.Process(benchmark.pid).children(recursive=True)
-    assert below
-    benchmark.send_signal(number)
-    benchmark.send_signal(signal.SIGTERM)  # as `make bench` does, on top of a terminal's Ctrl-C
-    tables, progress = benchmark.communicate(timeout=30)
+    try:
+        assert benchmark.stderr is not None
+        assert benchmark.stderr.readline(), "a round was measured"
+        below = psutil.Process(benchmark.pid).children(recursive=True)
+        assert below
+        benchmark.send_signal(number)
+        benchmark.send_signal(signal.SIGTERM)  # as `make bench` does, on top of a terminal's Ctrl-C
+        tables, progress = benchmark.communicate(timeout=30)
+    finally:
+        benchmark.kill()
     assert (benchmark.returncode, tables) == (code, "")
     assert "Traceback" not in progress
     gone, alive = psutil.wait_procs(below, timeout=10)

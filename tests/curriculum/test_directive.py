@@ -87,6 +87,26 @@ def test_c10_a_draw_is_a_function_of_the_seed_and_the_number_of_resets() -> None
         assert env.next(staged("near", 0.0), levels)[0] == int(chance * 1000)
 
 
+def test_c10_turns_do_not_depend_on_what_other_stages_played() -> None:
+    names = {"near": ["a", "b", "c"], "far": ["d", "e"]}
+    levels = LevelSet([Level(stage, g, generator=g) for stage, all_of in names.items() for g in all_of])
+
+    def played(env: Draws, order: str) -> dict[str, list[str]]:
+        turns: dict[str, list[str]] = {"near": [], "far": []}
+        for letter in order:
+            stage = {"n": "near", "f": "far"}[letter]
+            turns[stage].append(env.next(Directive(("near", "far"), stage, (0.0, 0.0)), levels)[2])
+        return turns
+
+    mixed, apart = played(Draws(3), "nfnnfffnnffn"), played(Draws(3), "nnnnnnffffff")
+    assert mixed == apart
+    assert [sorted(mixed["near"][at : at + 3]) for at in (0, 3)] == [["a", "b", "c"]] * 2
+    more = LevelSet([Level("near", g, generator=g) for g in "ab"])
+    env = Draws(3)
+    env.next(Directive(("near",), "near", (0.0,)), LevelSet([Level("near", "a", generator="a")]))
+    assert env.next(Directive(("near",), "near", (0.0,)), more)[2] in "ab"  # an env may be given other levels
+
+
 def test_c10_envs_with_different_seeds_draw_differently() -> None:
     levels, directive = level_set(per_stage=50), staged("far", 0.4)
     draws = [tuple(env.next(directive, levels)[0] for _ in range(8)) for env in map(Draws, range(64))]

@@ -19,6 +19,7 @@ import pytest
 
 from trainers import cli
 from trainers.checkpoint import Checkpoints
+from trainers.config import ConfigError
 from trainers.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -384,3 +385,19 @@ def test_a_terminal_shows_a_live_panel(tmp_path: Path) -> None:
     text = seen.decode()
     for fact in ("missing to advance", "▸ near", "steps/s", "updates applied", "╭", "the budget is spent"):
         assert fact in text
+
+
+def test_the_command_line_alone_lets_its_process_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def keep() -> bool:
+        called.append("keep_freed_memory")
+        return True
+
+    def training(*_: object, **__: object) -> None:
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("trainers.learner.keep_freed_memory", keep)
+    monkeypatch.setattr("trainers.run.training", training)
+    assert cli.main(["train"]) == 1
+    assert called == ["keep_freed_memory"]
