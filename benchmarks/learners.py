@@ -357,6 +357,7 @@ class LearnerHost:
 
 
 if __name__ == "__main__":
-    from benchmarks import contenders, learners  # pickled by these names, not as __main__
+    from benchmarks import learners  # pickled by this name, not as __main__
+    from benchmarks.host import serve
 
-    contenders.serve(learners.LearnerHost(learners.LEARNERS[sys.argv[1]]()))
+    serve(learners.LearnerHost(learners.LEARNERS[sys.argv[1]]()))

@@ -28,10 +28,8 @@ CONTENDERS_OF: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 Name = Literal["cartpole-32", "cartpole-256", "minigrid-32", "image-32", "tail-32", "null"]
 NULL = ("ours", "ours-first", "gymnasium", "told", "bare")
-MANY = (
-    "ours",
-    "gymnasium",
-)  # of null envs in over 16 workers, unless others are asked for: to start takes a while
+# of null envs in over 16 workers, unless others are asked for: to start them takes a while
+MANY = ("ours", "gymnasium")
 PER_ENV = {"gymnasium", "sb3", "tianshou", "tianshou-async", "torchrl"}  # one process per env
 
 
@@ -192,13 +190,8 @@ def main() -> None:
         sizes = arguments.null_workers if name == "null" else (0,)
         for size in sizes:
             full = f"null-{size}" if name == "null" else name
-            allowed = (
-                CONTENDERS_OF[name]
-                if name != "null"
-                else NULL
-                if size <= 16 or arguments.contenders
-                else MANY
-            )
+            few = size > 16 and not arguments.contenders
+            allowed = CONTENDERS_OF[name] if name != "null" else MANY if few else NULL
             chosen = tuple(one for one in allowed if not arguments.contenders or one in arguments.contenders)
             series = measure(full, chosen, arguments)
             report.series += series
