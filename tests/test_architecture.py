@@ -44,9 +44,9 @@ ROOMS: dict[str, set[str]] = {
         "weighted",
     },
     "trainers": {
-        "__init__", "__main__", "actions", "checkpoint", "cli", "config", "evaluate", "feed", "folder", "jobs", "lag",
-        "learner", "metrics", "networks", "outcomes", "plot", "policy", "ppo", "progress", "rollout", "run", "seen",
-        "summary",
+        "__init__", "__main__", "actions", "checkpoint", "cli", "config", "evaluate", "feed", "folder", "heap", "jobs",
+        "lag", "learner", "metrics", "networks", "outcomes", "plot", "policy", "ppo", "progress", "rollout", "run",
+        "seen", "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainers.checkpoint import CheckpointError
     from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
-    from trainers.learner import keep_freed_memory
+    from trainers.heap import keep_freed_memory
     from trainers.metrics import Report, StageReport, Timing
     from trainers.presets import Job, Preset, load_preset
     from trainers.run import Run, train, training
@@ -38,7 +38,7 @@ __all__ = [
 _ROOMS = {
     "checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
-    "learner": ("keep_freed_memory",),
+    "heap": ("keep_freed_memory",),
     "metrics": ("Report", "StageReport", "Timing"),
     "presets": ("Job", "Preset", "load_preset"),
     "run": ("Run", "train", "training"),

@@ -1,10 +1,8 @@
 """The learner: model, optimiser and rollout of one run, and what each random stream derives from."""
-# pure (torch): learns from what was stored; who calls it decides in which thread (`keep_freed_memory` alone touches
-# the process)
+# pure (torch): learns from what was stored; who calls it decides in which thread
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import Any
 
@@ -20,7 +18,7 @@ from trainers.policy import Policy
 from trainers.ppo import UpdateStats, advantages_of, make_optimiser, update
 from trainers.rollout import Floats, Rollout, score_parts
 
-__all__ = ["Learner", "env_seeds", "keep_freed_memory", "stream", "torch_threads"]
+__all__ = ["Learner", "env_seeds", "stream", "torch_threads"]
 
 ACT, LEARN, RESET, EVAL = range(4)  # what a random stream is for
 
@@ -44,34 +42,6 @@ def torch_threads(config: TrainConfig, busy_workers: int, obs_space: gym.Space[A
         return config.torch_threads
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus - (busy_workers if config.backend == "process" else 0))
-
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
-_MALLOC_VARIABLES = (
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_MMAP_MAX_",
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_TOP_PAD_",
-)
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, from now on to its end; False where that cannot be set.
-
-    An update of a network with images takes and frees megabytes in every layer. glibc returns them to the kernel
-    and gets them back page by page, each time: a fifth of the learning, at times a third. The command line does this
-    for its own process; `training()` leaves yours as it is. Whoever has set one of glibc's variables for it (such
-    as MALLOC_TRIM_THRESHOLD_) is left alone, too.
-    """
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or os.environ.keys() & set(_MALLOC_VARIABLES):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return False
-    # arrays come from the heap, too (some versions allow no more than 32 MiB), and the heap is never cut back
-    on_heap = mallopt(_MMAP_THRESHOLD, 1 << 30) or mallopt(_MMAP_THRESHOLD, 32 << 20)
-    return bool(on_heap and mallopt(_TRIM_THRESHOLD, (1 << 31) - 1) and mallopt(_TOP_PAD, 64 << 20))
 
 
 Part = tuple[int, int, int, float]  # env, episode's index, steps, mean over them

@@ -387,7 +387,7 @@ def test_a_terminal_shows_a_live_panel(tmp_path: Path) -> None:
         assert fact in text
 
 
-def test_the_command_line_alone_lets_its_process_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_lets_its_process_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
 
     def keep() -> bool:
@@ -397,7 +397,7 @@ def test_the_command_line_alone_lets_its_process_keep_memory(monkeypatch: pytest
     def training(*_: object, **__: object) -> None:
         raise ConfigError("enough")
 
-    monkeypatch.setattr("trainers.learner.keep_freed_memory", keep)
+    monkeypatch.setattr("trainers.heap.keep_freed_memory", keep)
     monkeypatch.setattr("trainers.run.training", training)
     assert cli.main(["train"]) == 1
     assert called == ["keep_freed_memory"]
