@@ -309,7 +309,7 @@ class Ledger:
                 first[position] = True
             for position in _positions(ids, rows, anew) if anew else ():
                 rewards[position], flags[position] = 0.0, TRUNCATED
-        ends = _set(flags.translate(_ENDED)) if flags.count(0) != n else []
+        ends = _ones(flags.translate(_ENDED))
         self.steps += n - len(begins)
         book = self.book
         book.executed(rows, rewards, [int(ids[position]) for position in begins] if begins else ())
@@ -485,8 +485,8 @@ class Ledger:
         return self._obs.join(leaves)
 
 
-def _set(marks: bytearray) -> list[int]:
-    """Where the ones stand among zeros, ascending."""
+def _ones(marks: bytearray) -> list[int]:
+    """Where they stand among zeros, ascending."""
     found: list[int] = []
     at = marks.find(1)
     while at >= 0:

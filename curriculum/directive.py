@@ -119,7 +119,7 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._key = seed & _KEY_MASK
-        # at the counter of the next reset: to go on to it costs a fifth of a new generator
+        # at the counter of the next reset: to go on to it costs a quarter of a new generator
         self._bits = np.random.Philox(key=self._key, counter=0)
         self._chances = np.random.Generator(self._bits)
         self._taken: dict[str, int] = {}  # stage → its draws since the seed
