@@ -46,7 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "trainers": {
         "__init__", "__main__", "actions", "checkpoint", "cli", "config", "evaluate", "feed", "folder", "heap", "jobs",
         "lag", "learner", "metrics", "networks", "outcomes", "plot", "policy", "ppo", "progress", "rollout", "run",
-        "seen", "summary",
+        "seen", "summary", "trained",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trainers.presets import Job, Preset, load_preset
     from trainers.run import Run, train, training
     from trainers.summary import StageEntry, Summary
+    from trainers.trained import TrainedPolicy, load_policy
 
 __all__ = [
     "CheckpointError",
@@ -29,7 +30,9 @@ __all__ = [
     "Summary",
     "Timing",
     "TrainConfig",
+    "TrainedPolicy",
     "keep_freed_memory",
+    "load_policy",
     "load_preset",
     "train",
     "training",
@@ -43,6 +46,7 @@ _ROOMS = {
     "presets": ("Job", "Preset", "load_preset"),
     "run": ("Run", "train", "training"),
     "summary": ("StageEntry", "Summary"),
+    "trained": ("TrainedPolicy", "load_policy"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -51,3 +55,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOM_OF:
         return getattr(importlib.import_module(f"trainers.{_ROOM_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

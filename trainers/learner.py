@@ -18,7 +18,7 @@ from trainers.policy import Policy
 from trainers.ppo import UpdateStats, advantages_of, make_optimiser, update
 from trainers.rollout import Floats, Rollout, score_parts
 
-__all__ = ["Learner", "env_seeds", "stream", "torch_threads"]
+__all__ = ["Learner", "env_seeds", "load_parameters", "stream", "torch_threads"]
 
 ACT, LEARN, RESET, EVAL = range(4)  # what a random stream is for
 
@@ -94,13 +94,18 @@ class Learner:
 
     def load(self, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
         """Take over saved parameters. Raises `CheckpointError` if they are of another network."""
-        try:
-            self.model.load_state_dict(model)
-            if optimiser is not None:
-                self.optimiser.load_state_dict(optimiser)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"the saved network does not fit this config and env: {reason}") from None
+        load_parameters(self.model, model)
+        if optimiser is not None:
+            load_parameters(self.optimiser, optimiser)
+
+
+def load_parameters(module: torch.nn.Module | torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over what `state_dict` gave. Raises `CheckpointError` if it is of another network."""
+    try:
+        module.load_state_dict(saved)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split("\n\t")[:2])  # torch's first line alone names no parameter
+        raise CheckpointError(f"the saved network does not fit this config and env: {reason}") from None
 
 
 def _measure(statistic: str, advantages: Floats, values: Floats) -> Floats:

@@ -1,0 +1,89 @@
+"""A run's policy, to use where nothing learns: in a game, a test, another program's loop."""
+# edge: reads a run folder
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+from trainers.actions import action_head
+from trainers.checkpoint import Checkpoints
+from trainers.folder import RunFolder
+from trainers.learner import EVAL, load_parameters, stream
+from trainers.networks import MASK, ActorCritic
+from trainers.policy import Policy
+from trainers.seen import Seen, is_masked
+
+__all__ = ["TrainedPolicy", "load_policy"]
+
+
+def load_policy(
+    run: Path | str, env: Any, *, greedy: bool = True, seed: int = 0, device: str = "cpu"
+) -> TrainedPolicy:
+    """The policy of a run folder's newest usable checkpoint.
+
+    `env` says which observations and actions it will see: anything with the two spaces of one env, a vectorised
+    env included; it is not stepped. `greedy`: take the most probable action; else sample, from `seed`.
+
+    Raises `ConfigError` if `run` is no run folder, `CheckpointError` if no checkpoint can be used or its network is
+    one for other spaces.
+    """
+    folder = RunFolder.open(Path(run))
+    saved, path, _refused = Checkpoints(folder.checkpoints).load_newest()
+    obs_space: gym.Space[Any] = getattr(env, "single_observation_space", None) or env.observation_space
+    action_space: gym.Space[Any] = getattr(env, "single_action_space", None) or env.action_space
+    model = ActorCritic(obs_space, action_head(action_space), folder.config().network, seed=0)
+    load_parameters(model, saved.model)
+    return TrainedPolicy(model.to(device).eval(), obs_space, action_space, path, greedy=greedy, seed=seed)
+
+
+class TrainedPolicy:
+    """Observations in, actions out. Nothing is learned, and observation statistics stay what they were."""
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        checkpoint: Path,
+        *,
+        greedy: bool,
+        seed: int,
+    ) -> None:
+        self.observation_space, self.action_space = observation_space, action_space  # of one env
+        self.checkpoint = checkpoint  # the file it was loaded from
+        self.greedy = greedy
+        self._head = action_head(action_space)
+        self._policy = Policy(model, self._head, next(model.parameters()).device)
+        self._rng = stream(seed, EVAL, 0)
+
+    def act(self, obs: Any, info: Mapping[str, Any] | None = None) -> Any:
+        """The action for one env's observation, as its `step` takes it. `info`: where its action mask is, if any."""
+        space = self.observation_space
+        rows: Any = create_empty_array(space, 1)
+        try:
+            rows = concatenate(space, [obs], rows)
+        except (ValueError, TypeError, KeyError, IndexError):
+            raise ValueError(f"the observation {obs!r:.80} is none of {space}") from None
+        mask = None if info is None else info.get(MASK)
+        action = self.act_batch(rows, {} if mask is None else {MASK: np.asarray(mask)[None]})[0]
+        return action.item() if isinstance(self.action_space, gym.spaces.Discrete) else action
+
+    def act_batch(self, obs: Any, infos: Mapping[str, Any] | None = None) -> Any:
+        """Actions (n, …) for n envs' observations and infos, as a vectorised env hands them out."""
+        ids = np.arange(len(_any_leaf(obs)))
+        masked = is_masked(self.observation_space, infos or {})
+        seen = Seen(self.observation_space, len(ids), self._head.mask_size if masked else 0)
+        seen.update(ids, obs, infos or {})
+        return self._head.to_env(self._policy.choose(*seen.of(ids), self._rng, self.greedy))
+
+
+def _any_leaf(obs: Any) -> Any:
+    while isinstance(obs, (Mapping, tuple)):
+        obs = next(iter(obs.values() if isinstance(obs, Mapping) else obs))
+    return obs
