@@ -52,6 +52,8 @@ class PlainLines:
         self._next_s = 0.0
         self._stage = ""
         self._steps_per_s = Smooth()
+        self._warnings: Sequence[str] = ()  # of the run; it adds to them
+        self._warned = 0
 
     def __enter__(self) -> Self:
         return self
@@ -62,10 +64,14 @@ class PlainLines:
         return None
 
     def start(self, run: Run) -> None:
+        self._warnings = run.warnings
         print(_title(run), flush=True)
 
     def show(self, report: Report) -> None:
         speed = self._steps_per_s.add(report.timing.steps_per_s)
+        for warning in self._warnings[self._warned :]:
+            print(f"warning: {warning}", flush=True)
+        self._warned = len(self._warnings)
         now = time.monotonic()
         if report.stage == self._stage and now < self._next_s:
             return
@@ -73,7 +79,8 @@ class PlainLines:
         rates = "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
         print(
             f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  {_drawn(report)}"
-            f"  {speed:,.0f} steps/s  updates applied {report.timing.applied}/{report.timing.published}",
+            f"  return {_return(report)}  {speed:,.0f} steps/s"
+            f"  directives applied {report.timing.applied}/{report.timing.published}",
             flush=True,
         )
 
@@ -92,6 +99,7 @@ class LivePanel:
         self._title = ""
         self._total = 1
         self._latest: Report | None = None
+        self._warnings: Sequence[str] = ()  # of the run; it adds to them
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -106,6 +114,7 @@ class LivePanel:
 
     def start(self, run: Run) -> None:
         self._title = _title(run)
+        self._warnings = run.warnings
         self._total = run.config.total_steps
 
     def show(self, report: Report) -> None:
@@ -142,11 +151,19 @@ class LivePanel:
         facts = Text(
             f"{report.env_steps:,} of at most {self._total:,} env steps · {speed:,.0f} steps/s"
             f" · at most {_duration(left_s)} left\n"
-            f"curriculum updates applied {timing.applied}/{timing.published} · entropy {report.entropy:.2f}"
+            f"return {_return(report)} · entropy {report.entropy:.2f}"
+            f" · directives applied {timing.applied}/{timing.published}"
             f" · loop lag p99 {1000 * timing.loop_lag_p99_s:.1f} ms"
         )
+        for warning in self._warnings:
+            facts.append(f"\nwarning: {warning}", "yellow")
         bar = ProgressBar(total=self._total, completed=report.env_steps)
         return Panel(Group(table, Text(), bar, facts), title=self._title)
+
+
+def _return(report: Report) -> str:
+    """Mean return of the update's episodes."""
+    return "–" if report.episode_return is None else f"{report.episode_return:.3g}"
 
 
 def _staged(report: Report) -> bool:
@@ -173,7 +190,7 @@ class Smooth:
 
 
 def summary_lines(summary: Summary, run: Run) -> list[str]:
-    """Why the run ended, the stages' timeline, success, speed, updates, and where all that lies."""
+    """Why the run ended, the stages' timeline, success, speed, directives, and where all that lies."""
     ended = {
         "solved": f"solved at {summary.solved_at or 0:,} env steps",
         "steps": f"the budget is spent: {summary.env_steps:,} env steps",
@@ -185,15 +202,15 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
     return [
         "",
         f"{ended}: {counts}, {_duration(summary.wall_s)}",
-        f"  stages    {timeline}  (entered at env step)",
+        f"  stages     {timeline}  (entered at env step)",
         *(
-            f"  {row.name:<9} success {row.success_rate:4.0%} of the newest {row.outcomes}, {row.episodes:,} episodes"
+            f"  {row.name:<10} success {row.success_rate:4.0%} of the newest {row.outcomes}, {row.episodes:,} episodes"
             for row in summary.stages
         ),
-        f"  speed     {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
-        f"  updates   {summary.published} published, {summary.applied} applied by every worker",
-        *(f"  warning   {warning}" for warning in run.warnings),
-        f"  run       {run.folder.path}",
+        f"  speed      {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
+        f"  directives {summary.published} published, {summary.applied} applied by every worker",
+        *(f"  warning    {warning}" for warning in run.warnings),
+        f"  run        {run.folder.path}",
     ]
 
 
@@ -206,7 +223,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def _title(run: Run) -> str:
     config = run.config
-    where = f"{run.envs.num_workers} workers" if config.backend == "process" else "this process"
+    workers = run.envs.num_workers
+    where = f"{workers} worker{'s' * (workers > 1)}" if config.backend == "process" else "this process"
     again = f", resumed at {run.env_steps:,} env steps" if run.env_steps else ""
     return f"{config.preset or config.env} · seed {config.seed} · {config.num_envs} envs in {where}{again}"
 

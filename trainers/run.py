@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = ["Run", "train", "training"]
 T = TypeVar("T")
 Ids = NDArray[np.int64]
 log = logging.getLogger("trainers")
+SILENT = 100  # episodes
 
 
 def train(
@@ -167,6 +168,9 @@ class Run:
         self._started = envs.events() if self._statistic is not None else None
         self._playing: Ids = np.zeros(config.num_envs, np.int64)  # the index of each env's newest episode
         self._aborted: set[tuple[int, int]] = set()  # episodes of this update, which get no score
+        self._silent: int | None = None  # episodes that did not say whether they succeeded, until one has
+        if job.success is None and (len(job.plan.names) > 1 or config.solve_rate is not None):
+            self._silent = 0
         self._receipts: list[Any] = []  # of directives that some worker may not have taken yet
         self._summary: Summary | None = None
         self._began_s = time.monotonic()  # earlier parts of the run are as if they had run just before
@@ -353,11 +357,32 @@ class Run:
         )  # fmt: skip
         tally.batch(len(batch.env_ids), batch.episodes)
         self._outcomes.batch(batch.episodes, batch.watermark)
+        if self._silent is not None:
+            self._listen(batch.episodes)
         self._note(batch.env_ids, batch.obs, batch.infos)
         if batch.episodes and self._reached_goal():
             tally.solved_at = tally.env_steps
         self._policy_s += time.perf_counter() - began
         return going_on
+
+    def _listen(self, episodes: Iterable[av.Episode]) -> None:
+        """Warn once if no episode says whether it succeeded: then no stage will ever move."""
+        for episode in episodes:
+            if {"is_success", "success"} & episode.final_info.keys():
+                self._silent = None
+                return
+            if episode.outcome != "aborted" and self._silent is not None:
+                self._silent += 1
+        if self._silent is not None and self._silent >= SILENT:
+            self._silent = None
+            self._warn(
+                f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last "
+                "step's info needs is_success (or success), or the Job a success=…"
+            )
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        log.warning(text)
 
     async def _follow(self) -> None:
         """Which episode each env plays from its next executed row on; what is needed to score episodes."""
@@ -420,8 +445,7 @@ class Run:
         except OSError as error:
             if final or self._tally.updates == 0:
                 raise
-            self.warnings.append(f"checkpoint not written, the previous one stands: {error}")
-            log.warning(self.warnings[-1])
+            self._warn(f"checkpoint not written, the previous one stands: {error}")
 
     # ---- small parts
 

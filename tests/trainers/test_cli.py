@@ -94,13 +94,14 @@ def test_train_eval_plot_and_resume(tmp_path: Path) -> None:
     """The default preset, cut short, through all commands."""
     code, out, err = run("train", "--seed", "3", *SMALL, cwd=tmp_path)
     assert (code, err) == (0, "")
-    assert "frozenlake · seed 3 · 8 envs in 1 workers" in out
+    assert "frozenlake · seed 3 · 8 envs in 1 worker" in out
     assert "the budget is spent: 2,048 env steps" in out
     for fact in (
         "near @ 0",
         "success",
         "env steps/s",
         "published",
+        "directives",
         "applied by every worker",
         "runs/frozenlake",
     ):
@@ -383,7 +384,7 @@ def test_a_terminal_shows_a_live_panel(tmp_path: Path) -> None:
     finally:
         os.close(leader)
     text = seen.decode()
-    for fact in ("missing to advance", "▸ near", "steps/s", "updates applied", "╭", "the budget is spent"):
+    for fact in ("missing to advance", "▸ near", "steps/s", "directives applied", "╭", "the budget is spent"):
         assert fact in text
 
 

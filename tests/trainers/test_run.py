@@ -24,6 +24,7 @@ from trainers.checkpoint import CheckpointError, Checkpoints
 from trainers.config import NetworkConfig
 from trainers.folder import RunFolder
 from trainers.metrics import read_metrics
+from trainers.progress import PlainLines
 
 
 async def finish(config: TrainConfig, job: Job | None = None, **kwargs: Any) -> tuple[Summary, RunFolder]:
@@ -289,6 +290,38 @@ async def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert Checkpoints(tmp_path / "cancelled" / "checkpoints").load_newest()
+
+
+class Mute(Corridor):
+    """Never says whether an episode succeeded."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *rest, info = super().step(action)
+        return (*rest, {name: value for name, value in info.items() if name != "is_success"})
+
+
+@pytest.mark.asyncio
+async def test_success_that_never_comes_is_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All episodes would count as failures, and the first stage would last for ever."""
+    levels = cu.LevelSet(LEVELS)
+    mute = Job(PLAN, lambda: cu.CurriculumEnv(Mute(), levels))
+    shown = PlainLines()
+    async with training(tiny(tmp_path, total_steps=64 * 60), job=mute) as run:
+        shown.start(run)
+        async for report in run.reports():
+            shown.show(report)
+    warning = "none of the first 100 episodes said whether it succeeded"
+    assert [text for text in run.warnings if warning in text] == run.warnings != []
+    assert capsys.readouterr().out.count(f"warning: {warning}") == 1
+    assert caplog.text.count(warning) == 1
+
+    said = replace(mute, success=lambda episode: episode.episode_return > 0)
+    for job in (said, corridor_job()):  # somebody says it
+        async with training(tiny(tmp_path, total_steps=64 * 60), job=job) as run:
+            assert (await run.wait()).episodes > 100
+        assert run.warnings == []
 
 
 class Faulty(Corridor):
