@@ -8,6 +8,7 @@ never touches its neighbours; what went wrong is reported with the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, NamedTuple
@@ -28,6 +29,7 @@ OnEnvError = Literal["raise", "reset"]
 Extras = dict[str, list[tuple[int, Any]]]  # what does not fit the block, by kind; rows are local indices
 
 _BOOLS = (False, True)
+_SLACK = 4096  # bytes of a reply that are no env's
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
 
 
@@ -91,7 +93,8 @@ class EnvGroup:
         # A fresh env resets at its first command: in the first incarnation always a reset command, which brings its
         # seed; after a restart whatever comes, with the seeds in `reborn`.
         self._pending = [True] * count
-        self._reborn: dict[int, int | None] = dict(enumerate(reborn)) if reborn is not None else {}
+        # Who is in it has never begun an episode; the seed is that of a replacement.
+        self._fresh: dict[int, int | None] = dict(enumerate(reborn or [None] * count))
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
 
         stop = first + count
@@ -103,6 +106,7 @@ class EnvGroup:
         self._flags: Any = memoryview(slab.flags[first:stop].data)
         self._versions: Any = memoryview(slab.versions[first:stop].data)
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
+        self._discrete = [isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
         self.everyone = range(count)  # local indices of its rows
         self._no_flags = bytes(count)
         # where the observation is one leaf in the block, and any number may stand in it: its rows, by local index
@@ -194,13 +198,13 @@ class EnvGroup:
             if error := self._refused.pop(i, None):
                 self._fail(i, "on_broadcast", error, extras, again=False)
                 continue
-            self._begin(i, seed, None if options is None else dict(options), extras)
+            self._begin(i, seed, options if len(envs) == 1 else deepcopy(options), extras)
         return extras
 
     def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
         """`op`: "call" (values: args, kwargs), "get", "set" (values: one per env), "apply" (values: a function of env).
 
-        Per env (ok, result or report).
+        Per env (ok, result or report). No env gets an object that another one of the worker may change.
         """
         results: list[tuple[bool, Any]] = []
         if self._inbox.has_now:
@@ -208,15 +212,18 @@ class EnvGroup:
         for position, i in enumerate(envs):
             env = self.envs[i]
             try:
+                given = values[position] if op == "set" else values
+                if len(envs) > 1:
+                    given = deepcopy(given)
                 if op == "set":
-                    env.set_wrapper_attr(name, values[position])
+                    env.set_wrapper_attr(name, given)
                     result: Any = None
                 elif op == "apply":
-                    result = values(env)
+                    result = given(env)
                 else:
                     result = env.get_wrapper_attr(name)
                     if op == "call" and callable(result):
-                        args, kwargs = values
+                        args, kwargs = given
                         result = result(*args, **kwargs)
                 results.append((True, result))
             except Exception as error:
@@ -244,7 +251,7 @@ class EnvGroup:
     # -- one env ----------------------------------------------------------------------------------------------
 
     def _actions(self, envs: Sequence[int], loose: Sequence[Any]) -> Iterable[Any]:
-        """One action per env of the command: ints for Discrete, an array of its own otherwise."""
+        """One action per env of the command: ints for Discrete, an array or numpy scalar of its own otherwise."""
         columns: list[Iterable[Any]] = []
         for index, column in enumerate(self._action_columns):
             if column is None:
@@ -252,7 +259,7 @@ class EnvGroup:
             else:
                 values = column if envs is self.everyone else column[list(envs)]
                 if values.ndim == 1:
-                    columns.append(values.tolist())
+                    columns.append(values.tolist() if self._discrete[index] else list(values))
                 else:  # an env may keep its action; picking rows by index has copied already
                     columns.append(values.copy() if values is column else values)
         if self._action.is_leaf:
@@ -260,7 +267,7 @@ class EnvGroup:
         return (self._action.join(leaves) for leaves in zip(*columns))
 
     def _autoreset(self, i: int, extras: Extras) -> None:
-        self._begin(i, self._reborn.get(i), None, extras)
+        self._begin(i, self._fresh.get(i), None, extras)
 
     def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None, extras: Extras) -> None:
         """Reset env `i`; its episode begins with the look at the newest version."""
@@ -282,7 +289,8 @@ class EnvGroup:
             self._fail(i, op, error, extras, again=False)
             return
         self._pending[i] = False
-        self._reborn.pop(i, None)
+        if self._fresh:
+            self._fresh.pop(i, None)
         self._versions[i] = version
         self._rewards[i] = 0.0
         self._flags[i] = 0
@@ -379,7 +387,10 @@ class EnvGroup:
             if i == skip:
                 continue  # it gets everything in its reset
             try:
-                self._inbox.deliver_now(i, hook)
+                if i in self._fresh:  # in the order of the versions, also those that it gets before a reset
+                    self._inbox.deliver(i, hook)
+                else:
+                    self._inbox.deliver_now(i, hook)
             except Exception as error:
                 self._refused[i] = error
 
@@ -395,22 +406,22 @@ class EnvGroup:
                 return payload
         except TypeError:
             pass
-        share = wire.MAX_PAYLOAD // max(1, len(self.envs))
+        share = (wire.MAX_PAYLOAD - _SLACK) // max(1, len(self.everyone))
         for kind in [kind for kind in extras if kind not in ("errors", "env_errors")]:
             for i, value in list(extras.get(kind, ())):
                 if error := _unsendable(kind, value, share):
                     self._fail(i, op, error, extras, again=False)
+        for kind in ("errors", "env_errors"):
+            if kind in extras:
+                extras[kind] = [(i, report.cut(share // 2)) for i, report in extras[kind]]
         sizes: dict[int, int] = {}
-        for kind in extras.keys() - {"errors", "env_errors"}:
+        for kind in extras.keys() - {"errors"}:
             for i, value in extras[kind]:
                 sizes[i] = sizes.get(i, 0) + len(wire.dumps(value))
         for i, size in sizes.items():
             if size > share:
                 what = f"what it returned is too large: {size} bytes pickled, {wire.MAX_PAYLOAD} for all of a reply"
                 self._fail(i, op, ValueError(what), extras, again=False)
-        for kind in ("errors", "env_errors"):
-            if kind in extras:
-                extras[kind] = [(i, report.cut(share)) for i, report in extras[kind]]
         return wire.dumps(extras, "infos")
 
 

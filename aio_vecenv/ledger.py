@@ -99,6 +99,9 @@ class Ledger:
         self._anew_later: dict[
             int, tuple[str, int | None]
         ] = {}  # lost after its row was replied: reason, seed
+        self._fresh: dict[
+            int, int | None
+        ] = {}  # blocked, and in a new worker since: the seed that is due to it
         self._unreleased: list[Episode] = []  # ended outside a hand-out; part of the next one
 
     # -- commands ----------------------------------------------------------------------------------------------
@@ -171,6 +174,20 @@ class Ledger:
                 self._anew_later[env_id] = (reason, seed)
             elif env_id not in self.blocked:
                 self._begin_anew(env_id, "worker_lost", reason, seed)
+            else:
+                self._fresh[env_id] = seed
+
+    def seed_due(self, env_id: int) -> int | None:
+        """The seed for a reset that brings none: that of a replacement, whose own generator nobody has seeded."""
+        return self._next_seed.get(env_id) if env_id in self._anew_why else self._fresh.get(env_id)
+
+    def reseed(self, command: Command) -> None:
+        """A reset goes to the replacement of its worker: what it does not seed gets the replacement's seeds."""
+        env_ids = command.env_ids.tolist()
+        command.seeds = [
+            self.seed_due(env_id) if seed is None else seed for env_id, seed in zip(env_ids, command.seeds)
+        ]
+        self._next_seed.update(zip(env_ids, command.seeds))
 
     def begins_anew(self, env_ids: Iterable[int]) -> bool:
         """Whether the next row of one of these envs begins a replacement."""
@@ -204,6 +221,9 @@ class Ledger:
         """A reset of these envs was cancelled: its rows are dropped, and they accept only reset."""
         self._remove_ready(env_ids)
         self._settle(env_ids)
+        for env_id in env_ids.tolist():
+            if not self.book.runs(env_id):  # nor will it, before the next reset
+                self.book.forget(env_id)
 
     def _begin_anew(self, env_id: int, key: str, reason: str, seed: int | None) -> None:
         self._anew_why[env_id] = (key, reason)
@@ -423,7 +443,9 @@ class Ledger:
                 seed = self._next_seed.pop(env_id, None)
                 events.append(book.begin(env_id, call, versions.item(env_id), task, seed))
                 self._due.discard(env_id)
-                self.blocked.pop(env_id, None)
+                if self.blocked:
+                    self.blocked.pop(env_id, None)
+                    self._fresh.pop(env_id, None)
 
     def _union(self, commands: Sequence[Command]) -> tuple[EnvIds, Any]:
         """The envs of all commands, sorted, and what picks their rows."""

@@ -17,7 +17,18 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-__all__ = ["TERMINATED", "TRUNCATED", "Field", "Leaf", "SharedMemory", "Slab", "SpaceTree", "exact", "layout"]
+__all__ = [
+    "TERMINATED",
+    "TRUNCATED",
+    "Field",
+    "Leaf",
+    "SharedMemory",
+    "Slab",
+    "SpaceTree",
+    "exact",
+    "layout",
+    "pick_rows",
+]
 
 TERMINATED, TRUNCATED = 1, 2
 
@@ -125,6 +136,15 @@ def _join(space: gym.Space[Any], columns: Any) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(_join(sub, columns) for sub in space)
     return next(columns)
+
+
+def pick_rows(space: gym.Space[Any], batch: Any, rows: Any) -> Any:
+    """These rows of a batch of values of `space`, in this order."""
+    if isinstance(space, spaces.Dict):
+        return {key: pick_rows(sub, batch[key], rows) for key, sub in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(pick_rows(sub, part, rows) for sub, part in zip(space, batch))
+    return batch[rows] if isinstance(batch, np.ndarray) else tuple(batch[row] for row in rows.tolist())
 
 
 @dataclass(frozen=True)

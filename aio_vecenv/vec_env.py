@@ -36,7 +36,7 @@ from .events import EventHub, EventStream
 from .ledger import Command, Ledger
 from .report import ErrorReport, describe, raise_all, rebuild
 from .restart import RestartBudget, RestartLog, Timeouts
-from .slab import SharedMemory, Slab, SpaceTree, layout
+from .slab import SharedMemory, Slab, SpaceTree, layout, pick_rows
 from .statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from .wire import Kind, Message
 from .worker import PICKLED, SUBSET, Setup, Spaces
@@ -261,7 +261,7 @@ class AsyncVecEnv:
                 vars(self).pop(name, None)
 
     def __del__(self) -> None:
-        if not self._closed and os.getpid() == self._pid:
+        if not getattr(self, "_closed", True) and os.getpid() == self._pid:
             self._crew.abandon()
             warnings.warn(
                 f"{self!r} was not closed: use `async with`, or aclose()",
@@ -304,6 +304,8 @@ class AsyncVecEnv:
         if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
             raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
         if options is not None:
+            if not isinstance(options, dict):
+                raise TypeError(f"options is {options!r:.80}, not a dict; nothing was sent")
             wire.check_size(wire.dumps(options, "options"), "the options", room=64 * len(ids))
         self._in_reset.update(ids.tolist())
         try:
@@ -324,7 +326,10 @@ class AsyncVecEnv:
         self._ledger.next_number += 1
         by_env = dict(zip(ids.tolist(), seeds))
         for env_id, given in by_env.items():
-            self._seed[env_id] = given if given is not None else self._seed[env_id]
+            if given is None:
+                by_env[env_id] = self._ledger.seed_due(env_id)
+            else:
+                self._seed[env_id] = given
         in_order = np.sort(ids)
         self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
         for worker, mine in self._deal.by_worker(in_order):
@@ -343,7 +348,7 @@ class AsyncVecEnv:
         if (in_order == ids).all():
             return batch.obs, batch.infos
         order = np.searchsorted(in_order, ids)
-        return _take(batch.obs, order), _take_infos(batch.infos, order)
+        return pick_rows(self.single_observation_space, batch.obs, order), _take_infos(batch.infos, order)
 
     def send(self, actions: Any, env_ids: Sequence[int] | EnvIds | None = None) -> None:
         """Send one action to each env of `env_ids` (default: all); never waits.
@@ -583,6 +588,10 @@ class AsyncVecEnv:
                 self._dropped.discard(sequence)
         seeds = [derive_seed(self._seed[env_id], env_id, restarts) for env_id in shift.rows]
         self._ledger.made_anew(shift.rows, reason, seeds)
+        for command in shift.commands.values():
+            if command.kind is Kind.RESET:
+                self._ledger.reseed(command)
+                self._pack_reset(command)
         return seeds
 
     def failed(self, error: VecEnvError) -> None:
@@ -717,10 +726,13 @@ class AsyncVecEnv:
             wire.check_size(command.payload, f"the actions for worker {command.worker}")
 
     def _post_reset(self, command: Command) -> None:
+        self._pack_reset(command)
+        self._crew.post([command])
+
+    def _pack_reset(self, command: Command) -> None:
         local = self._deal.local(command.worker, command.env_ids).tolist()
         options = None if command.options is None else wire.dumps(command.options, "options")
         command.payload = wire.dumps((local, list(command.seeds), options))
-        self._crew.post([command])
 
     async def _ask(
         self,
@@ -762,17 +774,6 @@ def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spac
                 got="both",
             )
     return expected
-
-
-def _take(obs: Any, order: NDArray[np.intp]) -> Any:
-    """Rows of a batch of observations in another order."""
-    if isinstance(obs, dict):
-        return {key: _take(value, order) for key, value in obs.items()}
-    if isinstance(obs, np.ndarray):
-        return obs[order]
-    if isinstance(obs, tuple) and all(isinstance(part, (np.ndarray, dict)) for part in obs):
-        return tuple(_take(part, order) for part in obs)
-    return tuple(obs[row] for row in order.tolist())
 
 
 def _take_infos(infos: dict[str, Any], order: NDArray[np.intp]) -> dict[str, Any]:

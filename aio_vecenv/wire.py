@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ __all__ = [
 
 MAX_PAYLOAD = 16 * 1024 * 1024  # bytes; refused by the sender, so that a receiver never has to buffer more
 _MAGIC = 0xA5E1
+_DEPTH = 16  # levels of a nest that are searched for what does not pickle
 _HEADER = struct.Struct("<HBBIIQQ")  # magic, kind, flags, incarnation, payload bytes, number, version
 _unpack_header = _HEADER.unpack_from
 HEADER_BYTES = _HEADER.size
@@ -179,16 +180,27 @@ def loads(data: bytes) -> Any:
 
 def _culprit(value: Any, path: str) -> tuple[str, Any]:
     """The smallest part of a nest of dicts, lists and tuples that does not pickle, with its path."""
-    parts: Iterator[tuple[str, Any]]
-    if isinstance(value, dict):
-        parts = ((f"{path}[{key!r}]".replace("'", '"'), part) for key, part in value.items())
-    elif isinstance(value, (list, tuple)):
-        parts = ((f"{path}[{index}]", part) for index, part in enumerate(value))
-    else:
-        return path, value
-    for part_path, part in parts:
-        try:
-            cloudpickle.dumps(part, protocol=5)
-        except Exception:
-            return _culprit(part, part_path)
+    for _ in range(_DEPTH):
+        parts: Iterable[tuple[str, Any]]
+        if isinstance(value, dict):
+            parts = ((f"{path}[{_repr(key)}]", part) for key, part in value.items())
+        elif isinstance(value, (list, tuple)):
+            parts = ((f"{path}[{index}]", part) for index, part in enumerate(value))
+        else:
+            break
+        for part_path, part in parts:
+            try:
+                cloudpickle.dumps(part, protocol=5)
+            except Exception:
+                path, value = part_path, part
+                break
+        else:
+            break
     return path, value
+
+
+def _repr(key: Any) -> str:
+    try:
+        return repr(key).replace("'", '"')[:80]
+    except Exception:  # the user's own
+        return "…"

@@ -190,8 +190,10 @@ class _Worker:
         self.send(Message(Kind.ATTACHED))
         try:
             self.serve(group)
-        finally:
-            reports = group.close()
+        except _ParentGone:
+            group.close()
+            raise
+        reports = group.close()  # not after anything else, such as an env's sys.exit: close() may block
         self.send(Message(Kind.GOODBYE, payload=wire.dumps(reports) if reports else b""))
 
     def set_up(self, setup: Setup) -> EnvGroup | None:

@@ -587,6 +587,53 @@ async def test_f31_an_observation_and_an_info_that_are_too_large_together(backen
         assert (batch.env_ids.tolist(), batch.obs) == ([1], ("b",))
 
 
+class _Wordy(gym.Env[Any, Any]):
+    """Begins with much to say; its action 1 fails with much to say; 2 gives a nest that no pickle can hold."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return 0, {"map": bytes(200_000)}
+
+    def step(self, action: Any) -> Any:
+        if action == 1:
+            raise RuntimeError("é" * 60_000)
+        return 0, 1.0, False, False, {"deep": self.nest()} if action == 2 else {}
+
+    def nest(self) -> list[Any]:
+        deep: list[Any] = []
+        for _ in range(5_000):
+            deep = [deep]
+        return deep
+
+
+@both
+@pytest.mark.asyncio
+async def test_f31_a_report_and_an_info_that_are_too_large_together(backend: Backend) -> None:
+    """Each of an env's parts would fit its share of the reply."""
+    async with AsyncVecEnv(_Wordy, 64, num_workers=1, backend=backend, on_env_error="reset") as envs:
+        await envs.reset()
+        batch = await envs.step(np.ones(64, np.int64))
+        assert all(why.startswith("RuntimeError: éé") for why in batch.infos["env_error"])
+        assert envs.statistics().restarts == 0
+
+
+@both
+@pytest.mark.asyncio
+async def test_f32_a_nest_too_deep_to_be_pickled(backend: Backend) -> None:
+    async with AsyncVecEnv(_Wordy, 2, num_workers=1, backend=backend) as envs:
+        await envs.reset()
+        with pytest.raises(EnvError, match=r'env 0 .*infos\["deep"\]\[0\].* cannot be pickled \(list\)'):
+            await envs.step(np.array([2, 0]))
+        assert (await envs.recv()).env_ids.tolist() == [1]
+        with pytest.raises(EnvError, match=r"the result\[0\].* cannot be pickled"):
+            await envs.call("nest", env_ids=[1])
+        await envs.reset()
+        await envs.step(np.zeros(2, np.int64))
+        assert envs.statistics().restarts == 0
+
+
 class _Graph(gym.Env[Any, Any]):
     """Shows its own buffer, and uses it again."""
 

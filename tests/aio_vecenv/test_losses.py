@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -577,6 +579,139 @@ async def test_a_worker_is_lost_after_its_reset_was_replied_and_before_the_other
         assert not batch.first.any()
         check_aligned(batch)
         check_episodes([await anext(stream) for _ in range(stream.behind)], finished=False)
+
+
+@pytest.mark.parametrize("when", ["idle", "ended", "in the reset"])
+@pytest.mark.asyncio
+async def test_a_replacement_is_seeded_also_by_a_reset_that_brings_no_seed(when: str) -> None:
+    """A fresh process has no generator to go on with: what it draws would be another story in each run."""
+    backend = ScriptedBackend(automatic=True)
+    mode = AutoresetMode.DISABLED if when == "ended" else AutoresetMode.NEXT_STEP
+    async with AsyncVecEnv(stamp_envs(2, 1), num_workers=1, backend=backend, autoreset=mode) as envs:
+        stream = envs.events()
+        await envs.reset(seed=7)
+        if when == "ended":
+            assert (await envs.step(zeros(2))).terminations.all()
+        if when == "in the reset":
+            backend.automatic = False
+        else:
+            backend.lose(0)
+            await until(lambda: envs.statistics().recovery.p50_s > 0)
+        resetting = asyncio.ensure_future(envs.reset(seed=[None, 9]))
+        if when == "in the reset":
+            await asyncio.sleep(0)
+            backend.lose(0)
+            await until(lambda: envs.statistics().recovery.p50_s > 0)
+            backend.automatic = True
+        await resetting
+        derived = derive_seed(7, 0, 1)
+        assert await envs.get_attr("seeds") == ([derived], [9])
+        await envs.reset()  # from here on there is a generator to go on with
+        assert await envs.get_attr("seeds") == ([derived, None], [9, None])
+        begun = [
+            e for e in [await anext(stream) for _ in range(stream.behind)] if isinstance(e, EpisodeStarted)
+        ]
+        assert [(e.env_id, e.seed) for e in begun] == [
+            (0, 7),
+            (1, 8),
+            (0, derived),
+            (1, 9),
+            (0, None),
+            (1, None),
+        ]
+
+
+@pytest.mark.asyncio
+async def test_a_reset_that_is_tried_again_in_a_replacement_says_its_seed(tmp_path: Path) -> None:
+    """on_env_error="reset": the step raises, so does the reset, and the worker dies before it has tried again."""
+    backend = ScriptedBackend(automatic=True)
+    broken = partial(FaultyEnv, 0, "raise", op="reset", at=1, length=9, once=tmp_path / "reset")
+
+    class Broken(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            if action:
+                raise RuntimeError("broken")
+            return self.env.step(action)
+
+    async with AsyncVecEnv(
+        lambda: Broken(broken()), 1, backend=backend, restart=MANY, on_env_error="reset"
+    ) as envs:
+        stream = envs.events()
+        await envs.reset(seed=7)
+        backend.automatic = False
+        envs.send(np.ones(1, np.int64))
+        backend.deliver(0)  # both raise; a reset of its own follows
+        backend.lose(0)
+        backend.automatic = True
+        await envs.recv()
+        (seeds,) = await envs.get_attr("seeds")
+        events = [await anext(stream) for _ in range(stream.behind)]
+        assert [e.seed for e in events if isinstance(e, EpisodeStarted)] == [7, *seeds]
+        assert seeds == [derive_seed(7, 0, 1)]
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_reset_of_an_ended_env_does_not_hold_the_watermark() -> None:
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(
+        stamp_envs(2, 1), num_workers=2, backend=backend, autoreset=AutoresetMode.DISABLED
+    ) as envs:
+        await envs.reset(seed=1)
+        assert (await envs.step(zeros(2))).terminations.all()
+        backend.automatic = False
+        resetting = asyncio.ensure_future(envs.reset(env_ids=[0]))
+        await asyncio.sleep(0)
+        resetting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await resetting
+        backend.automatic = True
+        for _ in range(3):
+            await envs.reset(env_ids=[1])
+            envs.send(zeros(1), [1])
+            batch = await envs.recv()
+            assert batch.watermark > batch.episodes[0].order  # nothing older runs, or will begin
+
+
+@pytest.mark.asyncio
+async def test_g07_also_what_is_applied_at_once_comes_in_version_order() -> None:
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, restart=MANY) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast("A", topic="a")
+        envs.broadcast("B", topic="b", apply="now")
+        await envs.broadcast("C", topic="c")
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        batch = await envs.step(zeros(2))
+        while not batch.first[0]:
+            batch = await envs.step(zeros(2))
+        assert (await envs.get_attr("heard", env_ids=[0])) == ([(1, "A"), (2, "B"), (3, "C")],)
+
+
+@pytest.mark.asyncio
+async def test_f05_an_env_that_exits_and_then_cannot_be_closed() -> None:
+    async with AsyncVecEnv(_Leaver, 2, num_workers=2, restart=MANY) as envs:
+        await envs.reset()
+        async with asyncio.timeout(20):
+            batch = await envs.step(np.array([1, 0]))
+        assert batch.first.tolist() == [True, False]
+        assert batch.infos["worker_lost"][0] == "exited with status 3"
+
+
+class _Leaver(StampEnv):
+    """Action 1 ends its process; after that its close() never returns."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 9)
+        self.left = False
+
+    def step(self, action: np.int64) -> Any:
+        if action:
+            self.left = True
+            sys.exit(3)
+        return super().step(action)
+
+    def close(self) -> None:
+        while self.left:
+            signal.pause()
 
 
 @pytest.mark.asyncio

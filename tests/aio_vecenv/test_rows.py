@@ -426,6 +426,109 @@ async def test_reset_rows_come_in_the_order_of_env_ids(backend: Backend) -> None
         assert infos["stamp"][:, 0].tolist() == [2, 0, 3]
 
 
+class _Numbered(gym.Env[Any, Any]):
+    """Every leaf of its observation says which env it is of."""
+
+    action_space = spaces.Box(-1, 1, (), np.float32)
+
+    def __init__(self, env: int, space: gym.Space[Any]) -> None:
+        self.env_index, self.observation_space = env, space
+        self.bag: list[Any] = []
+        self.actions: list[Any] = []
+
+    def _value(self, space: gym.Space[Any]) -> Any:
+        if isinstance(space, spaces.Tuple):
+            return tuple(map(self._value, space))
+        if isinstance(space, spaces.Text):
+            return str(self.env_index)
+        if isinstance(space, spaces.Sequence):
+            return np.full((3, 1), self.env_index, np.float32)
+        return np.full(space.shape or (), self.env_index, space.dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        if options:
+            options["left"].pop()
+            self.bag = options["left"]
+        return self._value(self.observation_space), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(action)
+        return self._value(self.observation_space), 0.0, False, False, {}
+
+    def add(self, value: Any) -> int:
+        value.append(1)
+        return len(value)
+
+
+_BOX = spaces.Box(-9, 9, (1,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("space", "batch"),
+    [
+        (spaces.Tuple((spaces.Tuple((_BOX, _BOX)), _BOX)), [[[[2], [0], [1]]] * 2, [[2], [0], [1]]]),
+        (spaces.Tuple((_BOX, spaces.Text(1))), [[[2], [0], [1]], ["2", "0", "1"]]),
+        (spaces.Sequence(_BOX, stack=True), [[[2]] * 3, [[0]] * 3, [[1]] * 3]),
+        (spaces.Text(1), ["2", "0", "1"]),
+    ],
+)
+@both
+@pytest.mark.asyncio
+async def test_reset_orders_rows_not_leaves(backend: Backend, space: gym.Space[Any], batch: Any) -> None:
+    def plain(value: Any) -> Any:
+        return [plain(part) for part in value] if isinstance(value, (tuple, np.ndarray)) else value
+
+    factories = [partial(_Numbered, i, space) for i in range(3)]
+    async with AsyncVecEnv(factories, num_workers=1, backend=backend) as envs:
+        await envs.reset()
+        obs, _ = await envs.reset(env_ids=[2, 0, 1])
+        assert plain(obs) == batch
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@both
+@pytest.mark.asyncio
+async def test_envs_of_one_worker_share_nothing_that_is_sent_to_them(backend: Backend, workers: int) -> None:
+    """What comes back depends on nothing that another env did: the same for any number of workers."""
+    factories = [partial(_Numbered, i, _BOX) for i in range(2)]
+    async with AsyncVecEnv(factories, num_workers=workers, backend=backend) as envs:
+        await envs.reset(options={"left": [1, 2, 3]})
+        assert await envs.get_attr("bag") == ([1, 2], [1, 2])
+        assert await envs.call("add", []) == (1, 1)
+        values: list[list[Any]] = [[], [[], []]]
+        for value in values:
+            await envs.set_attr("bag", value if value else {"n": []})
+            await envs.apply(lambda env: (env.bag["n"] if isinstance(env.bag, dict) else env.bag).append(1))
+            assert await envs.get_attr("bag") == (({"n": [1]},) * 2 if not value else ([1], [1]))
+
+
+@both
+@pytest.mark.asyncio
+async def test_an_action_without_axes_keeps_its_dtype(backend: Backend) -> None:
+    factories = [partial(_Numbered, i, _BOX) for i in range(2)]
+    async with AsyncVecEnv(factories, num_workers=1, backend=backend) as envs:
+        await envs.reset()
+        await envs.step(np.array([0.25, 0.5], np.float32))
+        envs.send(np.array([0.75], np.float32), [1])
+        await envs.recv()
+        actions = await envs.get_attr("actions")
+    assert actions == ([0.25], [0.5, 0.75])
+    assert {type(action).__name__ for row in actions for action in row} == {"float32"}
+
+
+@both
+@pytest.mark.asyncio
+async def test_options_that_are_no_dict_are_not_sent(backend: Backend) -> None:
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        wrong: Any
+        for wrong in ("hard", [1, 2]):
+            with pytest.raises(TypeError, match=r"options is .*, not a dict; nothing was sent"):
+                await envs.reset(options=wrong)
+        assert (await envs.step(zeros(2))).obs[:, 3].tolist() == [1, 1]  # the episodes go on
+        assert envs.statistics().restarts == 0
+
+
 @both
 @pytest.mark.asyncio
 async def test_reset_discards_owed_rows_but_not_their_events(backend: Backend) -> None:
