@@ -3,7 +3,7 @@
 async with AsyncVecEnv("CartPole-v1", num_envs=64) as envs:
     obs, infos = await envs.reset(seed=7)
     batch = await envs.step(envs.action_space.sample())
-    await envs.broadcast({"gravity": 3.7})
+    await envs.broadcast({"gravity": 3.7})  # to every env that has on_broadcast(payload, version)
 """
 # the door: names are imported when they are first used, since a worker needs few of them
 

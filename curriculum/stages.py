@@ -45,9 +45,9 @@ class Stage:
     """One step of the curriculum.
 
     `threshold` T: success rate of the newest 50 outcomes that is good enough, 0 < T ≤ 1. `min_episodes` M:
-    outcomes before that counts. `floor`: a success rate below which the run goes one stage back (None: never;
-    at most T - .20). `max_episodes`: outcomes in one stay after which the stage is reported as stalled (None:
-    never).
+    outcomes before that counts (the rule *early* asks for neither: see `Staged`). `floor`: a success rate
+    below which the run goes one stage back (None: never; at most T - .20). `max_episodes`: outcomes in one
+    stay after which the stage is reported as stalled (None: never).
     """
 
     name: str

@@ -138,6 +138,10 @@ class TrainConfig:
     """Count outcomes in the order in which episodes started, or in which they ended."""
     rules: Literal["reference", "sequential"] = "reference"
     """staged: advance by success windows, or by a sequential test that seldom advances by luck."""
+    early: bool = True
+    """staged: 27 successes among 30 outcomes advance too, whatever the stage's own threshold and minimum."""
+    trend: bool = True
+    """staged: so does a success rate that rises and has nearly reached the threshold."""
     seed: int = 0
     """Every random stream of the run derives from it."""
     total_steps: int = 1_000_000

@@ -72,7 +72,14 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
     """
     success = job.success or cu.is_success
     if config.strategy == "staged":
-        return cu.Staged(job.plan, window=config.window, rules=config.rules, success=success)
+        return cu.Staged(
+            job.plan,
+            window=config.window,
+            rules=config.rules,
+            early=config.early,
+            trend=config.trend,
+            success=success,
+        )
     name = f"strategy={config.strategy!r}"
     if not isinstance(levels, cu.LevelSet):
         raise ConfigError(

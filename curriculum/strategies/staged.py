@@ -38,10 +38,10 @@ class Staged:
     hold.
 
     `rules`: "reference", or "sequential" (only with window="started"). `window`: "started" admits outcomes in
-    the order in which their episodes started, "completed" as they end. Switches, all on: `early`, `trend`,
-    `adaptive_mixing` (off: ratio .20), `stage_mixing` (off: ratio 0). `probe`: probability of an episode of
-    any earlier stage; `mix_by="steps"` makes the ratio the share of steps instead of episodes. `success`:
-    episode → bool.
+    the order in which their episodes started, "completed" as they end. Switches, all on: `early` (nine of ten
+    of at least 30 outcomes advance, whatever the stage's threshold and minimum), `trend`, `adaptive_mixing`
+    (off: ratio .20), `stage_mixing` (off: ratio 0). `probe`: probability of an episode of any earlier stage;
+    `mix_by="steps"` makes the ratio the share of steps instead of episodes. `success`: episode → bool.
     """
 
     def __init__(

@@ -33,6 +33,21 @@ from trainers.rollout import score_parts
 STRATEGIES: tuple[Any, ...] = get_args(StrategyName)
 
 
+def test_the_staged_rules_are_settings(tmp_path: Path) -> None:
+    config = tiny(tmp_path, rules="sequential", early=False)
+    staged = make_strategy(config, corridor_job())
+    assert (staged.rules, staged.window, staged.early, staged.trend) == ("sequential", "started", False, True)
+    staged = make_strategy(
+        replace(config, rules="reference", window="completed", early=True, trend=False), corridor_job()
+    )
+    assert (staged.rules, staged.window, staged.early, staged.trend) == (
+        "reference",
+        "completed",
+        True,
+        False,
+    )
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_strategy_from_start_to_picture(
     tmp_path: Path, strategy: Any, capsys: pytest.CaptureFixture[str]
