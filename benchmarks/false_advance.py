@@ -91,7 +91,7 @@ def first_advance(rule: Rule, outcomes: Bools, threshold: float, minimum: int, s
     return np.where(verdicts.any(axis=1), (verdicts.argmax(axis=1) + 1) * EVERY, -1)
 
 
-# ---- C24: many envs, outcomes whose duration depends on them
+# ---- many envs, outcomes whose duration depends on them
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = pool.map(overtaking, situations, [runs] * len(cases), [n + x for n, x, _ in cases])
         for (num_envs, times, each), shares in zip(cases, found):
-            name = f"C24 rate .20, T .60, {num_envs} envs, failures {times} x as long"
+            name = f"fast outcomes first: rate .20, T .60, {num_envs} envs, failures {times} x as long"
             name += "" if each == EVERY else ", checked always"
             good &= _row(name, [f"{share:.3f}" for share in shares], "≤ .05", shares[1] <= 0.05)
     tables: list[tuple[str, float, int, str, Callable[[float], bool] | None]] = [
-        ("C25 rate T - .10: false advance in 1,000", -0.10, 1000, "≤ .05", lambda share: share <= 0.05),
+        ("luck: rate T - .10: false advance in 1,000", -0.10, 1000, "≤ .05", lambda share: share <= 0.05),
         ("power: rate T + .10, advance in 400", 0.10, 400, "≥ .95", lambda share: share >= 0.95),
         ("indifference: rate T - .05, advance in 1,000", -0.05, 1000, "", None),
         ("indifference: rate T, advance in 400", 0.0, 400, "", None),

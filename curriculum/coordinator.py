@@ -53,7 +53,7 @@ _owners: weakref.WeakKeyDictionary[Any, weakref.ref[Coordinator]] = weakref.Weak
 
 
 class Coordinator:
-    """The only one who counts and decides (C1, C6). Make it before the envs' first reset; then let `run()`
+    """The only one who counts and decides. Make it before the envs' first reset; then let `run()`
     run.
 
     The constructor registers for events and publishes the strategy's first directive. A second coordinator on

@@ -73,8 +73,9 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         """What the next task is drawn from; DirectiveError before any has arrived."""
         if self._directive is None:
             raise DirectiveError(
-                "no directive has arrived: make a Coordinator on the vec env before its first reset, "
-                "or give this env a strategy of its own"
+                "no directive has arrived: make a Coordinator on the vec env before its first reset, or give this "
+                "env a strategy of its own; if there is a Coordinator, a wrapper around this env has an on_broadcast "
+                "that keeps what is not its own"
             )
         return self._directive
 

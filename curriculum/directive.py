@@ -111,7 +111,7 @@ class Directive:
 
 
 class Draws:
-    """One env's draws: keyed by the last seed it was reset with and the number of resets since (C10).
+    """One env's draws: keyed by the last seed it was reset with and the number of resets since.
 
     Generators of a stage take turns: every round plays each of them once, in an order shuffled per env and
     round and offset by the env's seed.

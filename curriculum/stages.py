@@ -109,7 +109,7 @@ DEFAULT_STAGES = (
 
 
 class StagePlan:
-    """Stages in order. Without arguments: the seven stages of the reference analysis.
+    """Stages in order. Without arguments: seven stages of a platform game, as an example.
 
     `threshold=`, `min_episodes=` (and `floor=`, `max_episodes=`) are **overrides**: one value replaces the
     setting of *every* stage, a mapping `{"far": .9}` replaces it for just the stages it names. None, the

@@ -80,7 +80,7 @@ class Entry(NamedTuple):
 
 
 class StartOrder:
-    """Admits outcomes in the order in which their episodes started (C24: a fast failure cannot overtake a
+    """Admits outcomes in the order in which their episodes started (a fast failure cannot overtake a
     slow success).
 
     An episode is admitted once every episode that started before it has ended. The oldest unfinished one is

@@ -40,7 +40,7 @@ def resolve_job(config: TrainConfig) -> Job:
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
     assert job is not None
-    return planned(Job(plan if plan is not None else job.plan, job.make_env, job.success), config)
+    return planned(replace(job, plan=plan if plan is not None else job.plan), config)
 
 
 async def levels_of(envs: av.AsyncVecEnv) -> Any:
@@ -66,11 +66,17 @@ def planned(job: Job, config: TrainConfig, levels: Any = None) -> Job:
 
 
 def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
-    """The strategy that `config` names, over the job's plan; all but "staged" draw from `levels`, the envs' own.
+    """The job's own strategy, or the one that `config` names, over the job's plan; all but "staged" draw from `levels`,
+    the envs' own.
 
     Raises `ConfigError` where the levels are not those of the plan.
     """
     success = job.success or cu.is_success
+    if job.strategy is not None:
+        if config.strategy != "staged" or not config.curriculum:
+            asked = f"strategy={config.strategy!r}" if config.curriculum else "curriculum=False"
+            raise ConfigError(f"the job brings a strategy of its own, and the config asks for {asked}")
+        return job.strategy(job.plan, levels)
     if config.strategy == "staged":
         return cu.Staged(
             job.plan,

@@ -25,6 +25,7 @@ class Outcomes:
     def __init__(self, success: Callable[[Any], bool], num_envs: int, *, in_order: bool = True) -> None:
         self._success, self._in_order, self._limit = success, in_order, STRAGGLER * num_envs
         self._windows: dict[str, deque[bool]] = {}
+        self._ended: dict[str, int] = {}
         self._waiting: list[tuple[int, str, bool | None]] = []  # a heap by order; None: aborted
         # where someone was passed over: all older episodes have ended, or were passed over, too
         self._next = -1
@@ -33,7 +34,10 @@ class Outcomes:
         """Take in the episodes of one hand-out, and the order below which every episode has ended."""
         for episode in episodes:
             success = None if episode.outcome == "aborted" else bool(self._success(episode))
-            heapq.heappush(self._waiting, (episode.order, str(episode.task["stage"]), success))
+            stage = str(episode.task["stage"])
+            if success is not None:
+                self._ended[stage] = self.ended(stage) + 1
+            heapq.heappush(self._waiting, (episode.order, stage, success))
         waiting = self._waiting
         while waiting:
             order = waiting[0][0]
@@ -56,6 +60,10 @@ class Outcomes:
         """The newest outcomes of a stage, at most 50, oldest first."""
         return tuple(self._windows.get(stage, ()))
 
+    def ended(self, stage: str) -> int:
+        """Episodes of a stage that ended, aborted ones not counted."""
+        return self._ended.get(stage, 0)
+
     def reached(self, stage: str, rate: float, window: int) -> bool:
         """Whether the newest `window` outcomes of a stage are there, and at least that share are successes."""
         newest = self.newest(stage)[-window:]
@@ -65,6 +73,7 @@ class Outcomes:
         """Plain data, as a checkpoint keeps it."""
         return {
             "windows": {stage: list(window) for stage, window in self._windows.items()},
+            "ended": dict(self._ended),
             "waiting": [
                 [stage, success] for _, stage, success in sorted(self._waiting) if success is not None
             ],
@@ -73,6 +82,7 @@ class Outcomes:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be as when `state_dict` was asked; `restart()` goes on from there."""
         self._windows = {stage: deque(window, NEWEST) for stage, window in state["windows"].items()}
+        self._ended = dict(state["ended"])
         self._waiting = [(order, *outcome) for order, outcome in enumerate(state["waiting"])]
 
     def restart(self) -> None:

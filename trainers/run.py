@@ -32,7 +32,7 @@ from trainers.networks import MASK
 from trainers.outcomes import Outcomes
 from trainers.presets import Job
 from trainers.seen import Seen, is_masked
-from trainers.summary import RunTally, Summary, stage_reports
+from trainers.summary import RunTally, Summary, stage_reports, stages_seen
 
 __all__ = ["Run", "train", "training"]
 
@@ -92,7 +92,7 @@ async def training(
                 timeouts=av.Timeouts(reset=limit, step=limit),
             )
         )
-        asked = config.strategy != "staged" or has_no_plan(job)
+        asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
         levels = await levels_of(envs) if asked else None
         job = planned(job, config, levels)
         strategy = make_strategy(config, job, levels)
@@ -114,7 +114,7 @@ async def training(
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
         coordinator = cu.Coordinator(strategy, envs, journal=journal)
-        run = Run(config, job, folder, envs, coordinator, executor, loggers)
+        run = Run(config, job, levels, folder, envs, coordinator, executor, loggers)
         stack.push_async_callback(run._quiet)
         await run._open(saved)
         # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
@@ -140,6 +140,7 @@ class Run:
         self,
         config: TrainConfig,
         job: Job,
+        levels: Any,
         folder: RunFolder,
         envs: av.AsyncVecEnv,
         coordinator: cu.Coordinator,
@@ -154,6 +155,8 @@ class Run:
         self._checkpoint_path: Path | None = None
         self._tally, self._lag, self._feed = RunTally(), LoopLag(), Feed[Report]()
         self._goal = job.plan.names[-1]
+        self._own = job.strategy is not None
+        self._plan, self._levels = job.plan, levels
         self._outcomes = Outcomes(
             job.success or cu.is_success, config.num_envs, in_order=config.window == "started"
         )
@@ -407,8 +410,10 @@ class Run:
         return rate is not None and self._outcomes.reached(self._goal, rate, self.config.solve_window)
 
     def _stages(self) -> tuple[StageReport, ...]:
-        coordinator = self.coordinator
-        return stage_reports(coordinator.progress(), coordinator.strategy.directive(), self._outcomes)
+        directive = self.coordinator.strategy.directive()
+        if self._own:  # which may show nothing of itself, or something else
+            return stages_seen(self._plan.names, self._levels, directive, self._outcomes)
+        return stage_reports(self.coordinator.progress(), directive, self._outcomes)
 
     # ---- state
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainers.metrics import Report, StageReport, Timing
 from trainers.outcomes import Outcomes
 from trainers.ppo import UpdateStats
 
-__all__ = ["RunTally", "StageEntry", "Summary", "stage_reports", "wilson"]
+__all__ = ["RunTally", "StageEntry", "Summary", "stage_reports", "stages_seen", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,33 @@ def stage_reports(
             missing=row["missing"],
         )
         for row in rows
+    )
+
+
+def stages_seen(
+    names: Sequence[str], levels: Any, directive: Any, outcomes: Outcomes
+) -> tuple[StageReport, ...]:
+    """The stages of a strategy of the user's own, as far as they can be told from outside. `levels`: the envs' level
+    set, or None."""
+
+    def share(name: str) -> float:
+        if directive.stage is not None:
+            return _share(name, directive)
+        if levels is None:
+            return 0.0
+        group = levels.of_stage(name)
+        if directive.weights is None:
+            return len(group) / len(levels)
+        return float(directive.weights[group.start : group.stop].sum() / directive.weights.sum())
+
+    return tuple(
+        replace(
+            _of_levels(
+                {"stage": name, "outcomes": outcomes.ended(name), "share": share(name)}, outcomes.newest(name)
+            ),
+            mixing_ratio=float(directive.mixing_ratio(name)) if directive.ratios else 0.0,
+        )
+        for name in names
     )
 
 

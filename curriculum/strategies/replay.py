@@ -77,7 +77,7 @@ class PrioritisedReplay(Weighted):
 
     `by`: "l1" (mean |A|), "positive" (mean max(A, 0)), or "max_mc" (highest return so far - mean V). The learner
     hands over one `ScorePart` per episode and rollout, with the mean of `statistic` over that part; parts merge
-    weighted by steps, so a score does not depend on where rollouts cut the episode (C22). A level has been seen
+    weighted by steps, so a score does not depend on where rollouts cut the episode. A level has been seen
     once one of its episodes has a complete score. `replay`: probability of a seen level, or "proportionate".
     `waiting`: episodes per env that may be incomplete at a time, as many as can end in one rollout; beyond it the
     oldest get no score.

@@ -1,4 +1,4 @@
-"""`Staged`: one stage after the other, by the rules of the reference analysis or by sequential tests."""
+"""`Staged`: one stage after the other, by success windows or by sequential tests."""
 # pure: deterministic given the order of its inputs; it never waits and draws nothing
 
 from __future__ import annotations

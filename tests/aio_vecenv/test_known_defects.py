@@ -1,4 +1,4 @@
-"""The rows of the table of known defects that no other file here carries: the same situation, our result."""
+"""What other vectorised envs get wrong, as far as no other file here tests it: the same situation, our result."""
 
 from __future__ import annotations
 

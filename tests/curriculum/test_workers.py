@@ -74,7 +74,7 @@ def recorded() -> Staged:
 
 @pytest.mark.asyncio
 async def test_c01_every_worker_answers_with_the_ratio_of_outcomes_from_before_it_existed() -> None:
-    """The first acceptance test of the reference analysis: 12 of 30 successes of *simplest*; elsewhere .20 or stale."""
+    """The defect that this project began with: 12 of 30 successes of *simplest*; elsewhere .20 or stale."""
     async with deciding(recorded(), factory(StagePlan()), 4) as (envs, coordinator):
         await envs.reset(seed=7)
         assert await envs.call("get_mixing_ratio", "simplest") == (0.40,) * 4
@@ -83,7 +83,7 @@ async def test_c01_every_worker_answers_with_the_ratio_of_outcomes_from_before_i
 
 @pytest.mark.asyncio
 async def test_c01_the_ratio_in_the_workers_follows_the_success_rate_without_a_stage_change() -> None:
-    """The second acceptance test: from 40 % to 5 % while training."""
+    """And while training: from 40 % to 5 % while training."""
     plan = StagePlan([Stage("simplest", 1.0, 10_000), Stage("simpler")])
     staged = Staged(plan, early=False, trend=False)
     seen = []

@@ -33,6 +33,57 @@ from trainers.rollout import score_parts
 STRATEGIES: tuple[Any, ...] = get_args(StrategyName)
 
 
+class LastLevel:
+    """A strategy of a user's own, in its four methods: from the fifth episode on, only the last level is played."""
+
+    def __init__(self, plan: cu.StagePlan, levels: cu.LevelSet) -> None:
+        self.plan, self.levels, self.seen = plan, levels, 0
+
+    def observe(self, episode: Any) -> None:
+        self.seen += episode.outcome != "aborted"
+
+    def directive(self) -> cu.Directive:
+        weights = np.ones(len(self.levels), np.float32)
+        weights[: -1 if self.seen >= 5 else 0] = 0
+        return cu.Directive(self.levels.stages, None, weights=weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.mark.asyncio
+async def test_a_job_brings_its_own_strategy(tmp_path: Path) -> None:
+    """It is asked, told, reported by stage, saved and resumed."""
+    job = replace(corridor_job(), strategy=LastLevel)
+    config = tiny(tmp_path, total_steps=64 * 12)
+    async with training(config, job=job) as run:
+        reports = [report async for report in run.reports()]
+    strategy = run.coordinator.strategy
+    assert isinstance(strategy, LastLevel)
+    assert (strategy.plan, strategy.levels.stages) == (PLAN, ("one", "three"))
+    for report in reports:
+        assert [(row.name, row.share) for row in report.stages] == [("one", 0.0), ("three", 1.0)]
+        assert sum(row.episodes for row in report.stages) == report.episodes
+    assert strategy.seen == reports[-1].episodes
+    assert reports[-1].stages[-1].outcomes == min(50, reports[-1].stages[-1].episodes)
+    async with training(replace(config, total_steps=64 * 14), resume=run.folder.path, job=job) as again:
+        resumed = again.coordinator.strategy
+        assert isinstance(resumed, LastLevel)
+        assert resumed.seen == strategy.seen > 0
+        (*_, last) = [report async for report in again.reports()]
+    assert last.stages[0].episodes == reports[-1].stages[0].episodes < 12
+    assert last.stages[1].episodes > reports[-1].stages[1].episodes
+    for asked in ({"strategy": "uniform"}, {"curriculum": False}):
+        with pytest.raises(
+            ConfigError, match="the job brings a strategy of its own, and the config asks for"
+        ):
+            async with training(replace(config, **asked), job=job):
+                pass
+
+
 def test_the_staged_rules_are_settings(tmp_path: Path) -> None:
     config = tiny(tmp_path, rules="sequential", early=False)
     staged = make_strategy(config, corridor_job())

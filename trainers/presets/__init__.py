@@ -26,6 +26,9 @@ class Job:
     """Makes one env, with a `CurriculumEnv` in it. Travels by value: no child imports this package."""
     success: Callable[[Any], bool] | None = None
     """Whether an episode succeeded; None: its final info says so."""
+    strategy: Callable[[Any, Any], Any] | None = None
+    """Makes a `curriculum.Strategy` of your own, from the plan and the envs' `LevelSet` (None: they have none); None:
+    `TrainConfig.strategy` names one. The plan's stages are what is reported."""
 
 
 @dataclass(frozen=True)
