@@ -113,7 +113,7 @@ class WorkerLost(VecEnvError):
 
 
 class WorkerTimeout(VecEnvError, multiprocessing.TimeoutError, TimeoutError):
-    """A worker did not start within `limit_s` seconds."""
+    """A worker did not start, or did not close, within `limit_s` seconds."""
 
     def __init__(self, message: str, *, worker: int, limit_s: float) -> None:
         super().__init__(message)

@@ -58,7 +58,7 @@ class AsyncVecEnv:
     Args:
         envs: an env id, an `EnvSpec`, one factory, or a list of factories (their spaces must agree). A factory may
             return a Gymnasium `VectorEnv`: its sub-envs are the rows. Factories travel by cloudpickle.
-        num_envs: how many envs to make; not with a list of factories.
+        num_envs: how many envs to make (default: 1); not with a list of factories.
         num_workers: default: the CPUs this process may use, at most one per env.
         backend: "process", "inline" (no processes: for pdb and for very cheap envs), or a `Backend`.
         autoreset: Gymnasium's `AutoresetMode`.
