@@ -72,7 +72,12 @@ async def evaluate(
     results = []
     threads_before = torch.get_num_threads()
     async with av.AsyncVecEnv(
-        job.make_env, config.num_envs, num_workers=config.num_workers, backend=config.backend, info=[MASK]
+        job.make_env,
+        config.num_envs,
+        num_workers=config.num_workers,
+        backend=config.backend,
+        info=[MASK],
+        check="finite",
     ) as envs:
         if has_no_plan(job):
             job = planned(job, config, await levels_of(envs))

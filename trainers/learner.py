@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -80,6 +81,8 @@ class Learner:
     ) -> tuple[UpdateStats, list[Part]]:
         """`learn()`, and what a strategy asks to know of the episodes in the rollout: by part that lies in it, the
         mean of `statistic`: "abs_advantage", "positive_advantage" or "value", all as the update saw them.
+
+        Raises `FloatingPointError` if the update's numbers are none: the model is spoilt then.
         """
         config = self.config.ppo
         lr = config.lr * max(0.0, 1 - progress) if config.anneal_lr else config.lr
@@ -87,6 +90,12 @@ class Learner:
         rng = stream(self.config.seed, LEARN, index)
         rollout = self.rollout
         stats = update(self.model, self.optimiser, self.head, rollout, last_values, config, lr=lr, rng=rng)
+        for name, value in vars(stats).items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"update {index + 1}: the loss is not a number: {name} is {value}; try a smaller ppo.lr, and "
+                    "rewards and observations that are not so large"
+                )
         if statistic is None:
             return stats, []
         measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values)

@@ -89,6 +89,7 @@ async def training(
                 backend=config.backend,
                 info=[MASK],  # what else envs say stays with them; tasks and final infos always come
                 copy=False,  # the rollout and `Seen` keep copies of their own
+                check="finite",
                 timeouts=av.Timeouts(reset=limit, step=limit),
             )
         )

@@ -140,6 +140,16 @@ def test_more_minibatches_than_valid_rows_is_no_trouble() -> None:
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
+def test_a_rollout_in_which_nothing_was_executed_teaches_nothing() -> None:
+    head = action_head(gym.spaces.Discrete(3))
+    model = ActorCritic(SPACE, head, NetworkConfig(hidden=(8,), normalise_obs=True), seed=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    _, _, rollout = setup()
+    rollout.first[:] = True
+    assert run(model, head, rollout).valid_rows == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_it_learns_which_arm_pays() -> None:
     head = action_head(gym.spaces.Discrete(3))
     model = ActorCritic(SPACE, head, NetworkConfig(hidden=(8,)), seed=0)

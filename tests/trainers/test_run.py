@@ -22,6 +22,7 @@ from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, Run, Summary, TrainConfig, train, training
 from trainers.checkpoint import CheckpointError, Checkpoints
 from trainers.config import NetworkConfig
+from trainers.evaluate import evaluate
 from trainers.folder import RunFolder
 from trainers.metrics import read_metrics
 from trainers.progress import PlainLines
@@ -344,6 +345,36 @@ async def test_an_error_of_the_env_ends_the_run_and_reaches_whoever_waits(tmp_pa
             await anext(run.reports())
         with pytest.raises((av.EnvError, ExceptionGroup)):
             await run.wait()
+
+
+class Blank(Corridor):
+    """Sees nothing from its third step on."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        return (np.full_like(obs, np.nan) if self.t > 2 else obs, *rest)
+
+
+@pytest.mark.asyncio
+async def test_no_observation_that_is_no_number_reaches_the_network(tmp_path: Path) -> None:
+    blank = Job(PLAN, lambda: cu.CurriculumEnv(Blank(), cu.LevelSet(LEVELS)))
+    config = tiny(tmp_path, num_envs=1)
+    with pytest.raises(av.SpaceMismatch, match="finite numbers, got NaN"):
+        await finish(config, blank)
+    _, folder = await finish(config)
+    with pytest.raises(av.SpaceMismatch, match="finite numbers, got NaN"):
+        await evaluate(folder.path, job=blank)
+
+
+@pytest.mark.asyncio
+async def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    config = tiny(tmp_path, name="mine", checkpoint_every=1)
+    config = replace(config, ppo=replace(config.ppo, lr=1e30, anneal_lr=False))
+    with pytest.raises(FloatingPointError, match=r"^update 1: the loss is not a number: \w+ is (nan|inf); "):
+        await finish(config)
+    folder = RunFolder.open(tmp_path / "mine")
+    assert all(torch.isfinite(value).all() for value in parameters(folder).values())
+    assert read_metrics(folder.metrics) == []
 
 
 @pytest.mark.asyncio
