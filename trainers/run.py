@@ -77,9 +77,10 @@ async def training(
     assert config is not None
     job = resolve_job(config) if job is None else job
     saved = None
-    if folder is not None:
-        saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()
     async with contextlib.AsyncExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder.held())
+            saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()
         limit = config.step_timeout_s
         envs = await stack.enter_async_context(
             av.AsyncVecEnv(
@@ -106,6 +107,7 @@ async def training(
         began = False
         if folder is None:
             folder = RunFolder.create(config)
+            stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
         loggers: list[Logger] = [MetricsFile(folder.metrics)]
         stack.callback(loggers[0].close)

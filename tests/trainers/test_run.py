@@ -445,6 +445,15 @@ async def test_a_resume_that_is_refused_leaves_the_logs_as_they_were(
     assert [line["update"] for line in read_metrics(folder.metrics)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.asyncio
+async def test_a_run_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    """Two would write the same logs. What it is held by ends with the process, whatever ends that."""
+    async with training(tiny(tmp_path), job=corridor_job()) as run:
+        with pytest.raises(ConfigError, match=rf"{run.folder.path}: in use: a run is going on in it"):
+            await finish(run.config, resume=run.folder.path)
+    assert (await finish(run.config, resume=run.folder.path))[0].reason == "steps"
+
+
 async def finish_plain(config: TrainConfig) -> None:
     async with training(config) as run:
         await run.wait()
