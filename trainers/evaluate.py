@@ -97,7 +97,7 @@ async def evaluate(
                 masked = is_masked(space, infos)
                 if learner is None:
                     learner = Learner(config, space, envs.single_action_space, masked=masked)
-                    learner.load(saved.model)
+                    learner.load(path, saved.model)
                 seen = Seen(space, config.num_envs, learner.head.mask_size if masked else 0)
                 seen.update(everyone, obs, infos)
                 rng = stream(seed, EVAL, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -101,20 +102,24 @@ class Learner:
         measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values)
         return stats, score_parts(measured, rollout.episodes, rollout.first)
 
-    def load(self, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
-        """Take over saved parameters. Raises `CheckpointError` if they are of another network."""
-        load_parameters(self.model, model)
+    def load(self, path: Path, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
+        """Take over the parameters that `path` holds. Raises `CheckpointError` if they are of another network."""
+        load_parameters(path, self.model, model)
         if optimiser is not None:
-            load_parameters(self.optimiser, optimiser)
+            load_parameters(path, self.optimiser, optimiser)
 
 
-def load_parameters(module: torch.nn.Module | torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take over what `state_dict` gave. Raises `CheckpointError` if it is of another network."""
+def load_parameters(
+    path: Path, module: torch.nn.Module | torch.optim.Optimizer, saved: dict[str, Any]
+) -> None:
+    """Take over what `state_dict` gave, and `path` holds. Raises `CheckpointError` if it is of another network."""
     try:
         module.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split("\n\t")[:2])  # torch's first line alone names no parameter
-        raise CheckpointError(f"the saved network does not fit this config and env: {reason}") from None
+        raise CheckpointError(
+            f"{path}: the saved network does not fit this config and env: {reason}"
+        ) from None
 
 
 def _measure(statistic: str, advantages: Floats, values: Floats) -> Floats:

@@ -250,7 +250,7 @@ class Run:
         )
         self._seen = Seen(space, self.config.num_envs, self._learner.head.mask_size if masked else 0)
         if saved is not None:
-            self._learner.load(saved[0].model, saved[0].optimiser)
+            self._learner.load(saved[1], saved[0].model, saved[0].optimiser)
         self._note(self._all, obs, infos)
         self._task = asyncio.create_task(self._main(), name="trainers.run")
 
