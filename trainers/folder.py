@@ -9,7 +9,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, from_mapping, to_toml
@@ -83,6 +83,9 @@ class RunFolder:
         return load_config(self.path / "config.toml")
 
     def save_config(self, config: TrainConfig) -> None:
+        """Its files by whole paths: a run is resumed and judged from anywhere."""
+        plan, levels = (path and path.absolute() for path in (config.plan, config.levels))
+        config = replace(config, plan=plan, levels=levels)
         (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
 
     @contextlib.contextmanager
