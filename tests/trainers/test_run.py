@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -408,6 +409,43 @@ async def test_entering_fails_with_one_clear_error_and_nothing_open(tmp_path: Pa
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"no usable checkpoint: .*torn"):
         await finish(folder.config(), resume=folder.path)
+
+
+class Narrow(Corridor):
+    """Its mask, at reset or from the second step on, is of `width` actions; there are three."""
+
+    def __init__(self, kind: str, width: int, late: bool = False) -> None:
+        super().__init__(kind)
+        self.width, self.late = width, late
+        if kind == "dict_mask":
+            self.observation_space["action_mask"] = gym.spaces.MultiBinary(width)  # type: ignore[index]
+
+    def _obs(self) -> Any:
+        obs = super()._obs()
+        return obs if self.kind == "vector" else {**obs, "action_mask": np.ones(self.width, np.int8)}
+
+    def _info(self) -> dict[str, Any]:
+        width = 3 if self.late and self.t < 2 else self.width
+        return {} if self.kind == "dict_mask" else {"action_mask": np.ones(width, np.int8)}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("kind", "width", "late"),
+    [
+        ("dict_mask", 1, False),
+        ("dict_mask", 2, False),
+        ("vector", 1, False),
+        ("vector", 4, False),
+        ("vector", 2, True),
+    ],
+)
+async def test_a_mask_of_another_width_is_refused(tmp_path: Path, kind: str, width: int, late: bool) -> None:
+    job = Job(PLAN, lambda: cu.CurriculumEnv(Narrow(kind, width, late), cu.LevelSet(LEVELS)))
+    with pytest.raises(
+        ConfigError, match=f"^an action mask has {width} entries, expected one per action: 3$"
+    ):
+        await finish(tiny(tmp_path), job)
 
 
 @pytest.mark.asyncio
