@@ -75,7 +75,8 @@ def logged_runs(path: str | Path) -> list[tuple[int, int, list[Decision]]]:
     runs: list[tuple[int, int, list[Decision]]] = []
     for line, record in _effective(read_journal(path)):
         if record["kind"] == "run":
-            runs.append((line, record["state"].get("total", 0), []))
+            state = record["state"]
+            runs.append((line, state.get("total", 0) if isinstance(state, dict) else 0, []))
         elif record["kind"] == "decision":
             runs[-1][2].append(_decision(record, f"{path}:{line}"))
     return runs
