@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from curriculum.errors import CurriculumError
-from curriculum.journal import read_journal
 from curriculum.levels import LevelSet
-from curriculum.replay import logged_decisions, other_rules, replay
+from curriculum.replay import logged_runs, other_rules, replay
 from curriculum.strategies.base import Decision
 
 __all__ = ["main"]
@@ -48,15 +48,18 @@ def _counts(decision: Decision) -> str:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    decisions = logged_decisions(read_journal(arguments.journal), arguments.journal)
-    for decision in decisions:
-        print(decision.describe())
-        counts = _counts(decision)
-        if counts:
-            print(f"    {counts}")
-        if decision.by is not None or decision.why is not None:
-            print(f"    by {decision.by or 'nobody named'}: {decision.why or 'no reason given'}")
-    print(f"{len(decisions)} decisions")
+    runs = logged_runs(arguments.journal)
+    for line, total, decisions in runs:
+        if len(runs) > 1:
+            print(f"line {line}: a run " + (f"goes on after {total} episodes" if total else "begins"))
+        for decision in decisions:
+            print(decision.describe())
+            counts = _counts(decision)
+            if counts:
+                print(f"    {counts}")
+            if decision.by is not None or decision.why is not None:
+                print(f"    by {decision.by or 'nobody named'}: {decision.why or 'no reason given'}")
+    print(f"{sum(len(decisions) for _, _, decisions in runs)} decisions")
     return 0
 
 
@@ -69,8 +72,11 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
         given = getattr(arguments, key)
         if not given:
             continue
-        if any("=" not in text for text in given):
+        if all("=" not in text for text in given):
             changes[key] = kind(given[-1])
+        elif any("=" not in text for text in given):
+            flag = "--" + key.replace("_", "-")
+            raise ValueError(f"{flag}: expected one value for all stages, or STAGE=X for some, got both")
         else:
             changes[key] = {name: kind(value) for name, value in (text.rsplit("=", 1) for text in given)}
     for key in ("early", "trend"):
@@ -139,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     again.add_argument("--no-trend", action="store_true")
     again.set_defaults(run=_replay)
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an encoding that lacks our letters ends nothing
+        sys.stdout.reconfigure(errors="replace")
     try:
         code: int = arguments.run(arguments)
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ def open_source(file: Path, size: int | None) -> Source:
     """
     if file.suffix not in (".jsonl", ".npz"):
         raise LevelError(f"{file}: expected a .jsonl or .npz file; levels are never unpickled")
+    if not file.is_file():
+        raise LevelError(f"{file}: expected a file")
     now = file.stat().st_size
     if size is not None and size != now:
         raise LevelError(f"{file}: changed after it was checked ({size} bytes then, {now} now)")
@@ -102,8 +105,13 @@ class Arrays:
             with zipfile.ZipFile(file) as archive:
                 self._names = [name.removesuffix(".npy") for name in archive.namelist()]
                 if check:
+                    damaged = archive.testzip()
+                    if damaged is not None:
+                        raise LevelError(f"{file}: {damaged.removesuffix('.npy')!r}: damaged")
                     for name in archive.namelist():
                         self._check(archive, name)
+        except zlib.error as error:
+            raise LevelError(f"{file}: damaged: {error}") from error
         except (zipfile.BadZipFile, OSError) as error:
             raise LevelError(f"{file}: not an .npz file: {error}") from error
 
@@ -127,7 +135,7 @@ class Arrays:
         try:
             with np.load(self.file, allow_pickle=False) as arrays:
                 return name, arrays[name], ()
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise LevelError(f"{self.file}: {name!r}: cannot be read: {error}") from error
 
     def ids(self) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,12 @@ class LevelSet:
     def from_function(
         cls, make: Callable[[str, int], Any], stages: Sequence[str], *, count: int = _MANY, cache: int = 64
     ) -> LevelSet:
-        """Levels that `make(stage, i) -> data` makes, i from 0 to count - 1; their ids are "stage-i"."""
+        """Levels that `make(stage, i) -> data` makes, i from 0 to count - 1; their ids are "stage-i".
+
+        `count`: levels per stage. Without it `i` is any number below 2**31, to be used as a seed.
+        """
+        if isinstance(stages, (str, Mapping)):  # its letters or keys would be taken as names
+            raise LevelError(f"stages: expected a sequence of names, got {stages!r:.60}")
         self = cls.__new__(cls)
         sources: dict[str, dict[str, Source]] = {
             stage: {"default": _FunctionSource(make, stage, count)} for stage in stages
@@ -105,7 +110,8 @@ class LevelSet:
         """Index and check a directory: `plan.toml`, and per stage a folder of GENERATOR.jsonl and
         GENERATOR.npz.
 
-        Every line is checked now; data is read on first use, and the newest `cache` levels are kept.
+        Every line and array is read and checked now; data is read again on first use, and the newest `cache` levels
+        are kept.
         """
         self = cls._open(str(Path(path).absolute()), cache, None)
         self._number()

@@ -14,7 +14,7 @@ from curriculum.stages import Stage, StagePlan
 from curriculum.strategies.base import Decision
 from curriculum.strategies.staged import Staged
 
-__all__ = ["Replay", "Stay", "logged_decisions", "other_rules", "replay"]
+__all__ = ["Replay", "Stay", "logged_runs", "other_rules", "replay"]
 
 _MOVES = ("advance", "regress", "set_stage")
 
@@ -70,9 +70,16 @@ class _Watcher(Staged):
         self._refresh(commanded=True)
 
 
-def logged_decisions(records: Iterable[tuple[int, Mapping[str, Any]]], path: str) -> list[Decision]:
-    """The decisions of a journal, in order."""
-    return [_decision(record, f"{path}:{line}") for line, record in records if record["kind"] == "decision"]
+def logged_runs(path: str | Path) -> list[tuple[int, int, list[Decision]]]:
+    """Of each run in a journal, or part of one that was resumed: its line, the episodes before it, its decisions."""
+    runs: list[tuple[int, int, list[Decision]]] = []
+    for line, record in _effective(read_journal(path)):
+        if record["kind"] == "run":
+            state = record["state"]
+            runs.append((line, state.get("total", 0) if isinstance(state, dict) else 0, []))
+        elif record["kind"] == "decision":
+            runs[-1][2].append(_decision(record, f"{path}:{line}"))
+    return runs
 
 
 def _decision(record: Mapping[str, Any], where: str) -> Decision:

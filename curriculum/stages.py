@@ -71,7 +71,7 @@ class Stage:
         )
         if self.floor is not None:
             most = exact(self.threshold) - _FLOOR_GAP
-            ok = _is_number(self.floor) and self.floor > 0 and exact(self.floor) <= most
+            ok = _is_number(self.floor) and 0 < self.floor < 1 and exact(self.floor) <= most
             self._expect(
                 "floor", ok, f"a number above 0 and at most threshold - .20 = {round(float(most), 10):g}"
             )
@@ -260,14 +260,12 @@ def _parse(text: str, where: str) -> StagePlan:
             raise fail(str(error), i, culprit) from None
         if stages[-1].name in (stage.name for stage in stages[:-1]):
             raise fail(f"stage {stages[-1].name!r} occurs twice", i, "name")
-    plan = StagePlan(stages)
-    for key in _OVERRIDES:
-        if key in data:
-            try:
-                plan = plan.override(**{key: data[key]})
-            except PlanError as error:
-                raise fail(str(error), None, key) from None
-    return plan
+    overrides = {key: data[key] for key in _OVERRIDES if key in data}
+    try:
+        return StagePlan(stages, **overrides)
+    except PlanError as error:
+        culprit = next((key for key in overrides if f"{key}: " in str(error)), next(iter(overrides), None))
+        raise fail(str(error), None, culprit) from None
 
 
 def _line_of(text: str, index: int | None, key: str | None) -> int:

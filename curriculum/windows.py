@@ -140,6 +140,7 @@ class StartOrder:
     def _limit(self, watermark: int | None) -> int | None:
         if watermark is None or watermark not in self._passed:
             return watermark
+        # only the watermark tells of resets under way: a second one behind an episode passed over is not seen here
         return min((order for order in self._running if order > watermark), default=None)
 
     def restart(self) -> list[Entry]:

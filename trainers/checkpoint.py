@@ -62,7 +62,8 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, state: Checkpoint) -> Path:
-        """Write `step-….pt`: to a temporary name, flushed to disk, then renamed; then drop the oldest.
+        """Write `step-….pt`: to a temporary name, flushed to disk, then renamed; then drop the oldest. Newer
+        ones are of a run that went on from an older one: they were refused, and stay where they are.
 
         Raises `OSError` (disk full, …) with the previous files as they were and nothing left behind. What a killed
         process left half-written goes, too.
@@ -83,7 +84,8 @@ class Checkpoints:
         finally:
             temporary.unlink(missing_ok=True)
         _flush_folder(self.folder)
-        for old in (*self.paths()[: -self.keep], *self.folder.glob("step-*.tmp")):
+        up_to_now = [other for other in self.paths() if _step(other) <= state.env_steps]
+        for old in (*up_to_now[: -self.keep], *self.folder.glob("step-*.tmp")):
             old.unlink(missing_ok=True)
         return path
 
@@ -91,7 +93,7 @@ class Checkpoints:
         """All checkpoints by step, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
+        return sorted((path for path in self.folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
 
     def load_newest(self) -> tuple[Checkpoint, Path, list[str]]:
         """The newest usable checkpoint, its path, and why each newer one was refused.
@@ -136,6 +138,10 @@ def load(path: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path}: wrong content: {', '.join(sorted(missing))}")
     return Checkpoint(**content)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _flush_folder(folder: Path) -> None:

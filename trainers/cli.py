@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ class Train:
 
     settings: Annotated[TrainConfig, Flat]
     config: Path | None = None
-    """Settings from a TOML file, such as a run folder's config.toml; arguments beside it win."""
+    """Settings from a TOML file, such as a run folder's config.toml; arguments beside it win. Not with --resume."""
     resume: Path | None = None
     """Go on with this run folder, under its own settings; arguments beside it win."""
     debug: bool = False
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if (here := os.getcwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)  # --env my_game.envs:make is found where one stands, as with python -m
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an encoding that lacks our letters ends nothing
+        sys.stdout.reconfigure(errors="replace")
     try:
         command = _parse(args)
         return _COMMANDS[type(command)](command)
@@ -139,6 +142,10 @@ def _parse(args: list[str]) -> Train | Eval | Plot | Presets:
         parsed: Train | Eval | Plot | Presets = tyro.cli(
             commands, prog="aio-vecenv", args=args, description=ABOUT
         )
+        if isinstance(parsed, Train) and parsed.config is not None and parsed.resume is not None:
+            raise ConfigError(
+                "--resume and --config: a run has settings of its own; change them by arguments"
+            )
     except ConfigError as error:  # a value that cannot be, whatever its type
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -153,7 +160,7 @@ def _source(args: list[str]) -> _Source:
         if arg.startswith("--") and name in ("preset", "env", "config", "resume"):
             if not equals and i + 1 < len(args) and not args[i + 1].startswith("-"):
                 value = args[i + 1]
-            if value:
+            if value and value != "None":
                 found[name] = Path(value) if name in ("config", "resume") else value
     return _Source(**found)
 
@@ -196,6 +203,7 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
 
     def on_signal(number: signal.Signals) -> None:
         if received:
+            progress.__exit__(None, None, None)  # a panel hides the cursor
             _die_by(number)
         received.append(number)
         if opened:
@@ -242,13 +250,13 @@ def _die_by(number: signal.Signals) -> None:
 
 def _draw(folder: RunFolder) -> list[str]:
     """curve.png, where matplotlib is installed; why there is none otherwise. The run is done: nothing here fails it."""
-    from trainers.plot import draw
-
     try:
+        from trainers.plot import draw
+
         draw(folder, folder.curve)
     except ImportError:
         return []
-    except (ConfigError, OSError) as error:
+    except Exception as error:
         return [f"no {folder.curve.name}: {error}"]
     return []
 

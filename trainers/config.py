@@ -95,6 +95,12 @@ class PPOConfig:
         _require(0 <= self.gamma <= 1, f"ppo.gamma must lie in [0, 1], got {self.gamma}")
         _require(0 <= self.gae_lambda <= 1, f"ppo.gae_lambda must lie in [0, 1], got {self.gae_lambda}")
         _require(self.clip > 0, f"ppo.clip must be positive, got {self.clip}")
+        for name in ("clip_value", "target_kl"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"ppo.{name} must be positive, got {value}")
+        for name in ("entropy", "value"):
+            value = getattr(self, name)
+            _require(value >= 0, f"ppo.{name} must not be negative, got {value}")
         _require(self.max_grad_norm > 0, f"ppo.max_grad_norm must be positive, got {self.max_grad_norm}")
 
 
@@ -196,6 +202,15 @@ class TrainConfig:
         )
         _require(self.total_steps >= 1, f"total_steps must be at least 1, got {self.total_steps}")
         _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        _require(self.seed < 2**63, f"seed must lie below 2**63, got {self.seed}")
+        _require(
+            self.step_timeout_s is None or self.step_timeout_s > 0,
+            f"step_timeout_s must be positive, got {self.step_timeout_s}",
+        )
+        _require(
+            self.torch_threads is None or self.torch_threads >= 1,
+            f"torch_threads must be at least 1, got {self.torch_threads}",
+        )
         _require(
             self.solve_rate is None or 0 < self.solve_rate <= 1,
             f"solve_rate must lie in (0, 1], got {self.solve_rate}",

@@ -72,7 +72,12 @@ async def evaluate(
     results = []
     threads_before = torch.get_num_threads()
     async with av.AsyncVecEnv(
-        job.make_env, config.num_envs, num_workers=config.num_workers, backend=config.backend, info=[MASK]
+        job.make_env,
+        config.num_envs,
+        num_workers=config.num_workers,
+        backend=config.backend,
+        info=[MASK],
+        check="finite",
     ) as envs:
         if has_no_plan(job):
             job = planned(job, config, await levels_of(envs))
@@ -92,7 +97,7 @@ async def evaluate(
                 masked = is_masked(space, infos)
                 if learner is None:
                     learner = Learner(config, space, envs.single_action_space, masked=masked)
-                    learner.load(saved.model)
+                    learner.load(path, saved.model)
                 seen = Seen(space, config.num_envs, learner.head.mask_size if masked else 0)
                 seen.update(everyone, obs, infos)
                 rng = stream(seed, EVAL, number)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, from_mapping, to_toml
@@ -81,7 +83,28 @@ class RunFolder:
         return load_config(self.path / "config.toml")
 
     def save_config(self, config: TrainConfig) -> None:
+        """Its files by whole paths: a run is resumed and judged from anywhere."""
+        plan, levels = (path and path.absolute() for path in (config.plan, config.levels))
+        config = replace(config, plan=plan, levels=levels)
         (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """For one run at a time: raises `ConfigError` if another one is in here. The system lets go of the folder when
+        the process ends, however it ends; a filesystem that knows no such locks holds nothing.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ConfigError(
+                        f"{self.path}: in use: a run is going on in it, in this process or in another"
+                    ) from None
+            yield
+        finally:
+            os.close(descriptor)
 
     def remove(self) -> None:
         """Undo `create`: a run that never began leaves nothing that `--resume` could not go on with."""

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -80,6 +82,8 @@ class Learner:
     ) -> tuple[UpdateStats, list[Part]]:
         """`learn()`, and what a strategy asks to know of the episodes in the rollout: by part that lies in it, the
         mean of `statistic`: "abs_advantage", "positive_advantage" or "value", all as the update saw them.
+
+        Raises `FloatingPointError` if the update's numbers are none: the model is spoilt then.
         """
         config = self.config.ppo
         lr = config.lr * max(0.0, 1 - progress) if config.anneal_lr else config.lr
@@ -87,25 +91,35 @@ class Learner:
         rng = stream(self.config.seed, LEARN, index)
         rollout = self.rollout
         stats = update(self.model, self.optimiser, self.head, rollout, last_values, config, lr=lr, rng=rng)
+        for name, value in vars(stats).items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"update {index + 1}: the loss is not a number: {name} is {value}; try a smaller ppo.lr, and "
+                    "rewards and observations that are not so large"
+                )
         if statistic is None:
             return stats, []
         measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values)
         return stats, score_parts(measured, rollout.episodes, rollout.first)
 
-    def load(self, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
-        """Take over saved parameters. Raises `CheckpointError` if they are of another network."""
-        load_parameters(self.model, model)
+    def load(self, path: Path, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
+        """Take over the parameters that `path` holds. Raises `CheckpointError` if they are of another network."""
+        load_parameters(path, self.model, model)
         if optimiser is not None:
-            load_parameters(self.optimiser, optimiser)
+            load_parameters(path, self.optimiser, optimiser)
 
 
-def load_parameters(module: torch.nn.Module | torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take over what `state_dict` gave. Raises `CheckpointError` if it is of another network."""
+def load_parameters(
+    path: Path, module: torch.nn.Module | torch.optim.Optimizer, saved: dict[str, Any]
+) -> None:
+    """Take over what `state_dict` gave, and `path` holds. Raises `CheckpointError` if it is of another network."""
     try:
         module.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split("\n\t")[:2])  # torch's first line alone names no parameter
-        raise CheckpointError(f"the saved network does not fit this config and env: {reason}") from None
+        raise CheckpointError(
+            f"{path}: the saved network does not fit this config and env: {reason}"
+        ) from None
 
 
 def _measure(statistic: str, advantages: Floats, values: Floats) -> Floats:

@@ -14,7 +14,8 @@ __all__ = ["draw"]
 
 
 def draw(folder: RunFolder, out: Path) -> None:
-    """Write the PNG. Raises `ImportError` without matplotlib, `ConfigError` if there is nothing to draw."""
+    """Write the PNG. Raises `ImportError` without matplotlib, `ConfigError` if there is nothing to draw, or
+    `out` cannot be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
@@ -31,15 +32,16 @@ def draw(folder: RunFolder, out: Path) -> None:
     for i, name in enumerate(names):
         played = [line["stages"][i] for line in lines]
         rates = [stage["success_rate"] if stage["outcomes"] else None for stage in played]
-        success.plot(steps, _gaps(rates), color=colours[name], label=name)
+        success.plot(steps, _gaps(rates), color=colours[name], label=_text(name))
     for begin, end, name in _stays(lines):
         for axis in (success, draws, returns, speed):
             axis.axvspan(begin, end, color=colours.get(name, "none"), alpha=0.08, linewidth=0)
-    success.set(ylabel="success, newest 50", ylim=(-0.02, 1.02), title=folder.path.name)
+    success.set(ylabel="success, newest 50", ylim=(-0.02, 1.02), title=_text(folder.path.name))
     success.legend(loc="lower right", title="stage")
     if any(line["stage"] in colours for line in lines):
-        draws.step(steps, [line["mixing_ratio"] for line in lines], where="post", color="k")
-        draws.set(ylabel="mixing ratio", ylim=(0, 0.5))
+        ratios = [line["mixing_ratio"] for line in lines]
+        draws.step(steps, ratios, where="post", color="k")
+        draws.set(ylabel="mixing ratio", ylim=(0, max(0.5, *ratios) * 1.02))
     else:  # no current stage: episodes are drawn from all
         for i, name in enumerate(names):
             shares = [line["stages"][i]["share"] for line in lines]
@@ -50,8 +52,15 @@ def draw(folder: RunFolder, out: Path) -> None:
     speed.plot(steps, [line["timing"]["steps_per_s"] for line in lines], color="k")
     speed.set(ylabel="env steps/s", xlabel="env steps", ylim=(0, None))
     temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(out)
+    try:
+        figure.savefig(temporary, format="png", dpi=120)
+        temporary.replace(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _text(name: str) -> str:
+    return name.replace("$", r"\$")  # no formula
 
 
 def _gaps(values: list[float | None]) -> list[float]:

@@ -139,7 +139,8 @@ def update(
         if config.target_kl is not None and kls and float(torch.stack(kls).mean()) > config.target_kl:
             break
 
-    model.observe({key: column[torch.from_numpy(valid).to(device)] for key, column in obs.items()})
+    if len(valid):
+        model.observe({key: column[torch.from_numpy(valid).to(device)] for key, column in obs.items()})
     means = (sums / max(count, 1)).tolist()
     return UpdateStats(
         policy_loss=means[0],

@@ -136,7 +136,7 @@ class LivePanel:
         for row in report.stages:
             current = row.name == report.stage
             table.add_row(
-                f"{'▸' if current else ' '} {row.name}",
+                Text(f"{'▸' if current else ' '} {row.name}"),  # a plain str would be markup
                 f"{row.success_rate:4.0%} {'█' * round(10 * row.success_rate):<10}",
                 str(row.outcomes),
                 f"{row.episodes:,}",
@@ -158,7 +158,7 @@ class LivePanel:
         for warning in self._warnings:
             facts.append(f"\nwarning: {warning}", "yellow")
         bar = ProgressBar(total=self._total, completed=report.env_steps)
-        return Panel(Group(table, Text(), bar, facts), title=self._title)
+        return Panel(Group(table, Text(), bar, facts), title=Text(self._title))
 
 
 def _return(report: Report) -> str:

@@ -36,7 +36,7 @@ class Rollout:
     ) -> None:
         rows = (num_steps, num_envs)
         self.num_steps, self.num_envs = rows
-        self.obs = {key: np.zeros((*rows, *(s.shape or ())), s.dtype) for key, s in obs_spaces.items()}
+        self.obs = {key: np.zeros((*rows, *(s.shape or ())), _dtype(s)) for key, s in obs_spaces.items()}
         self.actions = np.zeros((*rows, *action_shape), action_dtype)
         self.masks = np.ones((*rows, mask_size), np.bool_) if mask_size else None
         self.log_probs = np.zeros(rows, np.float32)
@@ -95,6 +95,11 @@ class Rollout:
             self.episodes[at] = episodes
         self.cursor[env_ids] += 1
         return env_ids[self.cursor[env_ids] < self.num_steps]
+
+
+def _dtype(space: gym.Space[Any]) -> Any:
+    """Numbers of Discrete spaces are kept as int64: torch cannot pick rows of some others."""
+    return np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype
 
 
 def generalised_advantages(

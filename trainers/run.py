@@ -77,9 +77,10 @@ async def training(
     assert config is not None
     job = resolve_job(config) if job is None else job
     saved = None
-    if folder is not None:
-        saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()
     async with contextlib.AsyncExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder.held())
+            saved = Checkpoints(folder.checkpoints, config.keep_checkpoints).load_newest()
         limit = config.step_timeout_s
         envs = await stack.enter_async_context(
             av.AsyncVecEnv(
@@ -89,6 +90,7 @@ async def training(
                 backend=config.backend,
                 info=[MASK],  # what else envs say stays with them; tasks and final infos always come
                 copy=False,  # the rollout and `Seen` keep copies of their own
+                check="finite",
                 timeouts=av.Timeouts(reset=limit, step=limit),
             )
         )
@@ -105,6 +107,7 @@ async def training(
         began = False
         if folder is None:
             folder = RunFolder.create(config)
+            stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
         loggers: list[Logger] = [MetricsFile(folder.metrics)]
         stack.callback(loggers[0].close)
@@ -250,7 +253,7 @@ class Run:
         )
         self._seen = Seen(space, self.config.num_envs, self._learner.head.mask_size if masked else 0)
         if saved is not None:
-            self._learner.load(saved[0].model, saved[0].optimiser)
+            self._learner.load(saved[1], saved[0].model, saved[0].optimiser)
         self._note(self._all, obs, infos)
         self._task = asyncio.create_task(self._main(), name="trainers.run")
 

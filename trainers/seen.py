@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers.config import ConfigError
 from trainers.networks import MASK, leaf_arrays, leaf_spaces, mask_leaf
 
 __all__ = ["Seen", "is_masked"]
@@ -38,13 +39,15 @@ class Seen:
         self._num_envs = num_envs
 
     def update(self, ids: Ids, obs: Any, infos: Mapping[str, Any]) -> None:
-        """Rows of these envs are new."""
+        """Rows of these envs are new. Raises `ConfigError` if a mask has not one entry per action."""
         leaves = leaf_arrays(self._space, obs)
         for key, column in self.obs.items():
             column[ids] = leaves[key]
         if self.masks is not None:
-            given = leaves[MASK] if self._in_obs else _info_masks(infos, len(ids), self.masks.shape[1])
-            self.masks[ids] = given
+            width = self.masks.shape[1]
+            self.masks[ids] = (
+                _masks(leaves[MASK], width) if self._in_obs else _info_masks(infos, len(ids), width)
+            )
 
     def of(self, ids: Ids) -> tuple[dict[str, NDArray[Any]], Bools | None]:
         """Observations and masks of these envs; of all of them without a copy."""
@@ -61,8 +64,22 @@ def _info_masks(infos: Mapping[str, Any], rows: int, width: int) -> Bools:
         return np.ones((rows, width), np.bool_)
     given = infos.get(f"_{MASK}")
     if given is None:
-        return np.asarray(masks, dtype=np.bool_).reshape(rows, width)
+        return _masks(masks, width)
     allowed = np.ones((rows, width), np.bool_)
     for row in np.flatnonzero(given):
-        allowed[row] = np.asarray(masks[row], dtype=np.bool_).reshape(width)
+        allowed[row] = _mask(masks[row], width)
     return allowed
+
+
+def _masks(masks: Any, width: int) -> Bools:
+    """Masks (n, …) as (n, width)."""
+    if isinstance(masks, np.ndarray) and masks.dtype != object and masks.size == len(masks) * width:
+        return np.asarray(masks, dtype=np.bool_).reshape(len(masks), width)
+    return np.stack([_mask(mask, width) for mask in masks])
+
+
+def _mask(mask: Any, width: int) -> Bools:
+    flat = np.asarray(mask, dtype=np.bool_).reshape(-1)
+    if len(flat) != width:
+        raise ConfigError(f"an action mask has {len(flat)} entries, expected one per action: {width}")
+    return flat

@@ -38,7 +38,7 @@ def load_policy(
     obs_space: gym.Space[Any] = getattr(env, "single_observation_space", None) or env.observation_space
     action_space: gym.Space[Any] = getattr(env, "single_action_space", None) or env.action_space
     model = ActorCritic(obs_space, action_head(action_space), folder.config().network, seed=0)
-    load_parameters(model, saved.model)
+    load_parameters(path, model, saved.model)
     return TrainedPolicy(model.to(device).eval(), obs_space, action_space, path, greedy=greedy, seed=seed)
 
 

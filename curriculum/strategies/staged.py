@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from curriculum import rules
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, PlanError, StampError
 from curriculum.rules import BASE_RATIO, CHECK_EVERY
-from curriculum.stages import FloatOverride, IntOverride, StagePlan
+from curriculum.stages import FloatOverride, IntOverride, Stage, StagePlan
 from curriculum.strategies.base import (
     Decision,
     EpisodeLike,
@@ -46,7 +46,7 @@ class Staged:
 
     def __init__(
         self,
-        plan: StagePlan | None = None,
+        plan: StagePlan | Iterable[Stage] | None = None,
         *,
         rules: Literal["reference", "sequential"] = "reference",
         window: Literal["started", "completed"] = "started",
@@ -76,7 +76,9 @@ class Staged:
             )
         if not 0 <= probe < 1:
             raise PlanError(f"probe: expected a probability below 1, got {probe!r}")
-        self.plan = (StagePlan() if plan is None else plan).override(
+        if not callable(success):
+            raise PlanError(f"success: expected a function of the episode, got {success!r}")
+        self.plan = (plan if isinstance(plan, StagePlan) else StagePlan(plan)).override(
             threshold=threshold, min_episodes=min_episodes, floor=floor, max_episodes=max_episodes
         )
         self.rules, self.window, self.mix_by, self.probe = rules, window, mix_by, float(probe)

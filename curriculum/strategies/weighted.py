@@ -34,6 +34,8 @@ class Weighted:
     ) -> None:
         if every < 1:
             raise PlanError(f"every: expected a whole number of at least 1, got {every!r}")
+        if not callable(score):
+            raise PlanError(f"score: expected a function of the episode, got {score!r}")
         self.every, self.score = every, score
         self._levels = levels if isinstance(levels, LevelSet) else None
         self._ids = None if isinstance(levels, LevelSet) else {name: i for i, name in enumerate(levels)}

@@ -155,6 +155,32 @@ async def test_the_command_line_replays_compares_and_explains(
     assert "by operator: to see it again" in out
     assert f"{count} decisions" in out
     assert main(["replay", str(path), "--threshold", "near=x"]) == 2
+    for both in (["near=.9", ".5"], [".5", "near=.9"]):
+        capsys.readouterr()
+        assert main(["replay", str(path), *(arg for value in both for arg in ("--threshold", value))]) == 2
+        assert "--threshold: expected one value for all stages, or STAGE=X" in capsys.readouterr().err
+
+
+@pytest.mark.asyncio
+async def test_runs_in_one_journal_are_explained_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    saved = await write(path, Staged(PLAN))
+    first = len(saved["decisions"])
+    assert main(["explain", str(path)]) == 0
+    assert "line " not in capsys.readouterr().out
+    await write(path, Staged(PLAN), steps=100, seed=2)
+    await write(path, Staged(PLAN), steps=0, state=saved)  # went on, to no decision
+    await write(path, Staged(PLAN), steps=10, seed=3, state=saved)
+    assert main(["explain", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begins = [i for i, line in enumerate(lines) if line.startswith("line ")]
+    assert lines[0] == "line 1: a run begins"
+    assert lines[begins[1]].endswith(": a run begins")
+    assert lines[begins[2]].endswith(f": a run goes on after {saved['strategy']['total']} episodes")
+    assert len(begins) == 3
+    assert sum(line.startswith("after") for line in lines[: begins[1]]) == first
 
 
 @pytest.mark.asyncio
@@ -257,7 +283,7 @@ def test_a_journal_that_waits_leaves_its_file_alone_until_it_begins(tmp_path: Pa
     assert [json.loads(line)["version"] for line in path.read_text().splitlines()] == [1, 2]
 
 
-def test_the_command_line_is_a_command(tmp_path: Path) -> None:
+def test_the_command_line_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user starts it: a real process, its exit codes and streams."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -275,6 +301,12 @@ def test_the_command_line_is_a_command(tmp_path: Path) -> None:
     assert bad.stderr.startswith("error: ")
     assert "Traceback" not in bad.stderr
     assert run("fly").returncode == 2
+    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "nähe"\n', encoding="utf-8")
+    (tmp_path / "near").rename(tmp_path / "nähe")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    plain = run("check", str(tmp_path))
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert plain.stdout.startswith("n?he ")
 
 
 def test_the_example_strategy_runs() -> None:

@@ -83,6 +83,23 @@ def _objects(root: Path) -> None:
     np.savez(root / "far/maze.npz", evil=np.array([_Payload()], dtype=object), allow_pickle=True)
 
 
+def _damaged(save: Any) -> Any:
+    """Every tenth byte of a large array's file is another one; its directory at the end is whole."""
+
+    def spoil(root: Path) -> None:
+        save(root / "far/maze.npz", big=np.arange(5000))
+        whole = bytearray((root / "far/maze.npz").read_bytes())
+        for i in range(200, len(whole) - 200, 10):
+            whole[i] ^= 0x55
+        (root / "far/maze.npz").write_bytes(whole)
+
+    return spoil
+
+
+def _folder(name: str) -> Any:
+    return lambda root: (root / name).mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -115,6 +132,10 @@ def _objects(root: Path) -> None:
         ),
         (lambda root: (root / "near/walk.npz").write_bytes(b"x"), r"generator 'walk' already has a file"),
         (lambda root: (root / "far/maze.npz").write_bytes(b"x"), r"maze.npz: not an .npz file"),
+        (_damaged(np.savez), r"far/maze\.npz: 'big': damaged"),
+        (_damaged(np.savez_compressed), r"far/maze\.npz: damaged: "),
+        (_folder("near/a.jsonl"), r"near/a\.jsonl: expected a file"),
+        (_folder("near/a.npz"), r"near/a\.npz: expected a file"),
         (_objects, r"maze.npz: 'evil': expected numbers, got an object array, which only pickle"),
     ],
 )
@@ -137,6 +158,16 @@ def test_a_broken_directory_is_an_error_with_file_and_line(
     assert not Path("pickle-was-loaded").exists()
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_file_that_was_damaged_after_it_was_checked_is_named(tmp_path: Path, save: Any) -> None:
+    root = write(tmp_path / "levels")
+    save(root / "far/maze.npz", big=np.arange(5000))
+    levels = LevelSet.from_directory(root)
+    _damaged(save)(root)
+    with pytest.raises(LevelError, match=r"far/maze\.npz: 'big': cannot be read"):
+        levels[levels.index("big")]
+
+
 def test_check_counts_per_stage_and_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(write(tmp_path / "levels"))]) == 0
     out = capsys.readouterr().out.split()
@@ -152,6 +183,13 @@ def test_lists_and_functions() -> None:
     assert len(made) == 2**32
 
 
+MAPPING: Any = {"a": 3}
+
+
+def make(stage: str, i: int) -> int:
+    return i
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -164,6 +202,11 @@ def test_lists_and_functions() -> None:
             "no levels for stage 'b'; there are levels for a",
         ),
         (lambda: LevelSet([Level("a", "x")]).index("y"), "unknown level 'y'"),
+        (
+            lambda: LevelSet.from_function(make, MAPPING),
+            r"stages: expected a sequence of names, got {'a': 3}",
+        ),
+        (lambda: LevelSet.from_function(make, "near"), "stages: expected a sequence of names, got 'near'"),
         (lambda: LevelSet.from_directory("/nowhere"), "/nowhere: not a directory of levels"),
     ],
 )

@@ -366,6 +366,16 @@ def test_hysteresis_holds_the_band_once_the_window_is_full() -> None:
     assert ratios["sequential"] == [0.40, 0.40] + [0.25] * 8 + [0.15] * 2  # at 27 and at 35
 
 
+def test_stages_alone_are_a_plan() -> None:
+    stages = [Stage("a"), Stage("b")]
+    assert Staged(stages, threshold=0.9).plan == StagePlan(stages, threshold=0.9)
+
+
+def test_success_is_a_function() -> None:
+    with pytest.raises(PlanError, match="success: expected a function of the episode, got True"):
+        Staged(PLAN, success=True)  # type: ignore[arg-type]
+
+
 def test_sequential_over_completed_episodes_is_refused() -> None:
     with pytest.raises(PlanError, match='needs window="started"'):
         Staged(PLAN, rules="sequential", window="completed")

@@ -53,6 +53,8 @@ def test_one_value_replaces_all_and_a_mapping_only_those_it_names() -> None:
             r"floor: expected a number above 0 and at most threshold - .20 = 0.45",
         ),
         ({"floor": 0}, "floor"),
+        ({"floor": float("inf")}, "floor: expected a number above 0"),
+        ({"floor": float("nan")}, "floor"),
     ],
 )
 def test_a_stage_that_is_not_valid(settings: dict[str, Any], message: str) -> None:
@@ -117,12 +119,25 @@ def test_a_plan_from_toml_and_back(tmp_path: Path) -> None:
     assert StagePlan.from_toml(file) == plan
 
 
+def test_a_plan_file_s_overrides_hold_together(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text("threshold = 0.5\nfloor = 0.3\n" + TOML)
+    assert [(stage.threshold, stage.floor) for stage in StagePlan.from_toml(file)] == [(0.5, 0.3)] * 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
         ("threshold = 0.70", "threshold = ", 10, "not valid TOML"),
         ("threshold = 0.70", "threshold = 7", 10, r"threshold: expected a number in \(0, 1\], got 7"),
         ("floor = 0.40", "floor = 0.6", 11, "floor: expected"),
+        ("floor = 0.40", "floor = inf", 11, "stage 'far': floor: expected .* got inf"),
+        (
+            "min_episodes = { far = 90 }",
+            "max_episodes = 9\nthreshold = 0.5",
+            2,
+            "stage 'far': floor: expected",
+        ),
         ("floor = 0.40", "flor = 0.4", 11, "unknown key 'flor'; expected name, threshold"),
         ('name = "far"', 'name = "near"', 9, "'near' occurs twice"),
         ('name = "far"\n', "", 8, "name: expected a string, got nothing"),

@@ -42,6 +42,11 @@ def see(strategy: Any, level: str, score: float, order: int = 0, **keywords: Any
     strategy.observe(made)
 
 
+def test_score_is_a_function() -> None:
+    with pytest.raises(PlanError, match=r"score: expected a function of the episode, got 1\.0"):
+        LearningProgress(IDS, score=1.0)  # type: ignore[arg-type]
+
+
 def test_domain_randomisation_is_uniform_for_ever() -> None:
     strategy = DomainRandomisation(level_set())
     for order in range(120):

@@ -45,8 +45,22 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    checkpoints = save(tmp_path, 10, 20, 9_999_999_999, 30, keep=2)
-    assert [path.name for path in checkpoints.paths()] == ["step-0000000030.pt", "step-9999999999.pt"]
+    checkpoints = save(tmp_path, 10, 20, 9_999_999_999, 10_000_000_000, keep=2)
+    assert [path.name for path in checkpoints.paths()] == ["step-9999999999.pt", "step-10000000000.pt"]
+
+
+def test_a_run_that_goes_on_from_an_older_one_keeps_what_it_saves(tmp_path: Path) -> None:
+    """The newer ones, which were refused, neither cost it its own checkpoints nor are they its to remove."""
+    refused = save(tmp_path, 100, 200).paths()
+    for path in refused:
+        path.write_bytes(b"torn")
+    for step in (20, 30, 40):
+        checkpoints = save(tmp_path, step, keep=2)
+        assert checkpoints.load_newest()[0].env_steps == step
+    assert [path.name for path in checkpoints.paths()] == [
+        "step-0000000030.pt", "step-0000000040.pt", *(path.name for path in refused),
+    ]  # fmt: skip
+    assert save(tmp_path, 150, keep=1).load_newest()[0].env_steps == 150
 
 
 def test_a_torn_one_is_refused_wherever_it_ends(tmp_path: Path) -> None:

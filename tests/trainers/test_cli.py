@@ -20,6 +20,7 @@ import pytest
 from trainers import cli
 from trainers.checkpoint import Checkpoints
 from trainers.config import ConfigError
+from trainers.folder import RunFolder
 from trainers.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -234,6 +235,13 @@ ERRORS: list[tuple[Sequence[str], int, str]] = [
     (("train", "--config", "none.toml"), 1, "none.toml: no such file"),
     (("train", "--resume", "runs/none"), 1, "runs/none: no such run folder"),
     (("train", "--resume", "torn"), 1, "torn, or not a checkpoint"),
+    (
+        ("train", "--resume", "torn", "--config", "easy.toml"),
+        2,
+        "--resume and --config: a run has settings of its own",
+    ),
+    (("train", "--preset", "None", "--env", "NoSuchEnv-v0"), 1, "unknown env 'NoSuchEnv-v0'"),
+    (("train", "--resume", "None", "--config=None", "--preset", "cube"), 1, "unknown preset 'cube'"),
     (("eval", "runs/none"), 1, "runs/none: no such run folder"),
     (("plot", "torn"), 1, "no metrics yet"),
     (("train", "--num-envs", "0"), 2, "num_envs must be at least 1, got 0"),
@@ -250,6 +258,7 @@ def test_a_mistake_is_one_clear_message(
     (tmp_path / "game.py").write_text(OWN_ENV)
     (tmp_path / "broken.py").write_text("def make(:\n")
     (tmp_path / "bad.toml").write_text('[[stage]]\nname = "easy"\nthreshold = 7\n')
+    (tmp_path / "easy.toml").write_text("seed = 1\n")
     (tmp_path / "torn" / "checkpoints").mkdir(parents=True)
     (tmp_path / "torn" / "config.toml").write_text('preset = "frozenlake"\n')
     (tmp_path / "torn" / "checkpoints" / "step-0000000001.pt").write_bytes(b"PK\x03\x04half")
@@ -386,6 +395,48 @@ def test_a_terminal_shows_a_live_panel(tmp_path: Path) -> None:
     text = seen.decode()
     for fact in ("missing to advance", "▸ near", "steps/s", "directives applied", "╭", "the budget is spent"):
         assert fact in text
+
+
+def test_the_second_signal_gives_the_terminal_its_cursor_back(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_ENV)
+    (tmp_path / "plan.toml").write_text(OWN_PLAN)
+    args = ("train", "--env", "slow:make", "--plan", "plan.toml", "--num-envs", "1", "--num-workers", "1")
+    leader, follower = pty.openpty()
+    try:
+        with started(*args, cwd=tmp_path, stdout=follower) as process:
+            os.close(follower)
+            seen = b""
+            while b"in the step" not in seen or b"\x1b[?25l" not in seen:
+                seen += os.read(leader, 65536)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)  # it waits for the step
+            process.send_signal(signal.SIGINT)
+            assert process.wait(3) == -signal.SIGINT
+            while b"\x1b[?25h" not in seen:
+                seen += os.read(leader, 65536)  # an error once nothing is left
+    finally:
+        os.close(leader)
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
+
+
+def test_an_output_that_knows_no_such_letters_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, out, err = run("train", *SMALL, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "frozenlake ? seed 0 ? 8 envs in 1 worker" in out
+
+
+def test_nothing_that_goes_wrong_in_drawing_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("no such font")
+
+    monkeypatch.setattr("trainers.plot.draw", broken)
+    assert cli._draw(RunFolder(tmp_path)) == ["no curve.png: no such font"]
 
 
 def test_the_command_line_lets_its_process_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:

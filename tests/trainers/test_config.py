@@ -98,12 +98,22 @@ def test_a_file_is_laid_over_its_base(tmp_path: Path) -> None:
         {"solve_window": 51},
         {"keep_checkpoints": 0},
         {"step_timeout_s": math.nan},
+        {"step_timeout_s": 0.0},
+        {"torch_threads": 0},
+        {"seed": 2**63},
         {"name": "none"},
     ],
 )
 def test_values_that_cannot_be_are_refused_at_birth(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         TrainConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["entropy", "value", "clip_value", "target_kl"])
+def test_no_weight_or_bound_is_negative(name: str) -> None:
+    changes: dict[str, Any] = {name: -0.1}
+    with pytest.raises(ConfigError, match=rf"ppo\.{name} must (be positive|not be negative), got -0\.1"):
+        PPOConfig(**changes)
 
 
 @pytest.mark.parametrize("name", ["entropy", "value", "clip_value", "target_kl", "lr"])
@@ -124,6 +134,16 @@ def test_the_progress_counts_env_steps_not_updates_of_another_size() -> None:
     assert fresh == [update / config.num_updates for update in range(config.num_updates)], "bit for bit"
     assert replace(config, num_envs=8).progress(512) == 512 / 1024
     assert config.progress(1024) == 1.0
+
+
+def test_a_run_folder_s_config_names_files_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(env="CartPole-v1", plan=Path("plan.toml"), levels=Path("../levels"), runs=tmp_path)
+    saved = RunFolder.create(config).config()
+    assert (saved.plan, saved.levels) == (tmp_path / "plan.toml", tmp_path / "../levels")
+    assert replace(saved, plan=config.plan, levels=config.levels) == config
 
 
 def test_run_folders_are_made_once(tmp_path: Path) -> None:

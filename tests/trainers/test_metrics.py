@@ -5,13 +5,21 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import io
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
 
+from trainers.config import ConfigError
 from trainers.feed import Feed
-from trainers.metrics import Report, StageReport, Timing, percentile, read_metrics
+from trainers.folder import RunFolder
+from trainers.metrics import MetricsFile, Report, StageReport, Timing, percentile, read_metrics
+from trainers.plot import draw
+from trainers.progress import LivePanel
 from trainers.summary import StageEntry, Summary, wilson
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +82,73 @@ def test_percentile_of_nothing_is_zero() -> None:
 
 def test_stage_entries_are_plain() -> None:
     assert dataclasses.asdict(StageEntry("far", 3, 1)) == {"stage": "far", "env_steps": 3, "update": 1}
+
+
+def report(name: str, ratio: float = 0.0) -> Report:
+    """Of a run with one stage."""
+    stage = StageReport(name, 0.5, 10, 20, ratio, 1.0, "")
+    timing = Timing(1.0, 100.0, 0.5, 0.5, 0.1, 0.0, 0.0, 1, 1)
+    return Report(
+        update=1, env_steps=64, episodes=20, aborted=0, stage=name, mixing_ratio=ratio, episode_return=None,
+        episode_length=None, valid_rows=60, passes=4, stages=(stage,), timing=timing,
+        policy_loss=0.1, value_loss=0.1, entropy=0.1, approx_kl=0.1, clip_fraction=0.1, grad_norm=0.1,
+        explained_variance=0.1, learning_rate=0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def module_fonts() -> None:
+    """matplotlib keeps the files of its fonts open."""
+    figure = Figure()
+    figure.suptitle("a")
+    figure.savefig(io.BytesIO())
+
+
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Report) -> Any:
+    """The figure of a run with this one report."""
+    figures: list[Any] = []
+    save = Figure.savefig
+
+    def watched(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    with MetricsFile(tmp_path / "metrics.jsonl") as metrics:
+        metrics.write(shown)
+    draw(RunFolder(tmp_path), tmp_path / "curve.png")
+    return figures[0]
+
+
+@pytest.mark.usefixtures("module_fonts")
+def test_a_picture_shows_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between dollars matplotlib reads formulas."""
+    figure = drawn(tmp_path, monkeypatch, report("$1 {to} $2_"))
+    assert figure.axes[0].get_legend_handles_labels()[1] == [r"\$1 {to} \$2_"]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("module_fonts")
+def test_a_picture_shows_every_mixing_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(tmp_path, monkeypatch, report("near", 0.9)).axes[1].get_ylim()[1] >= 0.9
+
+
+@pytest.mark.usefixtures("module_fonts")
+def test_where_no_picture_can_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(tmp_path, monkeypatch, report("near"))
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/none/x\.png: cannot be written: No such file"):
+        draw(RunFolder(tmp_path), tmp_path / "none" / "x.png")
+
+
+def test_the_panel_shows_names_as_they_are() -> None:
+    """Between brackets rich reads styles."""
+    panel = LivePanel()
+    panel._title = "[bold]game · seed 0"
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(panel._panel(report("[red]near[/]")))
+    text = console.export_text()
+    assert "▸ [red]near[/]" in text
+    assert "[bold]game · seed 0" in text
 
 
 @pytest.mark.asyncio

@@ -140,6 +140,27 @@ def test_more_minibatches_than_valid_rows_is_no_trouble() -> None:
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
+def test_a_rollout_in_which_nothing_was_executed_teaches_nothing() -> None:
+    head = action_head(gym.spaces.Discrete(3))
+    model = ActorCritic(SPACE, head, NetworkConfig(hidden=(8,), normalise_obs=True), seed=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    _, _, rollout = setup()
+    rollout.first[:] = True
+    assert run(model, head, rollout).valid_rows == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.int64])
+def test_discrete_observations_of_any_width_are_learned_from(kind: Any) -> None:
+    space = gym.spaces.Discrete(5, dtype=kind)
+    _, head, filled = setup()
+    model = ActorCritic(space, head, NetworkConfig(hidden=(8,)), seed=0)
+    rollout = Rollout(8, 4, leaf_spaces(space), action_shape=head.shape, action_dtype=head.dtype)
+    rollout.act(np.arange(4), {"": np.arange(1, 5).astype(kind)}, filled.actions[0], *filled.log_probs[:2])
+    assert rollout.obs[""][0].tolist() == [1, 2, 3, 4]
+    assert run(model, head, rollout).valid_rows == 32
+
+
 def test_it_learns_which_arm_pays() -> None:
     head = action_head(gym.spaces.Discrete(3))
     model = ActorCritic(SPACE, head, NetworkConfig(hidden=(8,)), seed=0)

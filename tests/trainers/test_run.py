@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, Run, Summary, TrainConfig, train, training
 from trainers.checkpoint import CheckpointError, Checkpoints
 from trainers.config import NetworkConfig
+from trainers.evaluate import evaluate
 from trainers.folder import RunFolder
 from trainers.metrics import read_metrics
 from trainers.progress import PlainLines
@@ -346,6 +348,36 @@ async def test_an_error_of_the_env_ends_the_run_and_reaches_whoever_waits(tmp_pa
             await run.wait()
 
 
+class Blank(Corridor):
+    """Sees nothing from its third step on."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        return (np.full_like(obs, np.nan) if self.t > 2 else obs, *rest)
+
+
+@pytest.mark.asyncio
+async def test_no_observation_that_is_no_number_reaches_the_network(tmp_path: Path) -> None:
+    blank = Job(PLAN, lambda: cu.CurriculumEnv(Blank(), cu.LevelSet(LEVELS)))
+    config = tiny(tmp_path, num_envs=1)
+    with pytest.raises(av.SpaceMismatch, match="finite numbers, got NaN"):
+        await finish(config, blank)
+    _, folder = await finish(config)
+    with pytest.raises(av.SpaceMismatch, match="finite numbers, got NaN"):
+        await evaluate(folder.path, job=blank)
+
+
+@pytest.mark.asyncio
+async def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    config = tiny(tmp_path, name="mine", checkpoint_every=1)
+    config = replace(config, ppo=replace(config.ppo, lr=1e30, anneal_lr=False))
+    with pytest.raises(FloatingPointError, match=r"^update 1: the loss is not a number: \w+ is (nan|inf); "):
+        await finish(config)
+    folder = RunFolder.open(tmp_path / "mine")
+    assert all(torch.isfinite(value).all() for value in parameters(folder).values())
+    assert read_metrics(folder.metrics) == []
+
+
 @pytest.mark.asyncio
 async def test_an_error_of_the_curriculum_ends_the_run(tmp_path: Path) -> None:
     def broken(_: Any) -> bool:
@@ -368,7 +400,7 @@ async def test_entering_fails_with_one_clear_error_and_nothing_open(tmp_path: Pa
             pass
     _, folder = await finish(tiny(tmp_path, total_steps=64))
     other = replace(folder.config(), network=replace(folder.config().network, hidden=(5,)))
-    with pytest.raises(CheckpointError, match="the saved network does not fit"):
+    with pytest.raises(CheckpointError, match=r"step-\d+\.pt: the saved network does not fit"):
         await finish(other, resume=folder.path)
     with pytest.raises(cu.StateError, match="DomainRandomisation state"):
         await finish(replace(folder.config(), strategy="uniform"), resume=folder.path)
@@ -377,6 +409,43 @@ async def test_entering_fails_with_one_clear_error_and_nothing_open(tmp_path: Pa
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"no usable checkpoint: .*torn"):
         await finish(folder.config(), resume=folder.path)
+
+
+class Narrow(Corridor):
+    """Its mask, at reset or from the second step on, is of `width` actions; there are three."""
+
+    def __init__(self, kind: str, width: int, late: bool = False) -> None:
+        super().__init__(kind)
+        self.width, self.late = width, late
+        if kind == "dict_mask":
+            self.observation_space["action_mask"] = gym.spaces.MultiBinary(width)  # type: ignore[index]
+
+    def _obs(self) -> Any:
+        obs = super()._obs()
+        return obs if self.kind == "vector" else {**obs, "action_mask": np.ones(self.width, np.int8)}
+
+    def _info(self) -> dict[str, Any]:
+        width = 3 if self.late and self.t < 2 else self.width
+        return {} if self.kind == "dict_mask" else {"action_mask": np.ones(width, np.int8)}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("kind", "width", "late"),
+    [
+        ("dict_mask", 1, False),
+        ("dict_mask", 2, False),
+        ("vector", 1, False),
+        ("vector", 4, False),
+        ("vector", 2, True),
+    ],
+)
+async def test_a_mask_of_another_width_is_refused(tmp_path: Path, kind: str, width: int, late: bool) -> None:
+    job = Job(PLAN, lambda: cu.CurriculumEnv(Narrow(kind, width, late), cu.LevelSet(LEVELS)))
+    with pytest.raises(
+        ConfigError, match=f"^an action mask has {width} entries, expected one per action: 3$"
+    ):
+        await finish(tiny(tmp_path), job)
 
 
 @pytest.mark.asyncio
@@ -412,6 +481,15 @@ async def test_a_resume_that_is_refused_leaves_the_logs_as_they_were(
     assert {path: path.read_bytes() for path in before} == before
     await finish(folder.config(), resume=folder.path)
     assert [line["update"] for line in read_metrics(folder.metrics)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_a_run_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    """Two would write the same logs. What it is held by ends with the process, whatever ends that."""
+    async with training(tiny(tmp_path), job=corridor_job()) as run:
+        with pytest.raises(ConfigError, match=rf"{run.folder.path}: in use: a run is going on in it"):
+            await finish(run.config, resume=run.folder.path)
+    assert (await finish(run.config, resume=run.folder.path))[0].reason == "steps"
 
 
 async def finish_plain(config: TrainConfig) -> None:
