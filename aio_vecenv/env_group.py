@@ -109,10 +109,14 @@ class EnvGroup:
         self._discrete = [isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
         self.everyone = range(count)  # local indices of its rows
         self._no_flags = bytes(count)
-        # where the observation is one leaf in the block, and any number may stand in it: its rows, by local index
+        # where the observation is one leaf in the block: its rows, by local index
         leaf = obs.leaves[0]
         self._dtype, self._shape = leaf.dtype, leaf.shape
-        self._plain_rows = self._rows.views[0] if obs.is_leaf and settings.check is None else None
+        self._plain_rows = self._rows.views[0] if obs.is_leaf else None
+        # where its numbers must be finite: all these rows, looked at once per command
+        finite = settings.check == "finite" and leaf.dtype.kind == "f"
+        column = slab.obs[0]
+        self._finite = None if column is None or not (finite and obs.is_leaf) else column[first:stop]
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -169,7 +173,17 @@ class EnvGroup:
                 self._take(i, obs, reward, terminated, truncated, info, extras)
             except Exception as error:
                 self._fail(i, "step", error, extras)
+        if self._finite is not None and not np.isfinite(self._finite).all():
+            self._fail_infinite(envs, extras)
         return extras
+
+    def _fail_infinite(self, envs: Sequence[int], extras: Extras) -> None:
+        """Fail those whose step gave a NaN or an infinity; who has failed already keeps the row that it had."""
+        assert self._finite is not None
+        failed = {i for i, _ in extras.get("errors", ())}
+        for i in envs:
+            if i not in failed and not np.isfinite(self._finite[i]).all():
+                self._fail(i, "step", _infinite(self._obs.leaves[0]), extras)
 
     def _take(
         self, i: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any, extras: Extras
@@ -328,7 +342,12 @@ class EnvGroup:
 
     def _write(self, i: int, obs: Any, rows: _Rows, loose_kind: str, extras: Extras) -> None:
         """Write one observation, leaf by leaf, after checking all of it."""
-        if self._plain_rows is not None and type(obs) is np.ndarray and obs.dtype is self._dtype:
+        if (
+            self._plain_rows is not None
+            and self._finite is None
+            and type(obs) is np.ndarray
+            and obs.dtype is self._dtype
+        ):
             views = rows.views[0]
             if views is not None and obs.shape == self._shape:
                 views[i][...] = obs
@@ -445,8 +464,12 @@ def _fit(leaf: Leaf, value: Any, finite: bool) -> Any:
         raise RowError(f"obs{leaf}", f"{leaf.dtype} {leaf.shape}", got, f"obs{leaf}")
     array = np.asarray(fitting)
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
+        raise _infinite(leaf)
     return array
+
+
+def _infinite(leaf: Leaf) -> RowError:
+    return RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
 
 
 def _reward(reward: Any) -> float:

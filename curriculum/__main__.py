@@ -20,6 +20,8 @@ __all__ = ["main"]
 
 def _check(arguments: argparse.Namespace) -> int:
     levels = LevelSet.from_directory(arguments.directory)
+    for number in range(len(levels)):
+        levels[number]  # reads it, or raises
     for stage, generators in levels.counts().items():
         settings = levels.plan[stage] if levels.plan is not None else None
         rule = f"threshold {settings.threshold:g}, min_episodes {settings.min_episodes}" if settings else ""

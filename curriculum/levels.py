@@ -110,7 +110,7 @@ class LevelSet:
         """Index and check a directory: `plan.toml`, and per stage a folder of GENERATOR.jsonl and
         GENERATOR.npz.
 
-        Every line and array is read and checked now; data is read again on first use, and the newest `cache` levels
+        Every line is checked now, and every array's header; data is read on first use, and the newest `cache` levels
         are kept.
         """
         self = cls._open(str(Path(path).absolute()), cache, None)

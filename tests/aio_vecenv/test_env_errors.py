@@ -425,6 +425,39 @@ async def test_check_finite(backend: Backend, value: float) -> None:
         await envs.step(zeros(1))
 
 
+@both
+@pytest.mark.asyncio
+async def test_check_finite_fails_the_env_that_gave_it_and_no_other(backend: Backend) -> None:
+    """Also where all rows are looked at together, only some are stepped, or one is to be reset."""
+    factories = [partial(Returns, partial(put, np.nan), box), *[partial(Returns, _good, box)] * 3]
+    async with AsyncVecEnv(factories, num_workers=1, backend=backend, check="finite") as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(4))
+        with pytest.raises(SpaceMismatch, match=r"env 0 .*finite") as caught:
+            await envs.step(zeros(4))
+        assert caught.value.env_id == 0
+        batch = await envs.recv()
+        assert batch.env_ids.tolist() == [1, 2, 3]
+        assert np.isfinite(batch.obs).all()
+        for _ in range(3):  # the row of env 0 still holds what it gave
+            envs.send(zeros(2), [1, 3])
+            assert (await envs.recv()).env_ids.tolist() == [1, 3]
+        await envs.reset(env_ids=[0])
+        assert np.isfinite((await envs.step(zeros(4))).obs).all()
+    async with AsyncVecEnv(
+        factories, num_workers=1, backend=backend, check="finite", on_env_error="reset"
+    ) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(4))
+        batch = await envs.step(zeros(4))
+        assert batch.first.tolist() == [True, False, False, False]
+        assert np.isfinite(batch.obs).all()
+
+
+def _good(good: Any) -> Any:
+    return good
+
+
 def put(value: float, good: Any) -> Any:
     return (np.array([0, value, 0], np.float32), *good[1:])
 
