@@ -324,7 +324,11 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
             table.memory_mb = (table.memory_mb[0], _memory_mb(envs))
             statistics = envs.statistics()
         except (TimeoutError, AssertionError, WorkerLost, VecEnvError, ExceptionGroup) as error:
-            table.failures.append(f"{type(error).__name__}: {error}")
+            first: BaseException = error
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            cause = "" if first is error else f"; the first: {type(first).__name__}: {first}"
+            table.failures.append(f"{type(error).__name__}: {error}{cause}")
         finally:
             run_.stopping = True
             for task in tasks:
