@@ -46,7 +46,7 @@ class VectorEnvGroup(EnvGroup):
         self.settings = settings
         self._inbox, self._catch_up = inbox, catch_up
         self._obs, self._action = obs, action
-        self._hooks = [getattr(env, "on_broadcast", None) for env in envs]
+        self._hooks = [_hook_of(env) for env in envs]
         bounds = np.cumsum([0, *rows]).tolist()
         self._slices = [slice(a, b) for a, b in pairwise(bounds)]
         count = bounds[-1]
@@ -115,11 +115,11 @@ class VectorEnvGroup(EnvGroup):
                 self._update(k)
                 result: Any = None
                 if op == "set":
-                    setattr(self.envs[k], name, values[position])
+                    setattr(_owner(self.envs[k], name), name, values[position])
                 elif op == "apply":
                     result = values(self.envs[k])
                 else:
-                    result = getattr(self.envs[k], name)
+                    result = getattr(_owner(self.envs[k], name), name)
                     if op == "call" and callable(result):
                         result = result(*values[0], **values[1])
                 results.append((True, result))
@@ -237,6 +237,21 @@ class VectorEnvGroup(EnvGroup):
             items[:] = [item for item in items if item[0] != i]
         self._begun[i] = False
         extras.setdefault("errors", []).append((i, describe(error, op)))
+
+
+def _owner(env: Any, name: str) -> Any:
+    """The outermost of a VectorEnv and those it wraps that has the attribute; if none has, the VectorEnv itself."""
+    layer = env
+    while not hasattr(layer, name):
+        if not isinstance(layer, gym.vector.VectorWrapper):
+            return env
+        layer = layer.env
+    return layer
+
+
+def _hook_of(env: Any) -> Callable[[Any, int], None] | None:
+    hook = getattr(_owner(env, "on_broadcast"), "on_broadcast", None)
+    return hook if callable(hook) else None
 
 
 def _row_of(infos: dict[str, Any], j: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -588,6 +588,44 @@ async def test_vector_env_factories(backend: Backend, mode: AutoresetMode) -> No
 async def test_vector_env_with_another_autoreset_mode() -> None:
     with pytest.raises(EnvError, match="autoreset"):
         await AsyncVecEnv.open([partial(vector, 2, 0, AutoresetMode.DISABLED)], backend="inline")
+
+
+class Told(SyncVectorEnv):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__([partial(StampEnv, i, 3) for i in range(2)])
+        self.told: list[Any] = []
+        self.speed = 1
+
+    def on_broadcast(self, payload: Any, version: int) -> None:
+        self.told.append((payload, version))
+
+
+class Layer(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Adds nothing but a layer, and one attribute."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.depth = 1
+
+
+@both
+@pytest.mark.asyncio
+async def test_updates_and_calls_reach_through_vector_wrappers(backend: Backend) -> None:
+    async with AsyncVecEnv([lambda: Layer(Layer(Told()))], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast("news")
+        await envs.step(zeros(2))
+        assert await envs.get_attr("told") == ([("news", 1)],)
+        await envs.set_attr("speed", 5)
+        await envs.set_attr("depth", 2)
+        await envs.set_attr("nobodys", 3)
+        layers = lambda env: (env.env.env.speed, env.depth, env.env.depth, env.nobodys)  # noqa: E731
+        assert await envs.apply(layers) == ((5, 2, 1, 3),)
+        assert await envs.call("on_broadcast", "again", 2) == (None,)
+        with pytest.raises(EnvError, match="'Layer' object has no attribute 'spede'"):
+            await envs.get_attr("spede")
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
