@@ -53,7 +53,7 @@ class VectorEnvGroup(EnvGroup):
         self.everyone = range(count)
         mine = slice(first, first + count)
         self._newest = slab.newest
-        self._reborn_seeds = reborn
+        self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
         self._columns = [None if column is None else column[mine] for column in slab.obs]
@@ -69,8 +69,7 @@ class VectorEnvGroup(EnvGroup):
         extras: Extras = {}
         for k, rows in self._touched(envs):
             if not self._begun[rows].all():  # a replacement: everything begins anew
-                seeds = self._reborn_seeds[rows] if self._reborn_seeds is not None else None
-                self._reset(k, rows, None if seeds is None else list(seeds), None, None, extras)
+                self._reset(k, rows, self._reborn_seeds[rows], None, None, extras)
                 continue
             try:
                 self._update(k)
@@ -105,7 +104,7 @@ class VectorEnvGroup(EnvGroup):
             if len(wanted) < rows.stop - rows.start:
                 mask = np.array([row in by_row for row in range(rows.start, rows.stop)])
             mine = [by_row.get(row) for row in range(rows.start, rows.stop)]
-            self._reset(k, rows, None if all(s is None for s in mine) else mine, options, mask, extras)
+            self._reset(k, rows, mine, options, mask, extras)
         return extras
 
     def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
@@ -145,7 +144,7 @@ class VectorEnvGroup(EnvGroup):
         self,
         k: int,
         rows: slice,
-        seeds: list[int | None] | None,
+        seeds: list[int | None],
         options: dict[str, Any] | None,
         mask: Any,
         extras: Extras,
@@ -155,7 +154,7 @@ class VectorEnvGroup(EnvGroup):
             given = dict(options or {})
             if mask is not None:
                 given["reset_mask"] = mask
-            obs, infos = self.envs[k].reset(seed=seeds, options=given or None)
+            obs, infos = self.envs[k].reset(seed=_seed_of(seeds, mask), options=given or None)
             self._fill(self._columns, rows, obs)
         except Exception as error:
             self._fail_all(rows, "reset", error, extras)
@@ -237,6 +236,17 @@ class VectorEnvGroup(EnvGroup):
             items[:] = [item for item in items if item[0] != i]
         self._begun[i] = False
         extras.setdefault("errors", []).append((i, describe(error, op)))
+
+
+def _seed_of(seeds: list[int | None], mask: Any) -> int | list[int | None] | None:
+    """The seeds of the rows in `mask` as Gymnasium's interface has it: an int, of which row i gets seed + i, or None.
+
+    Where no int says it: one seed per row, as Gymnasium's own two take it, but not every VectorEnv.
+    """
+    rows = range(len(seeds)) if mask is None else np.flatnonzero(mask).tolist()
+    firsts = {None if (seed := seeds[row]) is None else seed - row for row in rows}
+    first = firsts.pop()
+    return seeds if firsts or (first is not None and first < 0) else first
 
 
 def _owner(env: Any, name: str) -> Any:

@@ -582,6 +582,8 @@ class AsyncVecEnv:
                 del shift.commands[sequence]
                 self._dropped.discard(sequence)
         seeds = [derive_seed(self._seed[env_id], env_id, restarts) for env_id in shift.rows]
+        if self._deal.whole and (first := seeds[0]) is not None and None not in seeds:
+            seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
         self._ledger.made_anew(shift.rows, reason, seeds)
         return seeds
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -604,6 +605,26 @@ async def test_an_env_raises_then_its_worker_is_lost_before_anyone_asks(tmp_path
             assert not batch.first.any()
             check_aligned(batch)
         check_episodes([await anext(stream) for _ in range(stream.behind)], finished=False)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.asyncio
+async def test_a_vector_env_that_takes_one_seed_is_replaced(seed: int | None) -> None:
+    make = partial(gym.make_vec, "CartPole-v1", 2, vectorization_mode="vector_entry_point")
+    async with AsyncVecEnv([make] * 2, num_workers=1, restart=MANY) as envs:
+        await envs.reset(seed=seed)
+        stream = envs.events()
+        for _ in range(2):
+            os.kill(pids(envs)[0], signal.SIGKILL)
+            batch = await envs.step(zeros(4))
+            assert batch.first.all()
+            assert batch.truncations.all()
+            assert set(batch.infos["worker_lost"])
+            assert (np.abs(batch.obs) <= 0.05).all()
+        events = [await anext(stream) for _ in range(stream.behind)]
+        begun = [event.seed for event in events if isinstance(event, EpisodeStarted)]
+        first = [derive_seed(seed, 0, restart) for restart in (1, 2)]
+        assert begun == [None if one is None else one + i for one in first for i in range(4)]
 
 
 @pytest.mark.asyncio

@@ -590,6 +590,34 @@ async def test_vector_env_with_another_autoreset_mode() -> None:
         await AsyncVecEnv.open([partial(vector, 2, 0, AutoresetMode.DISABLED)], backend="inline")
 
 
+def cart_poles(count: int) -> Any:
+    return gym.make_vec("CartPole-v1", num_envs=count, vectorization_mode="vector_entry_point")
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_that_takes_one_seed_gets_that_of_its_first_row(backend: Backend) -> None:
+    async with AsyncVecEnv([partial(cart_poles, 3)] * 2, num_workers=1, backend=backend) as envs:
+        obs, _ = await envs.reset(seed=7)
+        assert (obs == np.concatenate([cart_poles(3).reset(seed=s)[0] for s in (7, 10)])).all()
+        with pytest.raises(ExceptionGroup, match="6 envs raised") as caught:
+            await envs.reset(seed=[5, 3, 1, 6, 4, 2])
+        assert "Seed must be a python integer" in str(caught.value.exceptions[0])
+        await envs.reset()
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_with_a_seed_per_row_gets_them_all(backend: Backend) -> None:
+    async with AsyncVecEnv([partial(vector, 3, 0)], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=4)
+        await envs.reset(seed=[9, None, 2])
+        await envs.reset(seed=[0, 8], env_ids=[1, 2])
+        await envs.reset(seed=6, env_ids=[2])
+        seeds = await envs.apply(lambda env: [one.unwrapped.seeds for one in env.envs])
+        assert seeds == ([[4, 9], [5, None, 0], [6, 2, 8, 8]],)
+
+
 class Told(SyncVectorEnv):
     """Keeps what it was told."""
 
