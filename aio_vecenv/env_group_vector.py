@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
 from .broadcast import Inbox
 from .env_group import EnvGroup, Extras, RowError, Settings
@@ -56,7 +57,10 @@ class VectorEnvGroup(EnvGroup):
         self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
-        self._columns = [None if column is None else column[mine] for column in slab.obs]
+        self._shown: list[list[NDArray[Any]]] = [
+            [] for _ in envs
+        ]  # the newest observations, as they were given
+        self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
         self._final_columns = [None if column is None else column[mine] for column in slab.final_obs]
         self._actions_in = [None if column is None else column[mine] for column in slab.action]
         self._reward_rows = slab.rewards[mine]
@@ -68,14 +72,15 @@ class VectorEnvGroup(EnvGroup):
     def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> Extras:
         extras: Extras = {}
         for k, rows in self._touched(envs):
-            if not self._begun[rows].all():  # a replacement: everything begins anew
-                self._reset(k, rows, self._reborn_seeds[rows], None, None, extras)
+            anew = ~self._begun[rows]  # of a replacement
+            if anew.all():
+                self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
                 continue
             try:
                 self._update(k)
                 actions = self._action.join([c[rows].copy() for c in self._actions_in if c is not None])
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
-                self._fill(self._columns, rows, obs)
+                self._fill(k, rows, obs)
                 rewards = np.asarray(rewards, np.float64)
                 if not np.isfinite(rewards).all():
                     raise RowError("the rewards", "finite numbers", str(rewards)[:80])
@@ -90,7 +95,13 @@ class VectorEnvGroup(EnvGroup):
                 self._ended_rows[rows] = done
                 self._share(rows, dict(infos), done, reset_rows, extras)
             except Exception as error:
-                self._fail_all(rows, "step", error, extras)
+                self._fail_rows(range(rows.start, rows.stop), "step", error, extras)
+                continue
+            if (
+                anew.any()
+            ):  # some rows were reset by a command before: the others begin now, their step was for nothing
+                self._forget(_at(rows, anew), extras)
+                self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
         return extras
 
     def reset(
@@ -99,12 +110,9 @@ class VectorEnvGroup(EnvGroup):
         extras: Extras = {}
         by_row = dict(zip(envs, seeds))
         for k, rows in self._touched(envs):
-            wanted = [row for row in range(rows.start, rows.stop) if row in by_row]
-            mask = None
-            if len(wanted) < rows.stop - rows.start:
-                mask = np.array([row in by_row for row in range(rows.start, rows.stop)])
+            which = np.array([row in by_row for row in range(rows.start, rows.stop)])
             mine = [by_row.get(row) for row in range(rows.start, rows.stop)]
-            self._reset(k, rows, mine, options, mask, extras)
+            self._reset(k, rows, mine, options, which, extras)
         return extras
 
     def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
@@ -146,31 +154,35 @@ class VectorEnvGroup(EnvGroup):
         rows: slice,
         seeds: list[int | None],
         options: dict[str, Any] | None,
-        mask: Any,
+        which: NDArray[np.bool_],
         extras: Extras,
     ) -> None:
+        """Begin an episode in the rows of `which`. A VectorEnv none of whose rows runs on is reset whole."""
+        runs_on = self._begun[rows] & ~which
         try:
             self._update(k)
             given = dict(options or {})
-            if mask is not None:
-                given["reset_mask"] = mask
-            obs, infos = self.envs[k].reset(seed=_seed_of(seeds, mask), options=given or None)
-            self._fill(self._columns, rows, obs)
+            if runs_on.any():
+                given["reset_mask"] = which.copy()
+            obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
+            self._fill(k, rows, obs, which, runs_on)
+            self._share(rows, dict(infos), np.zeros_like(which), which, extras)
         except Exception as error:
-            self._fail_all(rows, "reset", error, extras)
+            self._fail_rows(_at(rows, which), "reset", error, extras)
             return
-        which = np.ones(rows.stop - rows.start, np.bool_) if mask is None else mask
         self._begun[rows] |= which
         self._ended_rows[rows] &= ~which
         self._version_rows[rows] = np.where(which, self._inbox.covered, self._version_rows[rows])
         self._reward_rows[rows] = np.where(which, 0.0, self._reward_rows[rows])
         self._flag_rows[rows] = np.where(which, 0, self._flag_rows[rows])
-        self._share(rows, dict(infos), np.zeros_like(which), which, extras)
 
-    def _fill(self, columns: Sequence[Any], rows: slice, obs: Any) -> None:
-        """Write a batch of observations, leaf by leaf, after checking all of it."""
-        values = []
-        for leaf, column in zip(self._obs.leaves, columns):
+    def _fill(self, k: int, rows: slice, obs: Any, which: Any = True, runs_on: Any = False) -> None:
+        """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
+
+        Those that run on belong to the parent.
+        """
+        arrays: list[NDArray[Any]] = []
+        for leaf in self._obs.leaves:
             value = obs
             for part in leaf.path:
                 value = value[part]
@@ -182,9 +194,16 @@ class VectorEnvGroup(EnvGroup):
                 )
             if self.settings.check == "finite" and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
-            values.append((column, array))
-        for column, array in values:
-            column[rows] = array
+            arrays.append(array)
+        if np.any(runs_on) and not isinstance(self.envs[k], gym.vector.VectorWrapper):
+            for old, new in zip(self._shown[k], arrays):  # a wrapper may show the same state in another way
+                if old[runs_on].tobytes() != new[runs_on].astype(old.dtype).tobytes():
+                    raise RuntimeError(
+                        "the VectorEnv ignored options['reset_mask'] and reset all of its rows: reset them all"
+                    )
+        self._shown[k] = arrays
+        for column, array in zip(self._columns, arrays):
+            np.copyto(column[rows], array, where=np.reshape(which, (-1,) + (1,) * (array.ndim - 1)))
 
     def _share(self, rows: slice, infos: dict[str, Any], done: Any, edges: Any, extras: Extras) -> None:
         """Take the VectorEnv's batched infos apart, row by row."""
@@ -224,27 +243,35 @@ class VectorEnvGroup(EnvGroup):
             assert column is not None
             column[row] = value
 
-    def _fail_all(self, rows: slice, op: str, error: Exception, extras: Extras) -> None:
+    def _fail_rows(self, rows: Sequence[int], op: str, error: Exception, extras: Extras) -> None:
         report = describe(error, op)
+        self._forget(rows, extras)
         self._begun[rows] = False
         self._reward_rows[rows] = 0.0
         self._flag_rows[rows] = 0
-        extras.setdefault("errors", []).extend((row, report) for row in range(rows.start, rows.stop))
+        extras.setdefault("errors", []).extend((row, report) for row in rows)
 
     def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:
+        self._fail_rows([i], op, error, extras)
+
+    @staticmethod
+    def _forget(rows: Sequence[int], extras: Extras) -> None:
+        gone = set(rows)
         for items in extras.values():
-            items[:] = [item for item in items if item[0] != i]
-        self._begun[i] = False
-        extras.setdefault("errors", []).append((i, describe(error, op)))
+            items[:] = [item for item in items if item[0] not in gone]
 
 
-def _seed_of(seeds: list[int | None], mask: Any) -> int | list[int | None] | None:
-    """The seeds of the rows in `mask` as Gymnasium's interface has it: an int, of which row i gets seed + i, or None.
+def _at(rows: slice, which: NDArray[np.bool_]) -> list[int]:
+    at: list[int] = (rows.start + np.flatnonzero(which)).tolist()
+    return at
+
+
+def _seed_of(seeds: list[int | None], which: NDArray[np.bool_]) -> int | list[int | None] | None:
+    """The seeds of the rows of `which` as Gymnasium's interface has it: an int, of which row i gets seed + i, or None.
 
     Where no int says it: one seed per row, as Gymnasium's own two take it, but not every VectorEnv.
     """
-    rows = range(len(seeds)) if mask is None else np.flatnonzero(mask).tolist()
-    firsts = {None if (seed := seeds[row]) is None else seed - row for row in rows}
+    firsts = {None if (seed := seeds[row]) is None else seed - row for row in _at(slice(0, None), which)}
     first = firsts.pop()
     return seeds if firsts or (first is not None and first < 0) else first
 

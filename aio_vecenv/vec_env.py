@@ -298,8 +298,6 @@ class AsyncVecEnv:
         """
         self._check_open()
         ids = self._deal.env_ids(env_ids)
-        if self._deal.whole:
-            self._check_whole_if_anew(ids)
         seeds = seeds_for(seed, ids)
         if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
             raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
@@ -596,14 +594,16 @@ class AsyncVecEnv:
         """on_env_error="reset", and an env failed to reset: try again, within the restart budget."""
         shift = self._crew.shifts[command.worker]
         counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
-        for env_id, report in list(command.extras["errors"]):
-            if report not in counted:
-                counted.add(report)
-                text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
-                if not self._crew.count_loss(text, shift):
-                    return
-                self._retried += 1
-            self._post_reset(self._ledger.retry(command, env_id, report))
+        failed = list(command.extras["errors"])
+        for together in [failed] if self._deal.whole else [[one] for one in failed]:
+            for env_id, report in together:
+                if report not in counted:
+                    counted.add(report)
+                    text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
+                    if not self._crew.count_loss(text, shift):
+                        return
+                    self._retried += 1
+            self._post_reset(self._ledger.retry(command, together))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -689,18 +689,6 @@ class AsyncVecEnv:
                     f"worker {worker} holds VectorEnvs, whose envs {self._deal.rows[worker]} are stepped together; "
                     "nothing was sent",
                     expected="all of them",
-                    got=str(mine.tolist()),
-                )
-
-    def _check_whole_if_anew(self, ids: EnvIds) -> None:
-        """A VectorEnv that was made anew has begun no episode, so it cannot be told to keep some of its rows."""
-        for worker, mine in self._deal.by_worker(np.sort(ids)):
-            rows = self._deal.rows[worker]
-            if not self._deal.is_all_of(worker, mine) and self._ledger.begins_anew(rows):
-                raise BadActions(
-                    f"worker {worker} was replaced, and its VectorEnvs begin anew: reset all of envs {rows.start}-"
-                    f"{rows.stop - 1}; nothing was sent",
-                    expected=str(list(rows)),
                     got=str(mine.tolist()),
                 )
 

@@ -525,6 +525,77 @@ async def test_one_error_of_a_vector_env_counts_once(backend: Backend) -> None:
         assert envs.statistics().restarts == 0
 
 
+@both
+@pytest.mark.asyncio
+async def test_one_error_in_the_first_reset_of_a_vector_env_counts_once(backend: Backend) -> None:
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv(
+            [partial(FaultyEnv, i, "raise", op="reset", at=0 if i == 1 else 10**9) for i in range(6)]
+        )
+
+    async with AsyncVecEnv(
+        [make], num_workers=1, on_env_error="reset", backend=backend, restart=RestartBudget(1, per_s=60)
+    ) as envs:
+        obs, _ = await envs.reset(seed=1)
+        assert obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+        assert await envs.apply(lambda env: [one.unwrapped.seeds[-1] for one in env.envs]) == (
+            [1, 2, 3, 4, 5, 6],
+        )
+        check_aligned(await envs.step(zeros(6)))
+
+
+@pytest.mark.parametrize("policy", ["raise", "reset"])
+@both
+@pytest.mark.asyncio
+async def test_a_row_of_a_vector_env_that_fails_to_reset_leaves_the_others(
+    backend: Backend, policy: Literal["raise", "reset"]
+) -> None:
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv(
+            [partial(FaultyEnv, i, "raise", op="reset", at=1 if i == 1 else 10**9) for i in range(3)]
+        )
+
+    async with AsyncVecEnv([make], num_workers=1, on_env_error=policy, backend=backend) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(3))
+        if policy == "raise":
+            with pytest.raises(EnvError, match=r"env 1 .*in reset"):
+                await envs.reset(env_ids=[1])
+        obs, _ = await envs.reset(env_ids=[1])
+        assert obs[:, 3].tolist() == [0]
+        batch = await envs.step(zeros(3))
+        assert not batch.first.any()
+        check_aligned(batch)
+        assert batch.obs[:, 3].tolist() == [2, 1, 2]
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_that_resets_more_rows_than_it_was_told(backend: Backend) -> None:
+    make = partial(gym.make_vec, "CartPole-v1", 3, vectorization_mode="vector_entry_point")
+    async with AsyncVecEnv([make], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        for _ in range(2):
+            with pytest.raises(EnvError, match=r"env 1 .*ignored options\['reset_mask'\]"):
+                await envs.reset(env_ids=[1])
+            with pytest.raises(BadActions, match="env 1"):
+                await envs.step(zeros(3))
+        await envs.reset(env_ids=[0, 1, 2])
+        assert not (await envs.step(zeros(3))).first.any()
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_partial_reset_of_a_vector_env_leaves_the_other_rows_to_their_owner(backend: Backend) -> None:
+    async with AsyncVecEnv(
+        [partial(SyncVectorEnv, stamp_envs(3, 9))], num_workers=1, backend=backend, copy=False
+    ) as envs:
+        obs, _ = await envs.reset(seed=1)
+        obs[:] = 77
+        await envs.reset(env_ids=[1])
+        assert obs[:, 3].tolist() == [77, 0, 77]
+
+
 @pytest.mark.parametrize("what", ["call", "set_attr", "reset"])
 @both
 @pytest.mark.asyncio

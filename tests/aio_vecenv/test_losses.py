@@ -17,7 +17,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aio_vecenv import (
     AsyncVecEnv,
-    BadActions,
     EnvError,
     Episode,
     EpisodeStarted,
@@ -627,20 +626,54 @@ async def test_a_vector_env_that_takes_one_seed_is_replaced(seed: int | None) ->
         assert begun == [None if one is None else one + i for one in first for i in range(4)]
 
 
+@pytest.mark.parametrize("when", ["before", "under way", "replied"])
+@pytest.mark.parametrize("length", [1, 50])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.asyncio
-async def test_a_vector_env_that_was_replaced_is_reset_whole() -> None:
+async def test_some_rows_of_a_vector_env_are_reset_and_its_worker_is_lost(
+    when: str, length: int, mode: AutoresetMode
+) -> None:
+    """Those rows go on from there; the others begin with the next step."""
     backend = ScriptedBackend(automatic=True)
-    make = partial(SyncVectorEnv, stamp_envs(2, 50))
-    async with AsyncVecEnv([make], num_workers=1, backend=backend, restart=MANY) as envs:
+    make = partial(SyncVectorEnv, stamp_envs(3, length), autoreset_mode=mode)
+    async with AsyncVecEnv([make], num_workers=1, backend=backend, autoreset=mode, restart=MANY) as envs:
+        stream = envs.events()
         await envs.reset(seed=1)
-        await envs.step(zeros(2))
+        backend.automatic = False
+        if when == "replied":
+            envs.send(zeros(3))
+            backend.deliver(0)
+        if when == "under way":
+            reset = asyncio.ensure_future(envs.reset(seed=9, env_ids=[1]))
+            await asyncio.sleep(0)
         backend.lose(0)
+        backend.automatic = True
         await until(lambda: envs.statistics().recovery.p50_s > 0)
-        with pytest.raises(BadActions, match=r"worker 0 was replaced.*reset all of envs 0-1"):
-            await envs.reset(env_ids=[0])
-        obs, _ = await envs.reset(seed=3)
-        assert obs[:, 3].tolist() == [0, 0]
-        assert not (await envs.step(zeros(2))).first.any()
+        obs, _ = await (reset if when == "under way" else envs.reset(seed=9, env_ids=[1]))
+        assert (obs[:, 0].tolist(), obs[:, 3].tolist()) == ([1], [0])
+        if when == "replied":
+            batch = await envs.recv()
+            assert batch.env_ids.tolist() == [0, 2]
+            assert not batch.first.any()
+            if length == 1 and mode is AutoresetMode.DISABLED:
+                await envs.reset(env_ids=[0, 2])
+                return
+        batch = await envs.step(zeros(3))
+        assert batch.first.tolist() == [True, False, True]
+        assert batch.truncations.tolist() == [True, False, True]
+        assert batch.infos["_worker_lost"].tolist() == [True, False, True]
+        assert batch.terminations.tolist() == [False, length == 1, False]
+        assert batch.rewards.tolist() == [0, 1, 0]
+        if length > 1:
+            for t in (1, 2):
+                check_aligned(batch)
+                assert batch.obs[:, 3].tolist() == [t - 1, t, t - 1]
+                batch = await envs.step(zeros(3))
+                assert not batch.first.any()
+        events = [await anext(stream) for _ in range(stream.behind)]
+        check_episodes(events, finished=False)
+        begun = [event.seed for event in events if isinstance(event, EpisodeStarted) and event.env_id == 1]
+        assert [seed for seed in begun if seed is not None] == [2, 10]
 
 
 class LateBackend(ScriptedBackend):
