@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from .broadcast import Inbox
-from .env_group import EnvGroup, Extras, RowError, Settings
+from .env_group import EnvGroup, Extras, RowError, Settings, _fit
 from .report import describe
 from .slab import TERMINATED, TRUNCATED, Slab, SpaceTree
 
@@ -81,10 +81,13 @@ class VectorEnvGroup(EnvGroup):
                 actions = self._action.join([c[rows].copy() for c in self._actions_in if c is not None])
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
                 self._fill(k, rows, obs)
-                rewards = np.asarray(rewards, np.float64)
-                if not np.isfinite(rewards).all():
-                    raise RowError("the rewards", "finite numbers", str(rewards)[:80])
-                done = np.asarray(terminations, np.bool_) | np.asarray(truncations, np.bool_)
+                count = rows.stop - rows.start
+                rewards = _per_row("the rewards", rewards, count)
+                if rewards.dtype.kind not in "fiub" or not np.isfinite(rewards).all():
+                    raise RowError("the rewards", "finite numbers", f"{rewards.dtype} {str(rewards)[:80]}")
+                terminations = _flags("the terminations", terminations, count)
+                truncations = _flags("the truncations", truncations, count)
+                done = terminations | truncations
                 self._reward_rows[rows] = rewards
                 self._flag_rows[rows] = np.where(terminations, TERMINATED, 0) + np.where(
                     truncations, TRUNCATED, 0
@@ -93,7 +96,7 @@ class VectorEnvGroup(EnvGroup):
                 self._version_rows[rows] = np.where(began, self._inbox.covered, self._version_rows[rows])
                 reset_rows = self._ended_rows[rows].copy() if self._next_step else np.zeros_like(done)
                 self._ended_rows[rows] = done
-                self._share(rows, dict(infos), done, reset_rows, extras)
+                self._share(rows, infos, done, reset_rows, extras)
             except Exception as error:
                 self._fail_rows(range(rows.start, rows.stop), "step", error, extras)
                 continue
@@ -166,7 +169,7 @@ class VectorEnvGroup(EnvGroup):
                 given["reset_mask"] = which.copy()
             obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
             self._fill(k, rows, obs, which, runs_on)
-            self._share(rows, dict(infos), np.zeros_like(which), which, extras)
+            self._share(rows, infos, np.zeros_like(which), which, extras)
         except Exception as error:
             self._fail_rows(_at(rows, which), "reset", error, extras)
             return
@@ -205,9 +208,14 @@ class VectorEnvGroup(EnvGroup):
         for column, array in zip(self._columns, arrays):
             np.copyto(column[rows], array, where=np.reshape(which, (-1,) + (1,) * (array.ndim - 1)))
 
-    def _share(self, rows: slice, infos: dict[str, Any], done: Any, edges: Any, extras: Extras) -> None:
+    def _share(self, rows: slice, infos: Any, done: Any, edges: Any, extras: Extras) -> None:
         """Take the VectorEnv's batched infos apart, row by row."""
-        final_obs, final_infos = infos.pop("final_obs", None), infos.pop("final_info", None)
+        if not isinstance(infos, dict):
+            raise RowError("the infos", "a dict of arrays", type(infos).__name__)
+        infos = dict(infos)
+        final_obs = infos.pop("final_obs", None)
+        _check_infos(infos, rows.stop - rows.start)
+        final_infos = infos.pop("final_info", None)
         infos.pop("_final_obs", None), infos.pop("_final_info", None)
         for j in range(rows.stop - rows.start):
             row = rows.start + j
@@ -228,20 +236,20 @@ class VectorEnvGroup(EnvGroup):
                     extras.setdefault("tasks", []).append((row, info["task"]))
 
     def _final_row(self, row: int, j: int, final_obs: Any) -> None:
-        if final_obs is None:
-            return
+        """Write the last observation of a row, from an array of them or from a batch as the space says."""
+        singly = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
+        if final_obs is None or (singly and final_obs[j] is None):
+            raise RowError('infos["final_obs"]', "the last observation of every row that ended", "none")
         for leaf, column in zip(self._obs.leaves, self._final_columns):
-            value = final_obs[j] if isinstance(final_obs, np.ndarray) and final_obs.dtype == object else None
-            if value is None:  # batched as the space says, not row by row
-                value = final_obs
-                for part in leaf.path:
-                    value = value[part]
-                value = value[j]
-            else:
-                for part in leaf.path:
-                    value = value[part]
+            value = final_obs[j] if singly else final_obs
+            for part in leaf.path:
+                value = value[part]
+            try:
+                fitting = _fit(leaf, value if singly else value[j], self.settings.check == "finite")
+            except RowError as error:
+                raise RowError(f"final_obs{leaf}", error.expected, error.got, error.leaf) from None
             assert column is not None
-            column[row] = value
+            column[row] = fitting
 
     def _fail_rows(self, rows: Sequence[int], op: str, error: Exception, extras: Extras) -> None:
         report = describe(error, op)
@@ -259,6 +267,35 @@ class VectorEnvGroup(EnvGroup):
         gone = set(rows)
         for items in extras.values():
             items[:] = [item for item in items if item[0] not in gone]
+
+
+def _per_row(what: str, values: Any, count: int) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.shape != (count,):
+        raise RowError(what, f"one per row, ({count},)", f"{array.dtype} {array.shape}")
+    return array
+
+
+def _flags(what: str, values: Any, count: int) -> NDArray[np.bool_]:
+    array = _per_row(what, values, count)
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise RowError(what, "bools", f"{array.dtype} {str(array)[:80]}")
+    return array.astype(np.bool_)
+
+
+def _check_infos(infos: dict[str, Any], count: int, where: str = "infos") -> None:
+    """Raise RowError unless they are as Gymnasium has them: arrays with a row per env, also in nested dicts."""
+    for key, value in infos.items():
+        if isinstance(value, dict):
+            _check_infos(value, count, f'{where}["{key}"]')
+            continue
+        try:
+            size = -1 if isinstance(value, (str, bytes)) else len(value)
+        except TypeError:
+            size = -1
+        if size != count:
+            got = type(value).__name__ if size < 0 else f"{type(value).__name__} of {size}"
+            raise RowError(f'{where}["{key}"]', f"an array of {count} rows", got)
 
 
 def _at(rows: slice, which: NDArray[np.bool_]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -582,6 +583,73 @@ async def test_a_vector_env_that_resets_more_rows_than_it_was_told(backend: Back
                 await envs.step(zeros(3))
         await envs.reset(env_ids=[0, 1, 2])
         assert not (await envs.step(zeros(3))).first.any()
+
+
+class OddVec(gym.vector.VectorEnv[Any, Any, Any]):
+    """Two rows that end at each step; what a step gives is as it should be, but for `odd`."""
+
+    def __init__(self, odd: dict[str, Any]) -> None:
+        self.num_envs = 2
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space = self.observation_space = spaces.Box(-9, 9, (2,), np.float32)
+        self.single_action_space = self.action_space = spaces.Discrete(2)
+        self.odd = odd
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        infos = {"final_obs": np.ones((2, 2), np.float32), "a": {"b": np.arange(2)}, "c": [None, "x"]}
+        given = {
+            "obs": np.zeros((2, 2), np.float32),
+            "rewards": np.array([1, 2]),
+            "terminations": [1, 1],
+            "truncations": np.zeros(2, np.bool_),
+        }
+        return *(self.odd.get(name, value) for name, value in given.items()), {
+            **infos,
+            **self.odd.get("infos", {}),
+        }
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        ({"rewards": np.float64(1.0)}, r"the rewards: expected one per row, \(2,\), got float64 \(\)"),
+        ({"rewards": np.array([1, 1j])}, "the rewards: expected finite numbers"),
+        ({"rewards": np.array([1, np.nan])}, "the rewards: expected finite numbers"),
+        ({"terminations": True}, "the terminations: expected one per row"),
+        ({"truncations": np.array([0, 2])}, "the truncations: expected bools"),
+        ({"infos": {"final_obs": np.ones((2, 1), np.float32)}}, "final_obs: expected float32"),
+        ({"infos": {"final_obs": np.full((2, 2), 1e300)}}, "final_obs: expected float32"),
+        ({"infos": {"final_obs": None}}, r'infos\["final_obs"\]: expected the last observation'),
+        ({"infos": {"fps": 60}}, r'infos\["fps"\]: expected an array of 2 rows, got int'),
+        ({"infos": {"name": "ab"}}, r'infos\["name"\]: expected an array of 2 rows, got str'),
+        (
+            {"infos": {"a": {"b": np.arange(3)}}},
+            r'infos\["a"\]\["b"\]: expected an array of 2 rows, got ndarray of 3',
+        ),
+    ],
+)
+@both
+@pytest.mark.asyncio
+async def test_what_a_vector_env_gives_is_checked(backend: Backend, odd: dict[str, Any], what: str) -> None:
+    make = partial(OddVec, odd)
+    async with AsyncVecEnv([make], backend=backend, autoreset=AutoresetMode.SAME_STEP) as envs:
+        await envs.reset()
+        with pytest.raises(ExceptionGroup) as caught:
+            await envs.step(zeros(2))
+        for error in caught.value.exceptions:
+            assert isinstance(error, SpaceMismatch)
+            assert re.search(what, str(error))
+        await envs.set_attr("odd", {})
+        await envs.reset()
+        batch = await envs.step(zeros(2))
+        assert batch.rewards.tolist() == [1, 2]
+        assert batch.terminations.all()
+        assert (batch.final_obs == 1).all()
+        assert batch.infos["a"]["b"].tolist() == [0, 1]
+        assert batch.infos["c"].tolist() == [None, "x"]
 
 
 @both
