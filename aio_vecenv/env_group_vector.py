@@ -40,9 +40,6 @@ class VectorEnvGroup(EnvGroup):
         catch_up: Callable[[int], None],
         reborn: Sequence[int | None] | None = None,
     ) -> None:
-        for leaf in obs.leaves:
-            if not leaf.fixed:
-                raise ValueError(f"obs{leaf} of a VectorEnv has no fixed size: {leaf.space}")
         self.envs: Any = list(envs)
         self.settings = settings
         self._inbox, self._catch_up = inbox, catch_up
@@ -62,7 +59,7 @@ class VectorEnvGroup(EnvGroup):
         ]  # the newest observations, as they were given
         self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
         self._final_columns = [None if column is None else column[mine] for column in slab.final_obs]
-        self._actions_in = [None if column is None else column[mine] for column in slab.action]
+        self._actions_in: list[Any] = [None if column is None else column[mine] for column in slab.action]
         self._reward_rows = slab.rewards[mine]
         self._flag_rows = slab.flags[mine]
         self._version_rows = slab.versions[mine]
@@ -78,7 +75,7 @@ class VectorEnvGroup(EnvGroup):
                 continue
             try:
                 self._update(k)
-                actions = self._action.join([c[rows].copy() for c in self._actions_in if c is not None])
+                actions = self._action.join([c[rows].copy() for c in self._actions_in])
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
                 self._fill(k, rows, obs)
                 count = rows.stop - rows.start

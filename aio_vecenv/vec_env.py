@@ -186,6 +186,8 @@ class AsyncVecEnv:
         self._restarts = [0] * self.num_workers
         obs = SpaceTree(self._spaces.observation, self._shared_memory)
         action = SpaceTree(self._spaces.action)
+        if self._spaces.vectorised:
+            _check_shared(obs, action, self._shared_memory)
         same_step = self._settings.autoreset is AutoresetMode.SAME_STEP
         fields, size_bytes = layout(obs, action, self.num_envs, final_obs=same_step)
         slab = self._slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
@@ -752,6 +754,18 @@ def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spac
                 got="both",
             )
     return expected
+
+
+def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:
+    """Raise ValueError unless all rows of VectorEnvs can lie in shared memory."""
+    if shared_memory is False:
+        raise ValueError(
+            "shared_memory=False, but rows of VectorEnvs travel in shared memory only: leave it out"
+        )
+    for name, tree in (("observation", obs), ("action", action)):
+        for leaf in tree.leaves:
+            if not leaf.fixed:
+                raise ValueError(f"the {name} space{leaf} of a VectorEnv has no fixed size: {leaf.space}")
 
 
 def _take(obs: Any, order: NDArray[np.intp]) -> Any:

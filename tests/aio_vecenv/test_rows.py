@@ -590,6 +590,21 @@ async def test_vector_env_with_another_autoreset_mode() -> None:
         await AsyncVecEnv.open([partial(vector, 2, 0, AutoresetMode.DISABLED)], backend="inline")
 
 
+@both
+@pytest.mark.asyncio
+async def test_vector_envs_that_cannot_lie_in_shared_memory(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="shared_memory=False, but rows of VectorEnvs"):
+        await AsyncVecEnv.open([partial(vector, 2, 0)], backend=backend, shared_memory=False)
+    number, text = spaces.Discrete(2), spaces.Text(3)
+    for observation, action, what in (
+        (spaces.Dict({"a": text}), number, r'observation space\["a"\]'),
+        (number, text, "action space"),
+    ):
+        sampler = partial(Sampler, observation, action)
+        with pytest.raises(ValueError, match=f"the {what} of a VectorEnv has no fixed size"):
+            await AsyncVecEnv.open([lambda sampler=sampler: SyncVectorEnv([sampler])], backend=backend)
+
+
 def cart_poles(count: int) -> Any:
     return gym.make_vec("CartPole-v1", num_envs=count, vectorization_mode="vector_entry_point")
 
