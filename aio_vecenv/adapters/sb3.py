@@ -107,7 +107,7 @@ class VecEnv:
         self.action_space = self.native.single_action_space
         self.reset_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._seeds: list[int | None] = [None] * self.num_envs
-        self._options: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._options: dict[str, Any] | list[dict[str, Any]] = {}  # of all envs, or of each
         self._last_obs: Any = None  # what the envs of a lost worker showed last
         self.render_mode = self._common_render_mode()
         modes = ["human", "rgb_array"] if self.render_mode == "rgb_array" else [self.render_mode]
@@ -126,17 +126,17 @@ class VecEnv:
         """Reset all envs with the seeds and options set before, once; their observations. Gives up a pending step."""
         seeds, options = self._seeds, self._options
         self._seeds = [None] * self.num_envs
-        self._options = [{} for _ in range(self.num_envs)]
+        self._options = {}
         obs, infos = self._guarded(self._resetting(seeds, options))
         self.reset_infos = [infos.get(i, {}) for i in range(self.num_envs)]
         self._last_obs = obs
         return obs
 
     async def _resetting(
-        self, seeds: list[int | None], options: list[dict[str, Any]]
+        self, seeds: list[int | None], options: dict[str, Any] | list[dict[str, Any]]
     ) -> tuple[Any, dict[Any, dict[str, Any]]]:
-        if all(one == options[0] for one in options):
-            return await self.native.reset(seed=seeds, options=options[0] or None)
+        if isinstance(options, dict):
+            return await self.native.reset(seed=seeds, options=options or None)
         infos: dict[Any, dict[str, Any]] = {}
         for i in range(self.num_envs):  # a command carries one set of options
             _, info = await self.native.reset(seed=[seeds[i]], options=options[i] or None, env_ids=[i])
@@ -198,9 +198,9 @@ class VecEnv:
         if isinstance(options, list):
             if len(options) != self.num_envs:
                 raise ValueError(f"{len(options)} options for {self.num_envs} envs")
-            self._options = deepcopy(options)
+            self._options = deepcopy(options) if any(options) else {}
         else:
-            self._options = [deepcopy(options or {}) for _ in range(self.num_envs)]
+            self._options = deepcopy(options or {})
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
