@@ -267,6 +267,11 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             options = dict(options)  # the caller's own stays as it is
             mask = options.pop("reset_mask")
             _check_mask(mask, self.num_envs)
+            mask = None if mask.all() else mask
+        if (
+            mask is not None and self._doing is not None
+        ):  # what timed out is given up for all envs, or for none
+            raise _already_pending("reset_async", self._doing)
         if self._reset is not None:  # it timed out, and this one takes its place
             self._session.driver.drop(self._reset)
             self._reset = None
@@ -276,13 +281,13 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: NDArray[np.bool_] | None
     ) -> tuple[Any, dict[str, Any]]:
         native, everyone = self.native, np.arange(self.num_envs)
-        if mask is None or mask.all():
+        if mask is None:
             obs, infos = await native.reset(seed=seeds, options=options)
         else:
             chosen = np.flatnonzero(mask)
             _, infos = await native.reset(seed=[seeds[i] for i in chosen], options=options, env_ids=chosen)
             obs = native.observations()
-        self._last_obs = obs
+        self._keep(obs)
         return obs, batch_infos(everyone, infos)  # type: ignore[arg-type]
 
     def _unpack(self, batch: Batch) -> Step:
@@ -291,9 +296,13 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             done = batch.terminations | batch.truncations
             if b"\1" in done.tobytes():  # a quarter of what any() takes
                 infos = self._with_finals(batch, np.flatnonzero(done).tolist())
-            self._last_obs = batch.obs if self.copy else deepcopy(batch.obs)
+            self._keep(batch.obs)
         joined = batch_infos(batch.env_ids, infos) if infos else {}
         return batch.obs, batch.rewards, batch.terminations, batch.truncations, joined
+
+    def _keep(self, obs: Any) -> None:
+        """What was seen last; a view of the workers' rows will show something else."""
+        self._last_obs = obs if self.copy else deepcopy(obs)
 
     def _with_finals(self, batch: Batch, done: list[int]) -> dict[int, dict[str, Any]]:
         """SAME_STEP: what ended goes under `final_obs` and `final_info`, beside the infos of the new episodes."""

@@ -515,18 +515,21 @@ def test_a_call_that_cannot_be_sent_leaves_a_pending_reset_pending() -> None:
         envs.close()
 
 
+@pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("copy", [True, False])
-def test_the_last_observation_of_a_lost_worker_is_the_one_that_was_seen(copy: bool) -> None:
+def test_the_last_observation_of_a_lost_worker_is_the_one_that_was_seen(copy: bool, steps: int) -> None:
     """SAME_STEP: nobody saw how the episode ended; without copies, too."""
     backend = ScriptedBackend(automatic=True)
     envs = VectorEnv(stamp_envs(2, 50), num_workers=1, copy=copy, autoreset_mode="SameStep", backend=backend)
     try:
-        envs.reset(seed=1)
-        for _ in range(3):
-            envs.step(np.zeros(2, np.int64))
+        for _ in range(2):  # the new one's first observation is of its first episode
+            obs, _ = envs.reset(seed=1)
+        for _ in range(steps):
+            obs, *_ = envs.step(np.zeros(2, np.int64))
+        seen = obs.tolist()
         backend.lose(0)
         _, _, _, truncations, infos = envs.step(np.zeros(2, np.int64))
         assert truncations.all()
-        assert [last[3] for last in infos["final_obs"]] == [3, 3]
+        assert [last.tolist() for last in infos["final_obs"]] == seen
     finally:
         envs.close()
