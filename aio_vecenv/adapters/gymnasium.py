@@ -218,10 +218,10 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             raise NoAsyncCallError("Calling `step_wait` without any prior call to `step_async`.", "step")
         with self._env_errors():
             if timeout is None:
-                batch = self._session.driver.quick(self.native.recv())
+                batch = self._session.recv()
                 self._doing, self._late = None, False
             else:
-                receiving = self._session.driver.start(self.native.recv())
+                receiving = self._session.driver.start(self._session.by_env(self.native.recv))
                 try:
                     batch = self._wait(receiving, "step_wait", timeout)
                 except multiprocessing.TimeoutError:
@@ -280,13 +280,14 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     async def _resetting(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: NDArray[np.bool_] | None
     ) -> tuple[Any, dict[str, Any]]:
-        native, everyone = self.native, np.arange(self.num_envs)
+        reset, everyone = self.native.reset, np.arange(self.num_envs)
         if mask is None:
-            obs, infos = await native.reset(seed=seeds, options=options)
+            obs, infos = await self._session.by_env(reset, seed=seeds, options=options)
         else:
             chosen = np.flatnonzero(mask)
-            _, infos = await native.reset(seed=[seeds[i] for i in chosen], options=options, env_ids=chosen)
-            obs = native.observations()
+            chosen_seeds = [seeds[i] for i in chosen]
+            _, infos = await self._session.by_env(reset, seed=chosen_seeds, options=options, env_ids=chosen)
+            obs = self.native.observations()
         self._keep(obs)
         return obs, batch_infos(everyone, infos)  # type: ignore[arg-type]
 

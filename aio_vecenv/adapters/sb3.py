@@ -135,11 +135,12 @@ class VecEnv:
     async def _resetting(
         self, seeds: list[int | None], options: dict[str, Any] | list[dict[str, Any]]
     ) -> tuple[Any, dict[Any, dict[str, Any]]]:
+        by_env, reset = self._session.by_env, self.native.reset
         if isinstance(options, dict):
-            return await self.native.reset(seed=seeds, options=options or None)
+            return await by_env(reset, seed=seeds, options=options or None)
         infos: dict[Any, dict[str, Any]] = {}
         for i in range(self.num_envs):  # a command carries one set of options
-            _, info = await self.native.reset(seed=[seeds[i]], options=options[i] or None, env_ids=[i])
+            _, info = await by_env(reset, seed=[seeds[i]], options=options[i] or None, env_ids=[i])
             infos.update(info)
         return self.native.observations(), infos
 
@@ -150,7 +151,7 @@ class VecEnv:
     def step_wait(self) -> StepReturn:
         """What `step_async` brought about: (observations, rewards, dones, infos)."""
         try:
-            batch = self._session.driver.quick(self.native.recv())
+            batch = self._session.recv()
         except Exception as error:
             raise self._translated(error)  # noqa: B904 - it brings its own cause
         return self._unpack(batch)

@@ -22,6 +22,7 @@ from gymnasium.vector.utils import batch_differing_spaces
 
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv, make_vec
+from aio_vecenv.adapters.sb3 import VecEnv
 from aio_vecenv.testing import ScriptedBackend, stamp_envs
 from tests.adapters.envs import CountEnv, CustomSpaceEnv, Faulty, RandomEnv
 
@@ -533,3 +534,27 @@ def test_the_last_observation_of_a_lost_worker_is_the_one_that_was_seen(copy: bo
         assert [last.tolist() for last in infos["final_obs"]] == seen
     finally:
         envs.close()
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+def test_native_is_as_documented_inside_an_adapter(backend: Any) -> None:
+    """Its infos are Gymnasium's, whatever shape the adapter gives them."""
+    factories: list[Any] = stamp_envs(3, 1)
+    adapters: list[VectorEnv | VecEnv] = [
+        VectorEnv(factories, num_workers=2, backend=backend, autoreset_mode="SameStep"),
+        VecEnv(factories, num_workers=2, backend=backend),
+    ]
+    for envs in adapters:
+        try:
+            envs.reset()
+            envs.step(np.zeros(3, np.int64))
+            obs, infos = envs._session.run(envs.native.reset(env_ids=[2, 0], seed=3))
+            assert obs[:, 0].tolist() == infos["stamp"][:, 0].tolist() == [2, 0]
+            batch = envs._session.run(envs.native.step(np.zeros(3, np.int64)))
+            assert batch.infos["_stamp"].all()
+            assert batch.final_infos["stamp"][:, 3].tolist() == [1, 1, 1]
+            with pytest.raises(av.EnvError):
+                envs._session.run(envs.native.call("nothing", env_ids=[1]))
+            envs.step(np.zeros(3, np.int64))
+        finally:
+            envs.close()
