@@ -606,7 +606,8 @@ def make_vec(
     """A `VectorEnv` of `num_envs` envs, as `gymnasium.make_vec` makes one.
 
     Keyword arguments that `VectorEnv` knows (`num_workers`, `autoreset_mode`, `loop`, …) go there, and so does
-    `vector_kwargs`; everything else goes to `gymnasium.make`. `wrappers` go around each env.
+    `vector_kwargs`; everything else goes to `gymnasium.make`. `wrappers` go around each env. The `spec` of what is made
+    holds all of it, as Gymnasium's does, and makes the same again.
 
     As a vector entry point, so that `gymnasium.make_vec` uses it (Gymnasium does not tell an entry point which env
     is meant, so it is said here):
@@ -616,8 +617,13 @@ def make_vec(
     if not isinstance(id_or_spec, (str, EnvSpec)):
         raise gym.error.Error(f"Invalid id type: {type(id_or_spec)}. Expected `str` or `EnvSpec`")
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
-    spec: EnvSpec = resolve(id_or_spec, 1)[0].spec  # type: ignore[attr-defined]
-    factory = MakeSpec(spec, kwargs, tuple(wrappers))
-    envs = VectorEnv([factory] * num_envs, **{**options, **(vector_kwargs or {})})
-    envs.spec = spec
+    spec: EnvSpec = deepcopy(resolve(id_or_spec, 1)[0].spec)  # type: ignore[attr-defined]
+    made = spec.kwargs  # of a vector env's spec, as gymnasium.make_vec reads it
+    num_envs, wrappers = made.pop("num_envs", num_envs), made.pop("wrappers", wrappers)
+    options = {**made.pop("vector_kwargs", {}), **options, **(vector_kwargs or {})}
+    made.pop("vectorization_mode", None)
+    envs = VectorEnv([MakeSpec(spec, kwargs, tuple(wrappers))] * num_envs, **options)
+    envs.spec = deepcopy(spec)
+    more = {"num_envs": num_envs if num_envs != 1 else None, "vector_kwargs": options, "wrappers": wrappers}
+    envs.spec.kwargs.update(kwargs, **{name: value for name, value in more.items() if value})
     return envs

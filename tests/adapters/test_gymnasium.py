@@ -445,6 +445,34 @@ def test_make_vec() -> None:
         make_vec(7, 2)  # type: ignore[arg-type]
 
 
+def test_the_spec_of_make_vec_says_how_it_was_made() -> None:
+    given: dict[str, Any] = {"render_mode": "rgb_array", "wrappers": (wrappers.TimeAwareObservation,)}
+    envs = make_vec("CartPole-v1", 2, num_workers=1, backend="inline", **given)
+    theirs = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync", **given)
+    assert envs.spec is not None
+    assert theirs.spec is not None
+    options = {"num_workers": 1, "backend": "inline"}
+    assert {**envs.spec.kwargs, "vectorization_mode": "sync"} == {
+        **theirs.spec.kwargs,
+        "vector_kwargs": options,
+    }
+    for spec in (envs.spec, theirs.spec):
+        again = make_vec(spec, backend="inline")
+        assert (again.num_envs, again.render_mode, again.single_observation_space.shape) == (
+            2,
+            "rgb_array",
+            (5,),
+        )
+        again.close()
+    assert gym.spec("CartPole-v1").kwargs == {}
+    envs.close()
+    theirs.close()
+    one = make_vec("CartPole-v1", backend="inline", max_episode_steps=7)
+    assert one.spec is not None
+    assert one.spec.kwargs == {"max_episode_steps": 7, "vector_kwargs": {"backend": "inline"}}
+    one.close()
+
+
 def _counting(**kwargs: Any) -> CountEnv:
     return CountEnv(**kwargs)
 
