@@ -470,6 +470,32 @@ async def test_abort_gives_up_a_stuck_worker(tmp_path: Path) -> None:
             envs.abort([9])
 
 
+def slow_second_life(folder: Path) -> StampEnv:
+    """Its first replacement is never made: without a limit for the start, only the caller can end that."""
+    life = len(list(folder.iterdir()))
+    (folder / str(life)).touch()
+    while life == 1:
+        time.sleep(0.01)  # until it is killed
+    return StampEnv(0, 9)
+
+
+@pytest.mark.asyncio
+async def test_abort_gives_up_a_replacement_that_is_being_made(tmp_path: Path) -> None:
+    make, timeouts = partial(slow_second_life, tmp_path), Timeouts(start=None)
+    async with AsyncVecEnv([make], num_workers=1, timeouts=timeouts) as envs:
+        await envs.reset(seed=1)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        envs.send(zeros(1))
+        await until((tmp_path / "1").exists)
+        envs.abort([0])
+        async with asyncio.timeout(10):
+            batch = await envs.recv()
+        assert "aborted by the caller while starting" in batch.infos["worker_lost"][0]
+        assert batch.first.all()
+        assert envs.statistics().restarts == 2
+        check_aligned(await envs.step(zeros(1)))
+
+
 @pytest.mark.asyncio
 async def test_spares_replace_at_once_and_are_restocked() -> None:
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, spares=1, restart=MANY) as envs:
