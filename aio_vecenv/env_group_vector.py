@@ -54,9 +54,9 @@ class VectorEnvGroup(EnvGroup):
         self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
-        self._shown: list[list[NDArray[Any]]] = [
-            [] for _ in envs
-        ]  # the newest observations, as they were given
+        # the newest observations as they were given, while they can tell whether a reset keeps the rows that it should
+        self._shown: list[list[NDArray[Any]]] = [[] for _ in envs]
+        self._told = [0] * len(self.envs)  # version
         self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
         self._final_columns = [None if column is None else column[mine] for column in slab.final_obs]
         self._actions_in: list[Any] = [None if column is None else column[mine] for column in slab.action]
@@ -97,9 +97,8 @@ class VectorEnvGroup(EnvGroup):
             except Exception as error:
                 self._fail_rows(range(rows.start, rows.stop), "step", error, extras)
                 continue
-            if (
-                anew.any()
-            ):  # some rows were reset by a command before: the others begin now, their step was for nothing
+            if anew.any():
+                # Some rows were reset by a command before: the others begin now, and what they did was for nothing.
                 self._forget(_at(rows, anew), extras)
                 self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
         return extras
@@ -120,6 +119,8 @@ class VectorEnvGroup(EnvGroup):
         for position, k in enumerate(envs):
             try:
                 self._update(k)
+                if op != "get":
+                    self._shown[k] = []
                 result: Any = None
                 if op == "set":
                     setattr(_owner(self.envs[k], name), name, values[position])
@@ -146,6 +147,8 @@ class VectorEnvGroup(EnvGroup):
         newest = int(self._newest[0])
         if newest > self._inbox.covered:
             self._catch_up(newest)
+        if self._told[k] != self._inbox.covered:  # it may show the same state in another way now
+            self._told[k], self._shown[k] = self._inbox.covered, []
         self._inbox.deliver(k, self._hooks[k])
 
     def _reset(

@@ -652,6 +652,36 @@ async def test_what_a_vector_env_gives_is_checked(backend: Backend, odd: dict[st
         assert batch.infos["c"].tolist() == [None, "x"]
 
 
+class Weathered(SyncVectorEnv):
+    """Shows the weather that it was told, also in the rows that a reset leaves alone."""
+
+    weather = 0
+
+    def on_broadcast(self, payload: int, version: int) -> None:
+        self.weather = payload
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)
+        return obs + self.weather, infos
+
+    def step(self, actions: Any) -> Any:
+        obs, *rest = super().step(actions)
+        return obs + self.weather, *rest
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_may_show_the_rows_that_it_keeps_in_another_way(backend: Backend) -> None:
+    make = partial(Weathered, stamp_envs(2, 9))
+    async with AsyncVecEnv([make], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast(100)
+        assert (await envs.reset(env_ids=[1]))[0][0, 3] == 100
+        await envs.set_attr("weather", 200)
+        assert (await envs.reset(env_ids=[1]))[0][0, 3] == 200
+        assert (await envs.step(zeros(2))).obs[:, 3].tolist() == [201, 201]
+
+
 @both
 @pytest.mark.asyncio
 async def test_a_partial_reset_of_a_vector_env_leaves_the_other_rows_to_their_owner(backend: Backend) -> None:
