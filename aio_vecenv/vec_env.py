@@ -733,6 +733,18 @@ class AsyncVecEnv:
         return await self._calls.ask(op, name, ids, parts, values)
 
 
+def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:
+    """Raise ValueError unless all rows of VectorEnvs can lie in shared memory."""
+    if shared_memory is False:
+        raise ValueError(
+            "shared_memory=False, but rows of VectorEnvs travel in shared memory only: leave it out"
+        )
+    for name, tree in (("observation", obs), ("action", action)):
+        for leaf in tree.leaves:
+            if not leaf.fixed:
+                raise ValueError(f"the {name} space{leaf} of a VectorEnv has no fixed size: {leaf.space}")
+
+
 def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spaces:
     """The spaces of all workers, if they agree. Raises SpaceMismatch."""
     expected = made[0]
@@ -754,18 +766,6 @@ def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spac
                 got="both",
             )
     return expected
-
-
-def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:
-    """Raise ValueError unless all rows of VectorEnvs can lie in shared memory."""
-    if shared_memory is False:
-        raise ValueError(
-            "shared_memory=False, but rows of VectorEnvs travel in shared memory only: leave it out"
-        )
-    for name, tree in (("observation", obs), ("action", action)):
-        for leaf in tree.leaves:
-            if not leaf.fixed:
-                raise ValueError(f"the {name} space{leaf} of a VectorEnv has no fixed size: {leaf.space}")
 
 
 def _take(obs: Any, order: NDArray[np.intp]) -> Any:

@@ -56,7 +56,7 @@ class VecEnv:
     `env_method`, `get_attr` and `set_attr` work while a step is pending.
 
     A worker that is lost and replaced ends the episodes of its envs as truncated: the info has `worker_lost`, and the
-    `terminal_observation` is the last one that was seen.
+    `terminal_observation` is the last one that was seen, as the caller left it.
     """
 
     def __init__(
