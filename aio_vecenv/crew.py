@@ -296,10 +296,10 @@ class Crew:
     # -- timeouts ------------------------------------------------------------------------------------------------
 
     def abort(self, workers: Sequence[int], reason: str) -> None:
-        """Give these workers up now."""
+        """Give these workers up now; a replacement that is still being made, too."""
         for index in workers:
             worker = self.shifts[index].worker
-            if worker is not None and self.shifts[index].ready:
+            if worker is not None:
                 worker.kill(reason)
 
     def _limit(self, command: Command) -> float | None:

@@ -10,9 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
 from .broadcast import Inbox
-from .env_group import EnvGroup, Extras, RowError, Settings
+from .env_group import EnvGroup, Extras, RowError, Settings, _fit
 from .report import describe
 from .slab import TERMINATED, TRUNCATED, Slab, SpaceTree
 
@@ -39,26 +40,26 @@ class VectorEnvGroup(EnvGroup):
         catch_up: Callable[[int], None],
         reborn: Sequence[int | None] | None = None,
     ) -> None:
-        for leaf in obs.leaves:
-            if not leaf.fixed:
-                raise ValueError(f"obs{leaf} of a VectorEnv has no fixed size: {leaf.space}")
         self.envs: Any = list(envs)
         self.settings = settings
         self._inbox, self._catch_up = inbox, catch_up
         self._obs, self._action = obs, action
-        self._hooks = [getattr(env, "on_broadcast", None) for env in envs]
+        self._hooks = [_hook_of(env) for env in envs]
         bounds = np.cumsum([0, *rows]).tolist()
         self._slices = [slice(a, b) for a, b in pairwise(bounds)]
         count = bounds[-1]
         self.everyone = range(count)
         mine = slice(first, first + count)
         self._newest = slab.newest
-        self._reborn_seeds = reborn
+        self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
-        self._columns = [None if column is None else column[mine] for column in slab.obs]
+        # the newest observations as they were given, while they can tell whether a reset keeps the rows that it should
+        self._shown: list[list[NDArray[Any]]] = [[] for _ in envs]
+        self._told = [0] * len(self.envs)  # version
+        self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
         self._final_columns = [None if column is None else column[mine] for column in slab.final_obs]
-        self._actions_in = [None if column is None else column[mine] for column in slab.action]
+        self._actions_in: list[Any] = [None if column is None else column[mine] for column in slab.action]
         self._reward_rows = slab.rewards[mine]
         self._flag_rows = slab.flags[mine]
         self._version_rows = slab.versions[mine]
@@ -68,19 +69,22 @@ class VectorEnvGroup(EnvGroup):
     def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> Extras:
         extras: Extras = {}
         for k, rows in self._touched(envs):
-            if not self._begun[rows].all():  # a replacement: everything begins anew
-                seeds = self._reborn_seeds[rows] if self._reborn_seeds is not None else None
-                self._reset(k, rows, None if seeds is None else list(seeds), None, None, extras)
+            anew = ~self._begun[rows]  # of a replacement
+            if anew.all():
+                self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
                 continue
             try:
                 self._update(k)
-                actions = self._action.join([c[rows].copy() for c in self._actions_in if c is not None])
+                actions = self._action.join([c[rows].copy() for c in self._actions_in])
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
-                self._fill(self._columns, rows, obs)
-                rewards = np.asarray(rewards, np.float64)
-                if not np.isfinite(rewards).all():
-                    raise RowError("the rewards", "finite numbers", str(rewards)[:80])
-                done = np.asarray(terminations, np.bool_) | np.asarray(truncations, np.bool_)
+                self._fill(k, rows, obs)
+                count = rows.stop - rows.start
+                rewards = _per_row("the rewards", rewards, count)
+                if rewards.dtype.kind not in "fiub" or not np.isfinite(rewards).all():
+                    raise RowError("the rewards", "finite numbers", f"{rewards.dtype} {str(rewards)[:80]}")
+                terminations = _flags("the terminations", terminations, count)
+                truncations = _flags("the truncations", truncations, count)
+                done = terminations | truncations
                 self._reward_rows[rows] = rewards
                 self._flag_rows[rows] = np.where(terminations, TERMINATED, 0) + np.where(
                     truncations, TRUNCATED, 0
@@ -89,9 +93,14 @@ class VectorEnvGroup(EnvGroup):
                 self._version_rows[rows] = np.where(began, self._inbox.covered, self._version_rows[rows])
                 reset_rows = self._ended_rows[rows].copy() if self._next_step else np.zeros_like(done)
                 self._ended_rows[rows] = done
-                self._share(rows, dict(infos), done, reset_rows, extras)
+                self._share(rows, infos, done, reset_rows, extras)
             except Exception as error:
-                self._fail_all(rows, "step", error, extras)
+                self._fail_rows(range(rows.start, rows.stop), "step", error, extras)
+                continue
+            if anew.any():
+                # Some rows were reset by a command before: the others begin now, and what they did was for nothing.
+                self._forget(_at(rows, anew), extras)
+                self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
         return extras
 
     def reset(
@@ -100,12 +109,9 @@ class VectorEnvGroup(EnvGroup):
         extras: Extras = {}
         by_row = dict(zip(envs, seeds))
         for k, rows in self._touched(envs):
-            wanted = [row for row in range(rows.start, rows.stop) if row in by_row]
-            mask = None
-            if len(wanted) < rows.stop - rows.start:
-                mask = np.array([row in by_row for row in range(rows.start, rows.stop)])
+            which = np.array([row in by_row for row in range(rows.start, rows.stop)])
             mine = [by_row.get(row) for row in range(rows.start, rows.stop)]
-            self._reset(k, rows, None if all(s is None for s in mine) else mine, options, mask, extras)
+            self._reset(k, rows, mine, options, which, extras)
         return extras
 
     def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
@@ -113,13 +119,15 @@ class VectorEnvGroup(EnvGroup):
         for position, k in enumerate(envs):
             try:
                 self._update(k)
+                if op != "get":
+                    self._shown[k] = []
                 result: Any = None
                 if op == "set":
-                    setattr(self.envs[k], name, values[position])
+                    setattr(_owner(self.envs[k], name), name, values[position])
                 elif op == "apply":
                     result = values(self.envs[k])
                 else:
-                    result = getattr(self.envs[k], name)
+                    result = getattr(_owner(self.envs[k], name), name)
                     if op == "call" and callable(result):
                         result = result(*values[0], **values[1])
                 results.append((True, result))
@@ -139,39 +147,45 @@ class VectorEnvGroup(EnvGroup):
         newest = int(self._newest[0])
         if newest > self._inbox.covered:
             self._catch_up(newest)
+        if self._told[k] != self._inbox.covered:  # it may show the same state in another way now
+            self._told[k], self._shown[k] = self._inbox.covered, []
         self._inbox.deliver(k, self._hooks[k])
 
     def _reset(
         self,
         k: int,
         rows: slice,
-        seeds: list[int | None] | None,
+        seeds: list[int | None],
         options: dict[str, Any] | None,
-        mask: Any,
+        which: NDArray[np.bool_],
         extras: Extras,
     ) -> None:
+        """Begin an episode in the rows of `which`. A VectorEnv none of whose rows runs on is reset whole."""
+        runs_on = self._begun[rows] & ~which
         try:
             self._update(k)
             given = dict(options or {})
-            if mask is not None:
-                given["reset_mask"] = mask
-            obs, infos = self.envs[k].reset(seed=seeds, options=given or None)
-            self._fill(self._columns, rows, obs)
+            if runs_on.any():
+                given["reset_mask"] = which.copy()
+            obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
+            self._fill(k, rows, obs, which, runs_on)
+            self._share(rows, infos, np.zeros_like(which), which, extras)
         except Exception as error:
-            self._fail_all(rows, "reset", error, extras)
+            self._fail_rows(_at(rows, which), "reset", error, extras)
             return
-        which = np.ones(rows.stop - rows.start, np.bool_) if mask is None else mask
         self._begun[rows] |= which
         self._ended_rows[rows] &= ~which
         self._version_rows[rows] = np.where(which, self._inbox.covered, self._version_rows[rows])
         self._reward_rows[rows] = np.where(which, 0.0, self._reward_rows[rows])
         self._flag_rows[rows] = np.where(which, 0, self._flag_rows[rows])
-        self._share(rows, dict(infos), np.zeros_like(which), which, extras)
 
-    def _fill(self, columns: Sequence[Any], rows: slice, obs: Any) -> None:
-        """Write a batch of observations, leaf by leaf, after checking all of it."""
-        values = []
-        for leaf, column in zip(self._obs.leaves, columns):
+    def _fill(self, k: int, rows: slice, obs: Any, which: Any = True, runs_on: Any = False) -> None:
+        """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
+
+        Those that run on belong to the parent.
+        """
+        arrays: list[NDArray[Any]] = []
+        for leaf in self._obs.leaves:
             value = obs
             for part in leaf.path:
                 value = value[part]
@@ -183,13 +197,25 @@ class VectorEnvGroup(EnvGroup):
                 )
             if self.settings.check == "finite" and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
-            values.append((column, array))
-        for column, array in values:
-            column[rows] = array
+            arrays.append(array)
+        if np.any(runs_on) and not isinstance(self.envs[k], gym.vector.VectorWrapper):
+            for old, new in zip(self._shown[k], arrays):  # a wrapper may show the same state in another way
+                if old[runs_on].tobytes() != new[runs_on].astype(old.dtype).tobytes():
+                    raise RuntimeError(
+                        "the VectorEnv ignored options['reset_mask'] and reset all of its rows: reset them all"
+                    )
+        self._shown[k] = arrays
+        for column, array in zip(self._columns, arrays):
+            np.copyto(column[rows], array, where=np.reshape(which, (-1,) + (1,) * (array.ndim - 1)))
 
-    def _share(self, rows: slice, infos: dict[str, Any], done: Any, edges: Any, extras: Extras) -> None:
+    def _share(self, rows: slice, infos: Any, done: Any, edges: Any, extras: Extras) -> None:
         """Take the VectorEnv's batched infos apart, row by row."""
-        final_obs, final_infos = infos.pop("final_obs", None), infos.pop("final_info", None)
+        if not isinstance(infos, dict):
+            raise RowError("the infos", "a dict of arrays", type(infos).__name__)
+        infos = dict(infos)
+        final_obs = infos.pop("final_obs", None)
+        _check_infos(infos, rows.stop - rows.start)
+        final_infos = infos.pop("final_info", None)
         infos.pop("_final_obs", None), infos.pop("_final_info", None)
         for j in range(rows.stop - rows.start):
             row = rows.start + j
@@ -210,33 +236,96 @@ class VectorEnvGroup(EnvGroup):
                     extras.setdefault("tasks", []).append((row, info["task"]))
 
     def _final_row(self, row: int, j: int, final_obs: Any) -> None:
-        if final_obs is None:
-            return
+        """Write the last observation of a row, from an array of them or from a batch as the space says."""
+        singly = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
+        if final_obs is None or (singly and final_obs[j] is None):
+            raise RowError('infos["final_obs"]', "the last observation of every row that ended", "none")
         for leaf, column in zip(self._obs.leaves, self._final_columns):
-            value = final_obs[j] if isinstance(final_obs, np.ndarray) and final_obs.dtype == object else None
-            if value is None:  # batched as the space says, not row by row
-                value = final_obs
-                for part in leaf.path:
-                    value = value[part]
-                value = value[j]
-            else:
-                for part in leaf.path:
-                    value = value[part]
+            value = final_obs[j] if singly else final_obs
+            for part in leaf.path:
+                value = value[part]
+            try:
+                fitting = _fit(leaf, value if singly else value[j], self.settings.check == "finite")
+            except RowError as error:
+                raise RowError(f"final_obs{leaf}", error.expected, error.got, error.leaf) from None
             assert column is not None
-            column[row] = value
+            column[row] = fitting
 
-    def _fail_all(self, rows: slice, op: str, error: Exception, extras: Extras) -> None:
+    def _fail_rows(self, rows: Sequence[int], op: str, error: Exception, extras: Extras) -> None:
         report = describe(error, op)
+        self._forget(rows, extras)
         self._begun[rows] = False
         self._reward_rows[rows] = 0.0
         self._flag_rows[rows] = 0
-        extras.setdefault("errors", []).extend((row, report) for row in range(rows.start, rows.stop))
+        extras.setdefault("errors", []).extend((row, report) for row in rows)
 
     def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:
+        self._fail_rows([i], op, error, extras)
+
+    @staticmethod
+    def _forget(rows: Sequence[int], extras: Extras) -> None:
+        gone = set(rows)
         for items in extras.values():
-            items[:] = [item for item in items if item[0] != i]
-        self._begun[i] = False
-        extras.setdefault("errors", []).append((i, describe(error, op)))
+            items[:] = [item for item in items if item[0] not in gone]
+
+
+def _per_row(what: str, values: Any, count: int) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.shape != (count,):
+        raise RowError(what, f"one per row, ({count},)", f"{array.dtype} {array.shape}")
+    return array
+
+
+def _flags(what: str, values: Any, count: int) -> NDArray[np.bool_]:
+    array = _per_row(what, values, count)
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise RowError(what, "bools", f"{array.dtype} {str(array)[:80]}")
+    return array.astype(np.bool_)
+
+
+def _check_infos(infos: dict[str, Any], count: int, where: str = "infos") -> None:
+    """Raise RowError unless they are as Gymnasium has them: arrays with a row per env, also in nested dicts."""
+    for key, value in infos.items():
+        if isinstance(value, dict):
+            _check_infos(value, count, f'{where}["{key}"]')
+            continue
+        try:
+            size = -1 if isinstance(value, (str, bytes)) else len(value)
+        except TypeError:
+            size = -1
+        if size != count:
+            got = type(value).__name__ if size < 0 else f"{type(value).__name__} of {size}"
+            raise RowError(f'{where}["{key}"]', f"an array of {count} rows", got)
+
+
+def _at(rows: slice, which: NDArray[np.bool_]) -> list[int]:
+    at: list[int] = (rows.start + np.flatnonzero(which)).tolist()
+    return at
+
+
+def _seed_of(seeds: list[int | None], which: NDArray[np.bool_]) -> int | list[int | None] | None:
+    """The seeds of the rows of `which` as Gymnasium's interface has it: an int, of which row i gets seed + i, or None.
+
+    Where no int says it: one seed per row, as Gymnasium's own two take it, but not every VectorEnv.
+    """
+    firsts = {None if (seed := seeds[row]) is None else seed - row for row in _at(slice(0, None), which)}
+    first = firsts.pop()
+    return seeds if firsts or (first is not None and first < 0) else first
+
+
+def _owner(env: Any, name: str) -> Any:
+    """The outermost of a VectorEnv and those it wraps that has the attribute; if none has, the VectorEnv itself."""
+    layer = env
+    while not hasattr(layer, name):
+        if not isinstance(layer, gym.vector.VectorWrapper):
+            return env
+        layer = layer.env
+    return layer
+
+
+def _hook_of(env: Any) -> Callable[[Any, int], None] | None:
+    hook = getattr(_owner(env, "on_broadcast"), "on_broadcast", None)
+    return hook if callable(hook) else None
 
 
 def _row_of(infos: dict[str, Any], j: int) -> dict[str, Any]:

@@ -189,32 +189,26 @@ class Ledger:
         ]
         self._next_seed.update(zip(env_ids, command.seeds))
 
-    def begins_anew(self, env_ids: Iterable[int]) -> bool:
-        """Whether the next row of one of these envs begins a replacement."""
-        return any(env_id in self._anew_why for env_id in env_ids)
-
-    def retry(self, command: Command, env_id: int, report: ErrorReport) -> Command:
-        """`env_id` failed to reset under `command`: it leaves that, and is reset again by the command returned.
+    def retry(self, command: Command, failed: Sequence[tuple[int, ErrorReport]]) -> Command:
+        """These envs failed to reset under `command`: they leave that, and are reset again by the command returned.
 
         Only where errors are not raised (on_env_error="reset").
         """
-        if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
-            self._end_failed(command, env_id)
-            self.book.about_to_begin(env_id, command.number)
+        for env_id, report in failed:
+            if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
+                self._end_failed(command, env_id)
+                self.book.about_to_begin(env_id, command.number)
+            if command.kind is Kind.STEP or env_id in self._anew_why:
+                self._begin_anew(env_id, "env_error", f"{report.type_name}: {report.message}", None)
+        gone = {env_id for env_id, _ in failed}
         for items in command.extras.values():
-            items[:] = [item for item in items if item[0] != env_id]
-        command.env_ids = command.env_ids[command.env_ids != env_id]
+            items[:] = [item for item in items if item[0] not in gone]
+        ids = np.array(sorted(gone), np.int64)
+        command.env_ids = command.env_ids[~np.isin(command.env_ids, ids)]
         command.rows = rows_of(command.env_ids)
-        if command.kind is Kind.STEP or env_id in self._anew_why:
-            self._begin_anew(env_id, "env_error", f"{report.type_name}: {report.message}", None)
-        again = Command(
-            Kind.RESET,
-            command.number,
-            command.worker,
-            self._everyone[env_id : env_id + 1],
-            slice(env_id, env_id + 1),
-        )
-        again.seeds, again.options = [self._next_seed.get(env_id)], command.options
+        again = Command(Kind.RESET, command.number, command.worker, ids, rows_of(ids))
+        again.seeds = [self._next_seed.get(env_id) for env_id in ids.tolist()]
+        again.options = command.options
         return again
 
     def drop(self, env_ids: EnvIds) -> None:

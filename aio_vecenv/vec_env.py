@@ -186,6 +186,8 @@ class AsyncVecEnv:
         self._restarts = [0] * self.num_workers
         obs = SpaceTree(self._spaces.observation, self._shared_memory)
         action = SpaceTree(self._spaces.action)
+        if self._spaces.vectorised:
+            _check_shared(obs, action, self._shared_memory)
         same_step = self._settings.autoreset is AutoresetMode.SAME_STEP
         fields, size_bytes = layout(obs, action, self.num_envs, final_obs=same_step)
         slab = self._slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
@@ -298,8 +300,6 @@ class AsyncVecEnv:
         """
         self._check_open()
         ids = self._deal.env_ids(env_ids)
-        if self._deal.whole:
-            self._check_whole_if_anew(ids)
         seeds = seeds_for(seed, ids)
         if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
             raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
@@ -587,6 +587,8 @@ class AsyncVecEnv:
                 del shift.commands[sequence]
                 self._dropped.discard(sequence)
         seeds = [derive_seed(self._seed[env_id], env_id, restarts) for env_id in shift.rows]
+        if self._deal.whole and (first := seeds[0]) is not None and None not in seeds:
+            seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
         self._ledger.made_anew(shift.rows, reason, seeds)
         for command in shift.commands.values():
             if command.kind is Kind.RESET:
@@ -603,14 +605,16 @@ class AsyncVecEnv:
         """on_env_error="reset", and an env failed to reset: try again, within the restart budget."""
         shift = self._crew.shifts[command.worker]
         counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
-        for env_id, report in list(command.extras["errors"]):
-            if report not in counted:
-                counted.add(report)
-                text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
-                if not self._crew.count_loss(text, shift):
-                    return
-                self._retried += 1
-            self._post_reset(self._ledger.retry(command, env_id, report))
+        failed = list(command.extras["errors"])
+        for together in [failed] if self._deal.whole else [[one] for one in failed]:
+            for env_id, report in together:
+                if report not in counted:
+                    counted.add(report)
+                    text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
+                    if not self._crew.count_loss(text, shift):
+                        return
+                    self._retried += 1
+            self._post_reset(self._ledger.retry(command, together))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -699,18 +703,6 @@ class AsyncVecEnv:
                     got=str(mine.tolist()),
                 )
 
-    def _check_whole_if_anew(self, ids: EnvIds) -> None:
-        """A VectorEnv that was made anew has begun no episode, so it cannot be told to keep some of its rows."""
-        for worker, mine in self._deal.by_worker(np.sort(ids)):
-            rows = self._deal.rows[worker]
-            if not self._deal.is_all_of(worker, mine) and self._ledger.begins_anew(rows):
-                raise BadActions(
-                    f"worker {worker} was replaced, and its VectorEnvs begin anew: reset all of envs {rows.start}-"
-                    f"{rows.stop - 1}; nothing was sent",
-                    expected=str(list(rows)),
-                    got=str(mine.tolist()),
-                )
-
     @staticmethod
     def _load(commands: Sequence[Command], share: Share, loose: list[Any]) -> None:
         """Put actions that travel pickled into their commands. Raises TypeError or ValueError if they cannot."""
@@ -751,6 +743,18 @@ class AsyncVecEnv:
             dealt = self._deal.by_worker(np.sort(ids))
             parts = [(worker, mine, self._deal.local(worker, mine).tolist()) for worker, mine in dealt]
         return await self._calls.ask(op, name, ids, parts, values)
+
+
+def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:
+    """Raise ValueError unless all rows of VectorEnvs can lie in shared memory."""
+    if shared_memory is False:
+        raise ValueError(
+            "shared_memory=False, but rows of VectorEnvs travel in shared memory only: leave it out"
+        )
+    for name, tree in (("observation", obs), ("action", action)):
+        for leaf in tree.leaves:
+            if not leaf.fixed:
+                raise ValueError(f"the {name} space{leaf} of a VectorEnv has no fixed size: {leaf.space}")
 
 
 def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spaces:

@@ -218,10 +218,10 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             raise NoAsyncCallError("Calling `step_wait` without any prior call to `step_async`.", "step")
         with self._env_errors():
             if timeout is None:
-                batch = self._session.driver.quick(self.native.recv())
+                batch = self._session.recv()
                 self._doing, self._late = None, False
             else:
-                receiving = self._session.driver.start(self.native.recv())
+                receiving = self._session.driver.start(self._session.by_env(self.native.recv))
                 try:
                     batch = self._wait(receiving, "step_wait", timeout)
                 except multiprocessing.TimeoutError:
@@ -267,6 +267,11 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             options = dict(options)  # the caller's own stays as it is
             mask = options.pop("reset_mask")
             _check_mask(mask, self.num_envs)
+            mask = None if mask.all() else mask
+        if (
+            mask is not None and self._doing is not None
+        ):  # what timed out is given up for all envs, or for none
+            raise _already_pending("reset_async", self._doing)
         if self._reset is not None:  # it timed out, and this one takes its place
             self._session.driver.drop(self._reset)
             self._reset = None
@@ -275,14 +280,15 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     async def _resetting(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: NDArray[np.bool_] | None
     ) -> tuple[Any, dict[str, Any]]:
-        native, everyone = self.native, np.arange(self.num_envs)
-        if mask is None or mask.all():
-            obs, infos = await native.reset(seed=seeds, options=options)
+        reset, everyone = self.native.reset, np.arange(self.num_envs)
+        if mask is None:
+            obs, infos = await self._session.by_env(reset, seed=seeds, options=options)
         else:
             chosen = np.flatnonzero(mask)
-            _, infos = await native.reset(seed=[seeds[i] for i in chosen], options=options, env_ids=chosen)
-            obs = native.observations()
-        self._last_obs = obs
+            chosen_seeds = [seeds[i] for i in chosen]
+            _, infos = await self._session.by_env(reset, seed=chosen_seeds, options=options, env_ids=chosen)
+            obs = self.native.observations()
+        self._keep(obs)
         return obs, batch_infos(everyone, infos)  # type: ignore[arg-type]
 
     def _unpack(self, batch: Batch) -> Step:
@@ -291,9 +297,13 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             done = batch.terminations | batch.truncations
             if b"\1" in done.tobytes():  # a quarter of what any() takes
                 infos = self._with_finals(batch, np.flatnonzero(done).tolist())
-            self._last_obs = batch.obs if self.copy else deepcopy(batch.obs)
+            self._keep(batch.obs)
         joined = batch_infos(batch.env_ids, infos) if infos else {}
         return batch.obs, batch.rewards, batch.terminations, batch.truncations, joined
+
+    def _keep(self, obs: Any) -> None:
+        """What was seen last; a view of the workers' rows will show something else."""
+        self._last_obs = obs if self.copy else deepcopy(obs)
 
     def _with_finals(self, batch: Batch, done: list[int]) -> dict[int, dict[str, Any]]:
         """SAME_STEP: what ended goes under `final_obs` and `final_info`, beside the infos of the new episodes."""
@@ -596,7 +606,8 @@ def make_vec(
     """A `VectorEnv` of `num_envs` envs, as `gymnasium.make_vec` makes one.
 
     Keyword arguments that `VectorEnv` knows (`num_workers`, `autoreset_mode`, `loop`, …) go there, and so does
-    `vector_kwargs`; everything else goes to `gymnasium.make`. `wrappers` go around each env.
+    `vector_kwargs`; everything else goes to `gymnasium.make`. `wrappers` go around each env. The `spec` of what is made
+    holds all of it, as Gymnasium's does, and makes the same again.
 
     As a vector entry point, so that `gymnasium.make_vec` uses it (Gymnasium does not tell an entry point which env
     is meant, so it is said here):
@@ -606,8 +617,13 @@ def make_vec(
     if not isinstance(id_or_spec, (str, EnvSpec)):
         raise gym.error.Error(f"Invalid id type: {type(id_or_spec)}. Expected `str` or `EnvSpec`")
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
-    spec: EnvSpec = resolve(id_or_spec, 1)[0].spec  # type: ignore[attr-defined]
-    factory = MakeSpec(spec, kwargs, tuple(wrappers))
-    envs = VectorEnv([factory] * num_envs, **{**options, **(vector_kwargs or {})})
-    envs.spec = spec
+    spec: EnvSpec = deepcopy(resolve(id_or_spec, 1)[0].spec)  # type: ignore[attr-defined]
+    made = spec.kwargs  # of a vector env's spec, as gymnasium.make_vec reads it
+    num_envs, wrappers = made.pop("num_envs", num_envs), made.pop("wrappers", wrappers)
+    options = {**made.pop("vector_kwargs", {}), **options, **(vector_kwargs or {})}
+    made.pop("vectorization_mode", None)
+    envs = VectorEnv([MakeSpec(spec, kwargs, tuple(wrappers))] * num_envs, **options)
+    envs.spec = deepcopy(spec)
+    more = {"num_envs": num_envs if num_envs != 1 else None, "vector_kwargs": options, "wrappers": wrappers}
+    envs.spec.kwargs.update(kwargs, **{name: value for name, value in more.items() if value})
     return envs

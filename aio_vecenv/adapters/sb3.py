@@ -56,7 +56,7 @@ class VecEnv:
     `env_method`, `get_attr` and `set_attr` work while a step is pending.
 
     A worker that is lost and replaced ends the episodes of its envs as truncated: the info has `worker_lost`, and the
-    `terminal_observation` is the last one that was seen.
+    `terminal_observation` is the last one that was seen, as the caller left it.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class VecEnv:
         self.action_space = self.native.single_action_space
         self.reset_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._seeds: list[int | None] = [None] * self.num_envs
-        self._options: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._options: dict[str, Any] | list[dict[str, Any]] = {}  # of all envs, or of each
         self._last_obs: Any = None  # what the envs of a lost worker showed last
         self.render_mode = self._common_render_mode()
         modes = ["human", "rgb_array"] if self.render_mode == "rgb_array" else [self.render_mode]
@@ -126,20 +126,21 @@ class VecEnv:
         """Reset all envs with the seeds and options set before, once; their observations. Gives up a pending step."""
         seeds, options = self._seeds, self._options
         self._seeds = [None] * self.num_envs
-        self._options = [{} for _ in range(self.num_envs)]
+        self._options = {}
         obs, infos = self._guarded(self._resetting(seeds, options))
         self.reset_infos = [infos.get(i, {}) for i in range(self.num_envs)]
         self._last_obs = obs
         return obs
 
     async def _resetting(
-        self, seeds: list[int | None], options: list[dict[str, Any]]
+        self, seeds: list[int | None], options: dict[str, Any] | list[dict[str, Any]]
     ) -> tuple[Any, dict[Any, dict[str, Any]]]:
-        if all(one == options[0] for one in options):
-            return await self.native.reset(seed=seeds, options=options[0] or None)
+        by_env, reset = self._session.by_env, self.native.reset
+        if isinstance(options, dict):
+            return await by_env(reset, seed=seeds, options=options or None)
         infos: dict[Any, dict[str, Any]] = {}
         for i in range(self.num_envs):  # a command carries one set of options
-            _, info = await self.native.reset(seed=[seeds[i]], options=options[i] or None, env_ids=[i])
+            _, info = await by_env(reset, seed=[seeds[i]], options=options[i] or None, env_ids=[i])
             infos.update(info)
         return self.native.observations(), infos
 
@@ -150,7 +151,7 @@ class VecEnv:
     def step_wait(self) -> StepReturn:
         """What `step_async` brought about: (observations, rewards, dones, infos)."""
         try:
-            batch = self._session.driver.quick(self.native.recv())
+            batch = self._session.recv()
         except Exception as error:
             raise self._translated(error)  # noqa: B904 - it brings its own cause
         return self._unpack(batch)
@@ -198,9 +199,9 @@ class VecEnv:
         if isinstance(options, list):
             if len(options) != self.num_envs:
                 raise ValueError(f"{len(options)} options for {self.num_envs} envs")
-            self._options = deepcopy(options)
+            self._options = deepcopy(options) if any(options) else {}
         else:
-            self._options = [deepcopy(options or {}) for _ in range(self.num_envs)]
+            self._options = deepcopy(options or {})
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ..broadcast import Apply
 from ..channel import Receipt
 from ..errors import BadActions, EnvError, SpaceMismatch, VecEnvError
+from ..infos import batch_infos
 from ..vec_env import AsyncVecEnv
 from .driver import Driver, LoopChoice
 
@@ -42,7 +43,6 @@ class Session:
             self.driver.close()
             raise
         self.driver.moved = native._adopt
-        native._ledger.join_infos = _rows
         self._end = weakref.finalize(owner, _finalize, self.driver, native, os.getpid())
 
     # -- telling and asking ----------------------------------------------------------------------------------------
@@ -90,11 +90,27 @@ class Session:
         """One step of all envs: the batch."""
         if self.before_step is not None:
             return self.driver.quick(self._settled_step(self.before_step, actions))
-        return self.driver.quick(self.native.step(actions))
+        return self.driver.quick(self.by_env(self.native.step, actions))
+
+    def recv(self) -> Any:
+        """What all envs owe: the batch."""
+        return self.driver.quick(self.by_env(self.native.recv))
 
     async def _settled_step(self, before_step: BeforeStep, actions: Any) -> Any:
         await self._settle(before_step)
-        return await self.native.step(actions)
+        return await self.by_env(self.native.step, actions)
+
+    async def by_env(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        """The result of a step, recv or reset of the native env, its infos by env id as the workers sent them.
+
+        Each adapter shapes them as its users know them.
+        """
+        ledger = self.native._ledger
+        ledger.join_infos = _unjoined
+        try:
+            return await call(*args, **kwargs)
+        finally:
+            ledger.join_infos = batch_infos
 
     async def _settle(self, before_step: BeforeStep) -> None:
         try:
@@ -150,8 +166,7 @@ def _finalize(driver: Driver, native: AsyncVecEnv, pid: int) -> None:
             driver.close(_goodbye(native, 0, []))
 
 
-def _rows(env_ids: Any, infos: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Infos by env id, as the workers sent them: each adapter shapes them as its users know them."""
+def _unjoined(env_ids: Any, infos: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return infos
 
 

@@ -50,6 +50,15 @@ def test_v1_a_reset_gives_up_what_timed_out(tmp_path: Path) -> None:
     envs.step_async([4, 0])
     with pytest.raises(multiprocessing.TimeoutError):
         envs.step_wait(timeout=0.01)
+    for reset in (envs.reset, envs.reset_async):  # of all envs, or of none
+        with pytest.raises(AlreadyPendingCallError, match="pending call to `step`"):
+            reset(options={"reset_mask": np.array([False, True])})
+    gate.touch()
+    assert envs.step_wait()[0].ravel().tolist() == [1, 1]
+    gate.unlink()
+    envs.step_async([4, 0])
+    with pytest.raises(multiprocessing.TimeoutError):
+        envs.step_wait(timeout=0.01)
     gate.touch()
     assert envs.reset(seed=3)[0].ravel().tolist() == [3, 4]
     assert envs.step([0, 0])[0].ravel().tolist() == [4, 5]

@@ -22,6 +22,7 @@ from gymnasium.vector.utils import batch_differing_spaces
 
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv, make_vec
+from aio_vecenv.adapters.sb3 import VecEnv
 from aio_vecenv.testing import ScriptedBackend, stamp_envs
 from tests.adapters.envs import CountEnv, CustomSpaceEnv, Faulty, RandomEnv
 
@@ -444,6 +445,34 @@ def test_make_vec() -> None:
         make_vec(7, 2)  # type: ignore[arg-type]
 
 
+def test_the_spec_of_make_vec_says_how_it_was_made() -> None:
+    given: dict[str, Any] = {"render_mode": "rgb_array", "wrappers": (wrappers.TimeAwareObservation,)}
+    envs = make_vec("CartPole-v1", 2, num_workers=1, backend="inline", **given)
+    theirs = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync", **given)
+    assert envs.spec is not None
+    assert theirs.spec is not None
+    options = {"num_workers": 1, "backend": "inline"}
+    assert {**envs.spec.kwargs, "vectorization_mode": "sync"} == {
+        **theirs.spec.kwargs,
+        "vector_kwargs": options,
+    }
+    for spec in (envs.spec, theirs.spec):
+        again = make_vec(spec, backend="inline")
+        assert (again.num_envs, again.render_mode, again.single_observation_space.shape) == (
+            2,
+            "rgb_array",
+            (5,),
+        )
+        again.close()
+    assert gym.spec("CartPole-v1").kwargs == {}
+    envs.close()
+    theirs.close()
+    one = make_vec("CartPole-v1", backend="inline", max_episode_steps=7)
+    assert one.spec is not None
+    assert one.spec.kwargs == {"max_episode_steps": 7, "vector_kwargs": {"backend": "inline"}}
+    one.close()
+
+
 def _counting(**kwargs: Any) -> CountEnv:
     return CountEnv(**kwargs)
 
@@ -515,18 +544,45 @@ def test_a_call_that_cannot_be_sent_leaves_a_pending_reset_pending() -> None:
         envs.close()
 
 
+@pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("copy", [True, False])
-def test_the_last_observation_of_a_lost_worker_is_the_one_that_was_seen(copy: bool) -> None:
+def test_the_last_observation_of_a_lost_worker_is_the_one_that_was_seen(copy: bool, steps: int) -> None:
     """SAME_STEP: nobody saw how the episode ended; without copies, too."""
     backend = ScriptedBackend(automatic=True)
     envs = VectorEnv(stamp_envs(2, 50), num_workers=1, copy=copy, autoreset_mode="SameStep", backend=backend)
     try:
-        envs.reset(seed=1)
-        for _ in range(3):
-            envs.step(np.zeros(2, np.int64))
+        for _ in range(2):  # the new one's first observation is of its first episode
+            obs, _ = envs.reset(seed=1)
+        for _ in range(steps):
+            obs, *_ = envs.step(np.zeros(2, np.int64))
+        seen = obs.tolist()
         backend.lose(0)
         _, _, _, truncations, infos = envs.step(np.zeros(2, np.int64))
         assert truncations.all()
-        assert [last[3] for last in infos["final_obs"]] == [3, 3]
+        assert [last.tolist() for last in infos["final_obs"]] == seen
     finally:
         envs.close()
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+def test_native_is_as_documented_inside_an_adapter(backend: Any) -> None:
+    """Its infos are Gymnasium's, whatever shape the adapter gives them."""
+    factories: list[Any] = stamp_envs(3, 1)
+    adapters: list[VectorEnv | VecEnv] = [
+        VectorEnv(factories, num_workers=2, backend=backend, autoreset_mode="SameStep"),
+        VecEnv(factories, num_workers=2, backend=backend),
+    ]
+    for envs in adapters:
+        try:
+            envs.reset()
+            envs.step(np.zeros(3, np.int64))
+            obs, infos = envs._session.run(envs.native.reset(env_ids=[2, 0], seed=3))
+            assert obs[:, 0].tolist() == infos["stamp"][:, 0].tolist() == [2, 0]
+            batch = envs._session.run(envs.native.step(np.zeros(3, np.int64)))
+            assert batch.infos["_stamp"].all()
+            assert batch.final_infos["stamp"][:, 3].tolist() == [1, 1, 1]
+            with pytest.raises(av.EnvError):
+                envs._session.run(envs.native.call("nothing", env_ids=[1]))
+            envs.step(np.zeros(3, np.int64))
+        finally:
+            envs.close()

@@ -128,6 +128,26 @@ def test_the_rest_of_the_contract() -> None:
         venv.step([0, 0, 0])
 
 
+def test_options_that_cannot_be_compared() -> None:
+    venv = VecEnv([CountEnv] * 2, num_workers=1)
+    start = {"start": np.array([1.0, 2.0])}
+    cases: list[tuple[Any, list[Any]]] = [
+        (start, [start] * 2),
+        ([start, {"start": np.zeros(2)}], [start, {"start": np.zeros(2)}]),
+        ([{}, {}], [None, None]),
+        (None, [None, None]),
+    ]
+    for options, given in cases:
+        venv.set_options(options)
+        venv.reset()
+        assert _equal(venv.get_attr("options"), given)
+    venv.set_options(start)
+    venv.reset()
+    venv.reset()  # once
+    assert venv.get_attr("options") == [None, None]
+    venv.close()
+
+
 def test_bad_input_and_errors_of_envs() -> None:
     with pytest.raises(ValueError, match="inherit nothing"):
         VecEnv("CartPole-v1", 2, start_method="fork")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -556,6 +557,174 @@ async def test_one_error_of_a_vector_env_counts_once(backend: Backend) -> None:
         assert batch.first.all()
         assert set(batch.infos["env_error"]) == {"ValueError: the env is broken"}
         assert envs.statistics().restarts == 0
+
+
+@both
+@pytest.mark.asyncio
+async def test_one_error_in_the_first_reset_of_a_vector_env_counts_once(backend: Backend) -> None:
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv(
+            [partial(FaultyEnv, i, "raise", op="reset", at=0 if i == 1 else 10**9) for i in range(6)]
+        )
+
+    async with AsyncVecEnv(
+        [make], num_workers=1, on_env_error="reset", backend=backend, restart=RestartBudget(1, per_s=60)
+    ) as envs:
+        obs, _ = await envs.reset(seed=1)
+        assert obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+        assert await envs.apply(lambda env: [one.unwrapped.seeds[-1] for one in env.envs]) == (
+            [1, 2, 3, 4, 5, 6],
+        )
+        check_aligned(await envs.step(zeros(6)))
+
+
+@pytest.mark.parametrize("policy", ["raise", "reset"])
+@both
+@pytest.mark.asyncio
+async def test_a_row_of_a_vector_env_that_fails_to_reset_leaves_the_others(
+    backend: Backend, policy: Literal["raise", "reset"]
+) -> None:
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv(
+            [partial(FaultyEnv, i, "raise", op="reset", at=1 if i == 1 else 10**9) for i in range(3)]
+        )
+
+    async with AsyncVecEnv([make], num_workers=1, on_env_error=policy, backend=backend) as envs:
+        await envs.reset(seed=1)
+        await envs.step(zeros(3))
+        if policy == "raise":
+            with pytest.raises(EnvError, match=r"env 1 .*in reset"):
+                await envs.reset(env_ids=[1])
+        obs, _ = await envs.reset(env_ids=[1])
+        assert obs[:, 3].tolist() == [0]
+        batch = await envs.step(zeros(3))
+        assert not batch.first.any()
+        check_aligned(batch)
+        assert batch.obs[:, 3].tolist() == [2, 1, 2]
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_that_resets_more_rows_than_it_was_told(backend: Backend) -> None:
+    make = partial(gym.make_vec, "CartPole-v1", 3, vectorization_mode="vector_entry_point")
+    async with AsyncVecEnv([make], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        for _ in range(2):
+            with pytest.raises(EnvError, match=r"env 1 .*ignored options\['reset_mask'\]"):
+                await envs.reset(env_ids=[1])
+            with pytest.raises(BadActions, match="env 1"):
+                await envs.step(zeros(3))
+        await envs.reset(env_ids=[0, 1, 2])
+        assert not (await envs.step(zeros(3))).first.any()
+
+
+class OddVec(gym.vector.VectorEnv[Any, Any, Any]):
+    """Two rows that end at each step; what a step gives is as it should be, but for `odd`."""
+
+    def __init__(self, odd: dict[str, Any]) -> None:
+        self.num_envs = 2
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space = self.observation_space = spaces.Box(-9, 9, (2,), np.float32)
+        self.single_action_space = self.action_space = spaces.Discrete(2)
+        self.odd = odd
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        infos = {"final_obs": np.ones((2, 2), np.float32), "a": {"b": np.arange(2)}, "c": [None, "x"]}
+        given = {
+            "obs": np.zeros((2, 2), np.float32),
+            "rewards": np.array([1, 2]),
+            "terminations": [1, 1],
+            "truncations": np.zeros(2, np.bool_),
+        }
+        return *(self.odd.get(name, value) for name, value in given.items()), {
+            **infos,
+            **self.odd.get("infos", {}),
+        }
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        ({"rewards": np.float64(1.0)}, r"the rewards: expected one per row, \(2,\), got float64 \(\)"),
+        ({"rewards": np.array([1, 1j])}, "the rewards: expected finite numbers"),
+        ({"rewards": np.array([1, np.nan])}, "the rewards: expected finite numbers"),
+        ({"terminations": True}, "the terminations: expected one per row"),
+        ({"truncations": np.array([0, 2])}, "the truncations: expected bools"),
+        ({"infos": {"final_obs": np.ones((2, 1), np.float32)}}, "final_obs: expected float32"),
+        ({"infos": {"final_obs": np.full((2, 2), 1e300)}}, "final_obs: expected float32"),
+        ({"infos": {"final_obs": None}}, r'infos\["final_obs"\]: expected the last observation'),
+        ({"infos": {"fps": 60}}, r'infos\["fps"\]: expected an array of 2 rows, got int'),
+        ({"infos": {"name": "ab"}}, r'infos\["name"\]: expected an array of 2 rows, got str'),
+        (
+            {"infos": {"a": {"b": np.arange(3)}}},
+            r'infos\["a"\]\["b"\]: expected an array of 2 rows, got ndarray of 3',
+        ),
+    ],
+)
+@both
+@pytest.mark.asyncio
+async def test_what_a_vector_env_gives_is_checked(backend: Backend, odd: dict[str, Any], what: str) -> None:
+    make = partial(OddVec, odd)
+    async with AsyncVecEnv([make], backend=backend, autoreset=AutoresetMode.SAME_STEP) as envs:
+        await envs.reset()
+        with pytest.raises(ExceptionGroup) as caught:
+            await envs.step(zeros(2))
+        for error in caught.value.exceptions:
+            assert isinstance(error, SpaceMismatch)
+            assert re.search(what, str(error))
+        await envs.set_attr("odd", {})
+        await envs.reset()
+        batch = await envs.step(zeros(2))
+        assert batch.rewards.tolist() == [1, 2]
+        assert batch.terminations.all()
+        assert (batch.final_obs == 1).all()
+        assert batch.infos["a"]["b"].tolist() == [0, 1]
+        assert batch.infos["c"].tolist() == [None, "x"]
+
+
+class Weathered(SyncVectorEnv):
+    """Shows the weather that it was told, also in the rows that a reset leaves alone."""
+
+    weather = 0
+
+    def on_broadcast(self, payload: int, version: int) -> None:
+        self.weather = payload
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)
+        return obs + self.weather, infos
+
+    def step(self, actions: Any) -> Any:
+        obs, *rest = super().step(actions)
+        return obs + self.weather, *rest
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_may_show_the_rows_that_it_keeps_in_another_way(backend: Backend) -> None:
+    make = partial(Weathered, stamp_envs(2, 9))
+    async with AsyncVecEnv([make], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast(100)
+        assert (await envs.reset(env_ids=[1]))[0][0, 3] == 100
+        await envs.set_attr("weather", 200)
+        assert (await envs.reset(env_ids=[1]))[0][0, 3] == 200
+        assert (await envs.step(zeros(2))).obs[:, 3].tolist() == [201, 201]
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_partial_reset_of_a_vector_env_leaves_the_other_rows_to_their_owner(backend: Backend) -> None:
+    async with AsyncVecEnv(
+        [partial(SyncVectorEnv, stamp_envs(3, 9))], num_workers=1, backend=backend, copy=False
+    ) as envs:
+        obs, _ = await envs.reset(seed=1)
+        obs[:] = 77
+        await envs.reset(env_ids=[1])
+        assert obs[:, 3].tolist() == [77, 0, 77]
 
 
 @pytest.mark.parametrize("what", ["call", "set_attr", "reset"])

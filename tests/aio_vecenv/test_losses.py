@@ -18,7 +18,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aio_vecenv import (
     AsyncVecEnv,
-    BadActions,
     EnvError,
     Episode,
     EpisodeStarted,
@@ -472,6 +471,32 @@ async def test_abort_gives_up_a_stuck_worker(tmp_path: Path) -> None:
             envs.abort([9])
 
 
+def slow_second_life(folder: Path) -> StampEnv:
+    """Its first replacement is never made: without a limit for the start, only the caller can end that."""
+    life = len(list(folder.iterdir()))
+    (folder / str(life)).touch()
+    while life == 1:
+        time.sleep(0.01)  # until it is killed
+    return StampEnv(0, 9)
+
+
+@pytest.mark.asyncio
+async def test_abort_gives_up_a_replacement_that_is_being_made(tmp_path: Path) -> None:
+    make, timeouts = partial(slow_second_life, tmp_path), Timeouts(start=None)
+    async with AsyncVecEnv([make], num_workers=1, timeouts=timeouts) as envs:
+        await envs.reset(seed=1)
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        envs.send(zeros(1))
+        await until((tmp_path / "1").exists)
+        envs.abort([0])
+        async with asyncio.timeout(10):
+            batch = await envs.recv()
+        assert "aborted by the caller while starting" in batch.infos["worker_lost"][0]
+        assert batch.first.all()
+        assert envs.statistics().restarts == 2
+        check_aligned(await envs.step(zeros(1)))
+
+
 @pytest.mark.asyncio
 async def test_spares_replace_at_once_and_are_restocked() -> None:
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, spares=1, restart=MANY) as envs:
@@ -741,20 +766,74 @@ async def test_an_env_raises_then_its_worker_is_lost_before_anyone_asks(tmp_path
         check_episodes([await anext(stream) for _ in range(stream.behind)], finished=False)
 
 
+@pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.asyncio
-async def test_a_vector_env_that_was_replaced_is_reset_whole() -> None:
+async def test_a_vector_env_that_takes_one_seed_is_replaced(seed: int | None) -> None:
+    make = partial(gym.make_vec, "CartPole-v1", 2, vectorization_mode="vector_entry_point")
+    async with AsyncVecEnv([make] * 2, num_workers=1, restart=MANY) as envs:
+        await envs.reset(seed=seed)
+        stream = envs.events()
+        for _ in range(2):
+            os.kill(pids(envs)[0], signal.SIGKILL)
+            batch = await envs.step(zeros(4))
+            assert batch.first.all()
+            assert batch.truncations.all()
+            assert set(batch.infos["worker_lost"])
+            assert (np.abs(batch.obs) <= 0.05).all()
+        events = [await anext(stream) for _ in range(stream.behind)]
+        begun = [event.seed for event in events if isinstance(event, EpisodeStarted)]
+        first = [derive_seed(seed, 0, restart) for restart in (1, 2)]
+        assert begun == [None if one is None else one + i for one in first for i in range(4)]
+
+
+@pytest.mark.parametrize("when", ["before", "under way", "replied"])
+@pytest.mark.parametrize("length", [1, 50])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.asyncio
+async def test_some_rows_of_a_vector_env_are_reset_and_its_worker_is_lost(
+    when: str, length: int, mode: AutoresetMode
+) -> None:
+    """Those rows go on from there; the others begin with the next step."""
     backend = ScriptedBackend(automatic=True)
-    make = partial(SyncVectorEnv, stamp_envs(2, 50))
-    async with AsyncVecEnv([make], num_workers=1, backend=backend, restart=MANY) as envs:
+    make = partial(SyncVectorEnv, stamp_envs(3, length), autoreset_mode=mode)
+    async with AsyncVecEnv([make], num_workers=1, backend=backend, autoreset=mode, restart=MANY) as envs:
+        stream = envs.events()
         await envs.reset(seed=1)
-        await envs.step(zeros(2))
+        backend.automatic = False
+        if when == "replied":
+            envs.send(zeros(3))
+            backend.deliver(0)
+        if when == "under way":
+            reset = asyncio.ensure_future(envs.reset(seed=9, env_ids=[1]))
+            await asyncio.sleep(0)
         backend.lose(0)
+        backend.automatic = True
         await until(lambda: envs.statistics().recovery.p50_s > 0)
-        with pytest.raises(BadActions, match=r"worker 0 was replaced.*reset all of envs 0-1"):
-            await envs.reset(env_ids=[0])
-        obs, _ = await envs.reset(seed=3)
-        assert obs[:, 3].tolist() == [0, 0]
-        assert not (await envs.step(zeros(2))).first.any()
+        obs, _ = await (reset if when == "under way" else envs.reset(seed=9, env_ids=[1]))
+        assert (obs[:, 0].tolist(), obs[:, 3].tolist()) == ([1], [0])
+        if when == "replied":
+            batch = await envs.recv()
+            assert batch.env_ids.tolist() == [0, 2]
+            assert not batch.first.any()
+            if length == 1 and mode is AutoresetMode.DISABLED:
+                await envs.reset(env_ids=[0, 2])
+                return
+        batch = await envs.step(zeros(3))
+        assert batch.first.tolist() == [True, False, True]
+        assert batch.truncations.tolist() == [True, False, True]
+        assert batch.infos["_worker_lost"].tolist() == [True, False, True]
+        assert batch.terminations.tolist() == [False, length == 1, False]
+        assert batch.rewards.tolist() == [0, 1, 0]
+        if length > 1:
+            for t in (1, 2):
+                check_aligned(batch)
+                assert batch.obs[:, 3].tolist() == [t - 1, t, t - 1]
+                batch = await envs.step(zeros(3))
+                assert not batch.first.any()
+        events = [await anext(stream) for _ in range(stream.behind)]
+        check_episodes(events, finished=False)
+        begun = [event.seed for event in events if isinstance(event, EpisodeStarted) and event.env_id == 1]
+        assert [seed for seed in begun if seed is not None] == [2, 10]
 
 
 class LateBackend(ScriptedBackend):

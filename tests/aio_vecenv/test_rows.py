@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -691,6 +691,87 @@ async def test_vector_env_factories(backend: Backend, mode: AutoresetMode) -> No
 async def test_vector_env_with_another_autoreset_mode() -> None:
     with pytest.raises(EnvError, match="autoreset"):
         await AsyncVecEnv.open([partial(vector, 2, 0, AutoresetMode.DISABLED)], backend="inline")
+
+
+@both
+@pytest.mark.asyncio
+async def test_vector_envs_that_cannot_lie_in_shared_memory(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="shared_memory=False, but rows of VectorEnvs"):
+        await AsyncVecEnv.open([partial(vector, 2, 0)], backend=backend, shared_memory=False)
+    number, text = spaces.Discrete(2), spaces.Text(3)
+    for observation, action, what in (
+        (spaces.Dict({"a": text}), number, r'observation space\["a"\]'),
+        (number, text, "action space"),
+    ):
+        sampler = partial(Sampler, observation, action)
+        with pytest.raises(ValueError, match=f"the {what} of a VectorEnv has no fixed size"):
+            await AsyncVecEnv.open([lambda sampler=sampler: SyncVectorEnv([sampler])], backend=backend)
+
+
+def cart_poles(count: int) -> Any:
+    return gym.make_vec("CartPole-v1", num_envs=count, vectorization_mode="vector_entry_point")
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_that_takes_one_seed_gets_that_of_its_first_row(backend: Backend) -> None:
+    async with AsyncVecEnv([partial(cart_poles, 3)] * 2, num_workers=1, backend=backend) as envs:
+        obs, _ = await envs.reset(seed=7)
+        assert (obs == np.concatenate([cart_poles(3).reset(seed=s)[0] for s in (7, 10)])).all()
+        with pytest.raises(ExceptionGroup, match="6 envs raised") as caught:
+            await envs.reset(seed=[5, 3, 1, 6, 4, 2])
+        assert "Seed must be a python integer" in str(caught.value.exceptions[0])
+        await envs.reset()
+
+
+@both
+@pytest.mark.asyncio
+async def test_a_vector_env_with_a_seed_per_row_gets_them_all(backend: Backend) -> None:
+    async with AsyncVecEnv([partial(vector, 3, 0)], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=4)
+        await envs.reset(seed=[9, None, 2])
+        await envs.reset(seed=[0, 8], env_ids=[1, 2])
+        await envs.reset(seed=6, env_ids=[2])
+        seeds = await envs.apply(lambda env: [one.unwrapped.seeds for one in env.envs])
+        assert seeds == ([[4, 9], [5, None, 0], [6, 2, 8, 8]],)
+
+
+class Told(SyncVectorEnv):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__([partial(StampEnv, i, 3) for i in range(2)])
+        self.told: list[Any] = []
+        self.speed = 1
+
+    def on_broadcast(self, payload: Any, version: int) -> None:
+        self.told.append((payload, version))
+
+
+class Layer(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Adds nothing but a layer, and one attribute."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.depth = 1
+
+
+@both
+@pytest.mark.asyncio
+async def test_updates_and_calls_reach_through_vector_wrappers(backend: Backend) -> None:
+    async with AsyncVecEnv([lambda: Layer(Layer(Told()))], num_workers=1, backend=backend) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast("news")
+        await envs.step(zeros(2))
+        assert await envs.get_attr("told") == ([("news", 1)],)
+        await envs.set_attr("speed", 5)
+        await envs.set_attr("depth", 2)
+        await envs.set_attr("nobodys", 3)
+        layers = lambda env: (env.env.env.speed, env.depth, env.env.depth, env.nobodys)  # noqa: E731
+        assert await envs.apply(layers) == ((5, 2, 1, 3),)
+        assert await envs.call("on_broadcast", "again", 2) == (None,)
+        with pytest.raises(EnvError, match="'Layer' object has no attribute 'spede'"):
+            await envs.get_attr("spede")
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
