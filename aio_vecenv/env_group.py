@@ -173,7 +173,8 @@ class EnvGroup:
                 self._take(i, obs, reward, terminated, truncated, info, extras)
             except Exception as error:
                 self._fail(i, "step", error, extras)
-        if self._finite is not None and not np.isfinite(self._finite).all():
+        finite = self._finite
+        if finite is not None and np.count_nonzero(np.isfinite(finite)) < finite.size:
             self._fail_infinite(envs, extras)
         return extras
 
@@ -342,14 +343,11 @@ class EnvGroup:
 
     def _write(self, i: int, obs: Any, rows: _Rows, loose_kind: str, extras: Extras) -> None:
         """Write one observation, leaf by leaf, after checking all of it."""
-        if (
-            self._plain_rows is not None
-            and self._finite is None
-            and type(obs) is np.ndarray
-            and obs.dtype is self._dtype
-        ):
+        if self._plain_rows is not None and type(obs) is np.ndarray and obs.dtype is self._dtype:
             views = rows.views[0]
             if views is not None and obs.shape == self._shape:
+                if self._finite is not None and not np.isfinite(obs).all():
+                    raise _infinite(self._obs.leaves[0])
                 views[i][...] = obs
                 return
         tree = self._obs
