@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -122,14 +123,17 @@ class VectorEnvGroup(EnvGroup):
                 if op != "get":
                     self._shown[k] = []
                 result: Any = None
+                given = values[position] if op == "set" else values
+                if len(envs) > 1:  # each its own, as single envs get it
+                    given = deepcopy(given)
                 if op == "set":
-                    setattr(_owner(self.envs[k], name), name, values[position])
+                    setattr(_owner(self.envs[k], name), name, given)
                 elif op == "apply":
-                    result = values(self.envs[k])
+                    result = given(self.envs[k])
                 else:
                     result = getattr(_owner(self.envs[k], name), name)
                     if op == "call" and callable(result):
-                        result = result(*values[0], **values[1])
+                        result = result(*given[0], **given[1])
                 results.append((True, result))
             except Exception as error:
                 results.append((False, describe(error, op)))
@@ -164,7 +168,7 @@ class VectorEnvGroup(EnvGroup):
         runs_on = self._begun[rows] & ~which
         try:
             self._update(k)
-            given = dict(options or {})
+            given = {} if options is None else deepcopy(options)
             if runs_on.any():
                 given["reset_mask"] = which.copy()
             obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)

@@ -502,6 +502,35 @@ async def test_envs_of_one_worker_share_nothing_that_is_sent_to_them(backend: Ba
             assert await envs.get_attr("bag") == (({"n": [1]},) * 2 if not value else ([1], [1]))
 
 
+class _Bags(SyncVectorEnv):
+    bag: Any = None
+
+    def add(self, value: Any) -> int:
+        value.append(1)
+        return len(value)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        if options:
+            options["left"].pop()
+            self.bag = options["left"]
+        return super().reset(seed=seed)
+
+
+@both
+@pytest.mark.asyncio
+async def test_vector_envs_of_one_worker_share_nothing_either(backend: Backend) -> None:
+    def make() -> _Bags:
+        return _Bags([partial(StampEnv, 0, 9)] * 2)
+
+    async with AsyncVecEnv([make, make], num_workers=1, backend=backend) as envs:
+        await envs.reset(options={"left": [1, 2, 3]})
+        assert await envs.get_attr("bag") == ([1, 2], [1, 2])
+        assert await envs.call("add", []) == (1, 1)
+        await envs.set_attr("bag", {"n": []})
+        await envs.apply(lambda env: env.bag["n"].append(1))
+        assert await envs.get_attr("bag") == ({"n": [1]}, {"n": [1]})
+
+
 @both
 @pytest.mark.asyncio
 async def test_an_action_without_axes_keeps_its_dtype(backend: Backend) -> None:
