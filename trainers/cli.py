@@ -234,6 +234,13 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
     except asyncio.CancelledError:
         if not received:
             raise
+    except Exception:
+        if opened:
+            print(
+                f"what was learned is saved; go on with: python -m trainers train --resume {opened[0].folder.path}",
+                file=sys.stderr,
+            )
+        raise
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -262,7 +262,13 @@ class Run:
         try:
             if self._tally.updates == 0:
                 await self._checkpoint()  # a disk that cannot take it is better known now
-            reason = await self._train()
+            try:
+                reason = await self._train()
+            except (av.VecEnvError, ExceptionGroup):  # of the envs: what was learned is as good as before
+                if not self.config.exact_resume:
+                    with contextlib.suppress(OSError):  # what ended the run is what there is to tell
+                        await self._checkpoint(final=True)
+                raise
             if not (
                 self.config.exact_resume and reason == "stopped"
             ):  # there, the last one is where to go on

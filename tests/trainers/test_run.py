@@ -348,6 +348,33 @@ async def test_an_error_of_the_env_ends_the_run_and_reaches_whoever_waits(tmp_pa
             await run.wait()
 
 
+class Mortal(Corridor):
+    """Works for a while."""
+
+    steps = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps > 56:
+            raise ZeroDivisionError("worn out")
+        return super().step(action)
+
+
+@pytest.mark.asyncio
+async def test_what_was_learned_outlives_an_error_of_the_env(tmp_path: Path) -> None:
+    levels = cu.LevelSet(LEVELS)
+    mortal = Job(PLAN, lambda: cu.CurriculumEnv(Mortal(), levels))
+    with pytest.raises((av.EnvError, ExceptionGroup)):
+        async with training(tiny(tmp_path, checkpoint_every=1000), job=mortal) as run:
+            await run.wait()
+    assert run.last_report is not None
+    async with training(resume=run.folder.path, job=corridor_job()) as again:
+        assert again.env_steps >= run.last_report.env_steps > 0
+        first = await anext(again.reports())
+        assert first.update == run.last_report.update + 1
+        assert (await again.wait()).reason == "steps"
+
+
 class Blank(Corridor):
     """Sees nothing from its third step on."""
 
