@@ -12,6 +12,7 @@ import numpy as np
 from . import wire
 from .crew import Crew, Shift
 from .deal import EnvIds
+from .env_group import Packed
 from .errors import VecEnvError, WorkerLost
 from .ledger import Command
 from .report import describe, raise_all, rebuild
@@ -47,7 +48,7 @@ class Calls:
         commands: list[Command] = []
         for worker, mine, local in parts:
             rows = [positions[env_id] for env_id in mine.tolist()]
-            payload = wire.dumps((op, name, local, wire.dumps(values(rows), f"the arguments of {name!r}")))
+            payload = wire.dumps((op, name, local, _pack(op, values(rows), f"the arguments of {name!r}")))
             wire.check_size(payload, f"the arguments of {name!r} for worker {worker}")
             commands.append(Command(Kind.CALL, -1, worker, mine, None, payload))
         futures: list[asyncio.Future[Answers]] = [loop.create_future() for _ in commands]
@@ -98,6 +99,14 @@ class Calls:
         for future in waiting.values():
             if not future.done():
                 future.set_exception(error)
+
+
+def _pack(op: str, values: Any, what: str) -> Packed:
+    """One pickle for all envs; of values to set, one per env."""
+    if op != "set":
+        return wire.dumps(values, what)
+    packed = {id(value): wire.dumps(value, what) for value in {id(value): value for value in values}.values()}
+    return [packed[id(value)] for value in values]
 
 
 def whole_workers(counts: list[int]) -> tuple[EnvIds, list[tuple[int, EnvIds, list[int]]]]:

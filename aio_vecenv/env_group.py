@@ -8,7 +8,6 @@ never touches its neighbours; what went wrong is reported with the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, NamedTuple
@@ -22,10 +21,11 @@ from .broadcast import Inbox
 from .report import ErrorReport, describe
 from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
 
-__all__ = ["EnvGroup", "Extras", "InfoFilter", "RowError", "Settings"]
+__all__ = ["EnvGroup", "Extras", "InfoFilter", "Packed", "RowError", "Settings"]
 
 InfoFilter = Literal["all", "episode"] | tuple[str, ...]
 OnEnvError = Literal["raise", "reset"]
+Packed = bytes | list[bytes]  # pickles: one for all envs of a call, or one per env
 Extras = dict[str, list[tuple[int, Any]]]  # what does not fit the block, by kind; rows are local indices
 
 _BOOLS = (False, True)
@@ -90,10 +90,8 @@ class EnvGroup:
         self._obs, self._action = obs, action
         self._steps: list[Callable[[Any], tuple[Any, Any, Any, Any, Any]]] = [env.step for env in self.envs]
         self._hooks = [hook_of(env) for env in self.envs]
-        # A fresh env resets at its first command: in the first incarnation always a reset command, which brings its
-        # seed; after a restart whatever comes, with the seeds in `reborn`.
-        self._pending = [True] * count
-        # Who is in it has never begun an episode; the seed is that of a replacement.
+        self._pending = [True] * count  # its next command resets it, whatever it is
+        # Who is in it has never begun an episode: after a restart any command begins one, with this seed.
         self._fresh: dict[int, int | None] = dict(enumerate(reborn or [None] * count))
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
 
@@ -179,11 +177,12 @@ class EnvGroup:
         return extras
 
     def _fail_infinite(self, envs: Sequence[int], extras: Extras) -> None:
-        """Fail those whose step gave a NaN or an infinity; who has failed already keeps the row that it had."""
+        """Fail those whose step gave a NaN or an infinity. Their rows are zeros until they are reset."""
         assert self._finite is not None
         failed = {i for i, _ in extras.get("errors", ())}
         for i in envs:
             if i not in failed and not np.isfinite(self._finite[i]).all():
+                self._finite[i] = 0
                 self._fail(i, "step", _infinite(self._obs.leaves[0]), extras)
 
     def _take(
@@ -202,10 +201,9 @@ class EnvGroup:
         if info:
             self._info(i, info, extras, edge=False)
 
-    def reset(
-        self, envs: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None
-    ) -> Extras:
-        """Reset each of `envs` with its seed; also the way back for an env that has failed."""
+    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> Extras:
+        """Reset each of `envs` with its seed; also the way back for an env that has failed. `packed`: the options,
+        pickled; each env gets its own."""
         extras: Extras = {}
         if self._inbox.has_now:
             self._deliver_now()
@@ -213,13 +211,18 @@ class EnvGroup:
             if error := self._refused.pop(i, None):
                 self._fail(i, "on_broadcast", error, extras, again=False)
                 continue
-            self._begin(i, seed, options if len(envs) == 1 else deepcopy(options), extras)
+            try:
+                options = None if packed is None else wire.loads(packed)
+            except Exception as error:  # whatever unpickling runs
+                self._fail(i, "reset", error, extras, again=False)
+                continue
+            self._begin(i, seed, options, extras)
         return extras
 
-    def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
-        """`op`: "call" (values: args, kwargs), "get", "set" (values: one per env), "apply" (values: a function of env).
+    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[tuple[bool, Any]]:
+        """`op`: "call" (packed: args, kwargs), "get", "set" (packed: one per env), "apply" (packed: a function of env).
 
-        Per env (ok, result or report). No env gets an object that another one of the worker may change.
+        Per env (ok, result or report). What is packed is pickled; each env gets its own.
         """
         results: list[tuple[bool, Any]] = []
         if self._inbox.has_now:
@@ -227,9 +230,7 @@ class EnvGroup:
         for position, i in enumerate(envs):
             env = self.envs[i]
             try:
-                given = values[position] if op == "set" else values
-                if len(envs) > 1:
-                    given = deepcopy(given)
+                given = wire.loads(packed if isinstance(packed, bytes) else packed[position])
                 if op == "set":
                     env.set_wrapper_attr(name, given)
                     result: Any = None

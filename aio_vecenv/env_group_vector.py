@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from . import wire
 from .broadcast import Inbox
-from .env_group import EnvGroup, Extras, RowError, Settings, _fit
+from .env_group import EnvGroup, Extras, Packed, RowError, Settings, _fit
 from .report import describe
 from .slab import TERMINATED, TRUNCATED, Slab, SpaceTree
 
@@ -55,9 +55,6 @@ class VectorEnvGroup(EnvGroup):
         self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
-        # the newest observations as they were given, while they can tell whether a reset keeps the rows that it should
-        self._shown: list[list[NDArray[Any]]] = [[] for _ in envs]
-        self._told = [0] * len(self.envs)  # version
         self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
         self._final_columns = [None if column is None else column[mine] for column in slab.final_obs]
         self._actions_in: list[Any] = [None if column is None else column[mine] for column in slab.action]
@@ -78,7 +75,7 @@ class VectorEnvGroup(EnvGroup):
                 self._update(k)
                 actions = self._action.join([c[rows].copy() for c in self._actions_in])
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
-                self._fill(k, rows, obs)
+                self._fill(rows, obs)
                 count = rows.stop - rows.start
                 rewards = _per_row("the rewards", rewards, count)
                 if rewards.dtype.kind not in "fiub" or not np.isfinite(rewards).all():
@@ -104,28 +101,22 @@ class VectorEnvGroup(EnvGroup):
                 self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
         return extras
 
-    def reset(
-        self, envs: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None
-    ) -> Extras:
+    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> Extras:
         extras: Extras = {}
         by_row = dict(zip(envs, seeds))
         for k, rows in self._touched(envs):
             which = np.array([row in by_row for row in range(rows.start, rows.stop)])
             mine = [by_row.get(row) for row in range(rows.start, rows.stop)]
-            self._reset(k, rows, mine, options, which, extras)
+            self._reset(k, rows, mine, packed, which, extras)
         return extras
 
-    def call(self, op: str, name: str, envs: Sequence[int], values: Any) -> list[tuple[bool, Any]]:
+    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[tuple[bool, Any]]:
         results: list[tuple[bool, Any]] = []
         for position, k in enumerate(envs):
             try:
                 self._update(k)
-                if op != "get":
-                    self._shown[k] = []
                 result: Any = None
-                given = values[position] if op == "set" else values
-                if len(envs) > 1:  # each its own, as single envs get it
-                    given = deepcopy(given)
+                given = wire.loads(packed if isinstance(packed, bytes) else packed[position])
                 if op == "set":
                     setattr(_owner(self.envs[k], name), name, given)
                 elif op == "apply":
@@ -151,8 +142,6 @@ class VectorEnvGroup(EnvGroup):
         newest = int(self._newest[0])
         if newest > self._inbox.covered:
             self._catch_up(newest)
-        if self._told[k] != self._inbox.covered:  # it may show the same state in another way now
-            self._told[k], self._shown[k] = self._inbox.covered, []
         self._inbox.deliver(k, self._hooks[k])
 
     def _reset(
@@ -160,19 +149,18 @@ class VectorEnvGroup(EnvGroup):
         k: int,
         rows: slice,
         seeds: list[int | None],
-        options: dict[str, Any] | None,
+        packed: bytes | None,
         which: NDArray[np.bool_],
         extras: Extras,
     ) -> None:
         """Begin an episode in the rows of `which`. A VectorEnv none of whose rows runs on is reset whole."""
-        runs_on = self._begun[rows] & ~which
         try:
             self._update(k)
-            given = {} if options is None else deepcopy(options)
-            if runs_on.any():
+            given = {} if packed is None else wire.loads(packed)
+            if (self._begun[rows] & ~which).any():
                 given["reset_mask"] = which.copy()
             obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
-            self._fill(k, rows, obs, which, runs_on)
+            self._fill(rows, obs, which)
             self._share(rows, infos, np.zeros_like(which), which, extras)
         except Exception as error:
             self._fail_rows(_at(rows, which), "reset", error, extras)
@@ -183,10 +171,10 @@ class VectorEnvGroup(EnvGroup):
         self._reward_rows[rows] = np.where(which, 0.0, self._reward_rows[rows])
         self._flag_rows[rows] = np.where(which, 0, self._flag_rows[rows])
 
-    def _fill(self, k: int, rows: slice, obs: Any, which: Any = True, runs_on: Any = False) -> None:
+    def _fill(self, rows: slice, obs: Any, which: Any = True) -> None:
         """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
 
-        Those that run on belong to the parent.
+        The others belong to the parent.
         """
         arrays: list[NDArray[Any]] = []
         for leaf in self._obs.leaves:
@@ -202,13 +190,6 @@ class VectorEnvGroup(EnvGroup):
             if self.settings.check == "finite" and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
             arrays.append(array)
-        if np.any(runs_on) and not isinstance(self.envs[k], gym.vector.VectorWrapper):
-            for old, new in zip(self._shown[k], arrays):  # a wrapper may show the same state in another way
-                if old[runs_on].tobytes() != new[runs_on].astype(old.dtype).tobytes():
-                    raise RuntimeError(
-                        "the VectorEnv ignored options['reset_mask'] and reset all of its rows: reset them all"
-                    )
-        self._shown[k] = arrays
         for column, array in zip(self._columns, arrays):
             np.copyto(column[rows], array, where=np.reshape(which, (-1,) + (1,) * (array.ndim - 1)))
 

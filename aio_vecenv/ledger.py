@@ -44,7 +44,7 @@ class Command:
     version: int = 0  # the newest update at sending
     sent_at: float = 0.0  # seconds, for deadlines
     seeds: Sequence[int | None] = ()  # RESET
-    options: dict[str, Any] | None = None  # RESET
+    options: bytes | None = None  # RESET, pickled
     extras: Mapping[str, list[tuple[int, Any]]] = MappingProxyType({})  # of the reply; rows are env ids
 
     def __init__(
@@ -99,9 +99,9 @@ class Ledger:
         self._anew_later: dict[
             int, tuple[str, int | None]
         ] = {}  # lost after its row was replied: reason, seed
-        self._fresh: dict[
+        self._seed_due: dict[
             int, int | None
-        ] = {}  # blocked, and in a new worker since: the seed that is due to it
+        ] = {}  # of envs that have begun nothing in their worker's replacement
         self._unreleased: list[Episode] = []  # ended outside a hand-out; part of the next one
 
     # -- commands ----------------------------------------------------------------------------------------------
@@ -170,16 +170,15 @@ class Ledger:
         A row that has been replied stays what it is. An env that waits for a reset gets that, and no such row.
         """
         for env_id, seed in zip(env_ids, seeds):
+            self._seed_due[env_id] = seed
             if self.is_ready(env_id):
                 self._anew_later[env_id] = (reason, seed)
             elif env_id not in self.blocked:
                 self._begin_anew(env_id, "worker_lost", reason, seed)
-            else:
-                self._fresh[env_id] = seed
 
     def seed_due(self, env_id: int) -> int | None:
         """The seed for a reset that brings none: that of a replacement, whose own generator nobody has seeded."""
-        return self._next_seed.get(env_id) if env_id in self._anew_why else self._fresh.get(env_id)
+        return self._seed_due.get(env_id)
 
     def reseed(self, command: Command) -> None:
         """A reset goes to the replacement of its worker: what it does not seed gets the replacement's seeds."""
@@ -198,8 +197,12 @@ class Ledger:
             if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
                 self._end_failed(command, env_id)
                 self.book.about_to_begin(env_id, command.number)
-            if command.kind is Kind.STEP or env_id in self._anew_why:
-                self._begin_anew(env_id, "env_error", f"{report.type_name}: {report.message}", None)
+            key = self._anew_why[env_id][0] if env_id in self._anew_why else ""
+            if key == "env_error" or (
+                command.kind is Kind.STEP and not key
+            ):  # a loss is what there is to tell
+                why = f"{report.type_name}: {report.message}"
+                self._begin_anew(env_id, "env_error", why, self.seed_due(env_id))
         gone = {env_id for env_id, _ in failed}
         for items in command.extras.values():
             items[:] = [item for item in items if item[0] not in gone]
@@ -336,7 +339,9 @@ class Ledger:
             self._turn(turning, commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
             if self._anew_later:
                 for env_id in self._anew_later.keys() & set(ids.tolist()):  # from its next row on
-                    self._begin_anew(env_id, "worker_lost", *self._anew_later.pop(env_id))
+                    reason, seed = self._anew_later.pop(env_id)
+                    self._seed_due[env_id] = seed
+                    self._begin_anew(env_id, "worker_lost", reason, seed)
         watermark = book.watermark(self.next_number)
         batch = Batch(
             ids.copy(),
@@ -437,9 +442,8 @@ class Ledger:
                 seed = self._next_seed.pop(env_id, None)
                 events.append(book.begin(env_id, call, versions.item(env_id), task, seed))
                 self._due.discard(env_id)
-                if self.blocked:
-                    self.blocked.pop(env_id, None)
-                    self._fresh.pop(env_id, None)
+                self.blocked.pop(env_id, None)
+                self._seed_due.pop(env_id, None)
 
     def _union(self, commands: Sequence[Command]) -> tuple[EnvIds, Any]:
         """The envs of all commands, sorted, and what picks their rows."""

@@ -303,18 +303,20 @@ class AsyncVecEnv:
         seeds = seeds_for(seed, ids)
         if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
             raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
+        packed = None
         if options is not None:
             if not isinstance(options, dict):
                 raise TypeError(f"options is {options!r:.80}, not a dict; nothing was sent")
-            wire.check_size(wire.dumps(options, "options"), "the options", room=64 * len(ids))
+            packed = wire.dumps(options, "options")
+            wire.check_size(packed, "the options", room=64 * len(ids))
         self._in_reset.update(ids.tolist())
         try:
-            return await self._reset(ids, seeds, options)
+            return await self._reset(ids, seeds, packed)
         finally:
             self._in_reset.difference_update(ids.tolist())
 
     async def _reset(
-        self, ids: EnvIds, seeds: list[int | None], options: dict[str, Any] | None
+        self, ids: EnvIds, seeds: list[int | None], options: bytes | None
     ) -> tuple[Any, dict[str, Any]]:
         await self._all_ready(ids)
         self._ledger.take_errors(
@@ -723,8 +725,7 @@ class AsyncVecEnv:
 
     def _pack_reset(self, command: Command) -> None:
         local = self._deal.local(command.worker, command.env_ids).tolist()
-        options = None if command.options is None else wire.dumps(command.options, "options")
-        command.payload = wire.dumps((local, list(command.seeds), options))
+        command.payload = wire.dumps((local, list(command.seeds), command.options))
 
     async def _ask(
         self,

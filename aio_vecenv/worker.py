@@ -303,25 +303,15 @@ def execute(group: EnvGroup, command: Message) -> bytes:
             envs, packed = wire.loads(command.payload)
             try:
                 loose = wire.loads(packed)
-            except Exception as error:  # whatever unpickling runs, here and below
+            except Exception as error:  # whatever unpickling runs
                 return group.encode(group.refuse(group.everyone if envs is None else envs, "step", error))
         elif command.flags & SUBSET:
             envs = np.frombuffer(command.payload, np.uint32).tolist()
         return group.encode(group.step(envs, loose))
     if command.kind is Kind.RESET:
-        envs_reset, seeds, packed = wire.loads(command.payload)
-        try:
-            options = None if packed is None else wire.loads(packed)
-        except Exception as error:
-            return group.encode(group.refuse(envs_reset, "reset", error))
-        return group.encode(group.reset(envs_reset, seeds, options), "reset")
+        return group.encode(group.reset(*wire.loads(command.payload)), "reset")
     if command.kind is Kind.CALL:
-        op, name, envs_called, packed = wire.loads(command.payload)
-        try:
-            values = wire.loads(packed)
-        except Exception as error:
-            return _encode_results([(False, describe(error, op))] * len(envs_called))
-        return _encode_results(group.call(op, name, envs_called, values))
+        return _encode_results(group.call(*wire.loads(command.payload)))
     raise ProtocolError(f"{command.kind.name} is no command")
 
 

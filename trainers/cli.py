@@ -235,9 +235,9 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
         if not received:
             raise
     except Exception:
-        if opened:
+        if opened and (saved := opened[0].summary().checkpoint):
             print(
-                f"what was learned is saved; go on with: python -m trainers train --resume {opened[0].folder.path}",
+                f"saved: {saved}; go on with: python -m trainers train --resume {opened[0].folder.path}",
                 file=sys.stderr,
             )
         raise

@@ -82,7 +82,7 @@ class Outcomes:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be as when `state_dict` was asked; `restart()` goes on from there."""
         self._windows = {stage: deque(window, NEWEST) for stage, window in state["windows"].items()}
-        self._ended = dict(state["ended"])
+        self._ended = dict(state.get("ended", {}))  # not in the oldest checkpoints
         self._waiting = [(order, *outcome) for order, outcome in enumerate(state["waiting"])]
 
     def restart(self) -> None:

@@ -158,8 +158,7 @@ class Run:
         self._checkpoint_path: Path | None = None
         self._tally, self._lag, self._feed = RunTally(), LoopLag(), Feed[Report]()
         self._goal = job.plan.names[-1]
-        self._own = job.strategy is not None
-        self._plan, self._levels = job.plan, levels
+        self._job, self._levels = job, levels
         self._outcomes = Outcomes(
             job.success or cu.is_success, config.num_envs, in_order=config.window == "started"
         )
@@ -264,7 +263,11 @@ class Run:
                 await self._checkpoint()  # a disk that cannot take it is better known now
             try:
                 reason = await self._train()
-            except (av.VecEnvError, ExceptionGroup):  # of the envs: what was learned is as good as before
+            except (
+                av.VecEnvError,
+                ExceptionGroup,
+                ConfigError,
+            ):  # of the envs: the model is as good as before
                 if not self.config.exact_resume:
                     with contextlib.suppress(OSError):  # what ended the run is what there is to tell
                         await self._checkpoint(final=True)
@@ -420,8 +423,8 @@ class Run:
 
     def _stages(self) -> tuple[StageReport, ...]:
         directive = self.coordinator.strategy.directive()
-        if self._own:  # which may show nothing of itself, or something else
-            return stages_seen(self._plan.names, self._levels, directive, self._outcomes)
+        if self._job.strategy is not None:  # which may show nothing of itself, or something else
+            return stages_seen(self._job.plan.names, self._levels, directive, self._outcomes)
         return stage_reports(self.coordinator.progress(), directive, self._outcomes)
 
     # ---- state

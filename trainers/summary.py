@@ -177,8 +177,8 @@ def stages_seen(
 
     def share(name: str) -> float:
         if directive.stage is not None:
-            return _share(name, directive)
-        if levels is None:
+            return _share(name, directive) if name in directive.stages else 0.0
+        if levels is None or name not in levels.stages:
             return 0.0
         group = levels.of_stage(name)
         if directive.weights is None:
@@ -190,7 +190,9 @@ def stages_seen(
             _of_levels(
                 {"stage": name, "outcomes": outcomes.ended(name), "share": share(name)}, outcomes.newest(name)
             ),
-            mixing_ratio=float(directive.mixing_ratio(name)) if directive.ratios else 0.0,
+            mixing_ratio=float(directive.mixing_ratio(name))
+            if directive.ratios and name in directive.stages
+            else 0.0,
         )
         for name in names
     )

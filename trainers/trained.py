@@ -63,10 +63,15 @@ class TrainedPolicy:
         self._rng = stream(seed, EVAL, 0)
 
     def act(self, obs: Any, info: Mapping[str, Any] | None = None) -> Any:
-        """The action for one env's observation, as its `step` takes it. `info`: where its action mask is, if any."""
+        """The action for one env's observation, as its `step` takes it. `info`: where its action mask is, if any.
+
+        Raises ValueError if the observation is none of the space, `ConfigError` if the mask has another width.
+        """
         space = self.observation_space
         rows: Any = create_empty_array(space, 1)
         try:
+            if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)) and not space.contains(obs):
+                raise ValueError
             rows = concatenate(space, [obs], rows)
         except (ValueError, TypeError, KeyError, IndexError):
             raise ValueError(f"the observation {obs!r:.80} is none of {space}") from None

@@ -622,6 +622,10 @@ def make_vec(
     num_envs, wrappers = made.pop("num_envs", num_envs), made.pop("wrappers", wrappers)
     options = {**made.pop("vector_kwargs", {}), **options, **(vector_kwargs or {})}
     made.pop("vectorization_mode", None)
+    kwargs, spec.kwargs = (
+        {**made, **kwargs},
+        {},
+    )  # some are `gymnasium.make`'s own, which takes the others, too
     envs = VectorEnv([MakeSpec(spec, kwargs, tuple(wrappers))] * num_envs, **options)
     envs.spec = deepcopy(spec)
     more = {"num_envs": num_envs if num_envs != 1 else None, "vector_kwargs": options, "wrappers": wrappers}

@@ -78,6 +78,8 @@ class Staged:
             raise PlanError(f"probe: expected a probability below 1, got {probe!r}")
         if not callable(success):
             raise PlanError(f"success: expected a function of the episode, got {success!r}")
+        if not (plan is None or isinstance(plan, (StagePlan, Iterable))):
+            raise PlanError(f"plan: expected a StagePlan or stages, got {plan!r:.60}")
         self.plan = (plan if isinstance(plan, StagePlan) else StagePlan(plan)).override(
             threshold=threshold, min_episodes=min_episodes, floor=floor, max_episodes=max_episodes
         )

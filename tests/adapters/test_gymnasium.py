@@ -469,6 +469,10 @@ def test_the_spec_of_make_vec_says_how_it_was_made() -> None:
     theirs.close()
     one = make_vec("CartPole-v1", backend="inline", max_episode_steps=7)
     assert one.spec is not None
+    again = make_vec(one.spec, backend="inline")
+    again.reset(seed=0)
+    again.close()
+    assert one.spec is not None
     assert one.spec.kwargs == {"max_episode_steps": 7, "vector_kwargs": {"backend": "inline"}}
     one.close()
 

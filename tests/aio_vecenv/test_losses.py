@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -673,6 +674,64 @@ async def test_a_reset_that_is_tried_again_in_a_replacement_says_its_seed(tmp_pa
         events = [await anext(stream) for _ in range(stream.behind)]
         assert [e.seed for e in events if isinstance(e, EpisodeStarted)] == [7, *seeds]
         assert seeds == [derive_seed(7, 0, 1)]
+
+
+@pytest.mark.asyncio
+async def test_options_are_those_of_the_call_also_for_a_replacement() -> None:
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=1, backend=backend, restart=MANY) as envs:
+        await envs.reset(seed=1)
+        backend.automatic = False
+        options: dict[str, Any] = {"level": 1}
+        resetting = asyncio.ensure_future(envs.reset(options=options))
+        await asyncio.sleep(0)
+        options.update(level=2, lock=threading.Lock())  # the caller's again
+        backend.lose(0)
+        backend.automatic = True
+        _, infos = await asyncio.wait_for(resetting, 10)
+        assert infos["options"].tolist() == ["{'level': 1}"] * 2
+
+
+@pytest.mark.parametrize("policy", ["raise", "reset"])
+@pytest.mark.asyncio
+async def test_a_replacement_that_fails_its_first_reset_is_seeded_all_the_same(
+    policy: Literal["raise", "reset"], tmp_path: Path
+) -> None:
+    """And its row says that the worker was lost."""
+    backend = ScriptedBackend(automatic=True)
+    make = partial(FaultyEnv, 0, "raise", op="reset", at=0, length=9, once=tmp_path / "once")
+    (tmp_path / "once").touch()
+    async with AsyncVecEnv(make, 1, backend=backend, restart=MANY, on_env_error=policy) as envs:
+        await envs.reset(seed=7)
+        (tmp_path / "once").unlink()
+        backend.lose(0)
+        await until(lambda: envs.statistics().recovery.p50_s > 0)
+        if policy == "raise":
+            with pytest.raises(EnvError):
+                await envs.step(zeros(1))
+            await envs.reset()
+        else:
+            assert "worker_lost" in (await envs.step(zeros(1))).infos
+        assert (await envs.get_attr("seeds"))[0][-1] == derive_seed(7, 0, 1)
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_reset_whose_worker_was_lost_after_its_reply_leaves_a_seed() -> None:
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, backend=backend, restart=MANY) as envs:
+        await envs.reset(seed=7)
+        backend.automatic = False
+        resetting = asyncio.ensure_future(envs.reset())
+        await asyncio.sleep(0)
+        backend.deliver(0)
+        backend.lose(0)
+        await until(lambda: envs.statistics().recovery.p50_s > 0)
+        resetting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await resetting
+        backend.automatic = True
+        await envs.reset()
+        assert (await envs.get_attr("seeds", env_ids=[0]))[0][-1] == derive_seed(7, 0, 1)
 
 
 @pytest.mark.asyncio

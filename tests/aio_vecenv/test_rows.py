@@ -495,6 +495,13 @@ async def test_envs_of_one_worker_share_nothing_that_is_sent_to_them(backend: Ba
         await envs.reset(options={"left": [1, 2, 3]})
         assert await envs.get_attr("bag") == ([1, 2], [1, 2])
         assert await envs.call("add", []) == (1, 1)
+        seen: list[Any] = []
+
+        def count(env: Any) -> int:
+            seen.append(env)
+            return len(seen)
+
+        assert await envs.apply(count) == (1, 1)
         values: list[list[Any]] = [[], [[], []]]
         for value in values:
             await envs.set_attr("bag", value if value else {"n": []})
@@ -529,6 +536,20 @@ async def test_vector_envs_of_one_worker_share_nothing_either(backend: Backend) 
         await envs.set_attr("bag", {"n": []})
         await envs.apply(lambda env: env.bag["n"].append(1))
         assert await envs.get_attr("bag") == ({"n": [1]}, {"n": [1]})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@both
+@pytest.mark.asyncio
+async def test_whatever_pickles_travels(backend: Backend, workers: int) -> None:
+    """Some of it cannot be copied."""
+    keys = {"near": 1}.keys()
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=workers, backend=backend) as envs:
+        _, infos = await envs.reset(options={"levels": keys, "module": np})
+        assert all("dict_keys(['near'])" in text for text in infos["options"])
+        assert await envs.apply(lambda env: (list(keys), np.__name__)) == ((["near"], "numpy"),) * 2
+        await envs.set_attr("marker", keys)
+        assert envs.statistics().restarts == 0
 
 
 @both

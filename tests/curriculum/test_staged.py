@@ -371,6 +371,12 @@ def test_stages_alone_are_a_plan() -> None:
     assert Staged(stages, threshold=0.9).plan == StagePlan(stages, threshold=0.9)
 
 
+@pytest.mark.parametrize("plan", [3, Stage("near")])
+def test_a_plan_is_stages(plan: Any) -> None:
+    with pytest.raises(PlanError, match="plan: expected a StagePlan or stages, got"):
+        Staged(plan)
+
+
 def test_success_is_a_function() -> None:
     with pytest.raises(PlanError, match="success: expected a function of the episode, got True"):
         Staged(PLAN, success=True)  # type: ignore[arg-type]

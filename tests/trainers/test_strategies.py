@@ -76,6 +76,9 @@ async def test_a_job_brings_its_own_strategy(tmp_path: Path) -> None:
         (*_, last) = [report async for report in again.reports()]
     assert last.stages[0].episodes == reports[-1].stages[0].episodes < 12
     assert last.stages[1].episodes > reports[-1].stages[1].episodes
+    extra = replace(job, plan=cu.StagePlan([*PLAN.stages, cu.Stage("extra")]))
+    async with training(config, job=extra) as run:
+        assert [row.share for row in (await run.wait()).stages] == [0.0, 1.0, 0.0]  # it has no levels
     for asked in ({"strategy": "uniform"}, {"curriculum": False}):
         with pytest.raises(
             ConfigError, match="the job brings a strategy of its own, and the config asks for"

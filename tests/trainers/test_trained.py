@@ -119,6 +119,11 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     policy = load_policy(run, Corridor())
     with pytest.raises(ValueError, match=r"the observation .* is none of Box"):
         policy.act(np.zeros(4, np.float32))
+    (tmp_path / "second").mkdir()
+    discrete = load_policy(a_run(tmp_path / "second", "discrete", total_steps=64), Corridor("discrete"))
+    for wrong in (99, -5):
+        with pytest.raises(ValueError, match=rf"the observation {wrong} is none of Discrete"):
+            discrete.act(wrong)
     for path in Checkpoints(run / "checkpoints").paths():
         path.write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="torn"):
