@@ -25,9 +25,8 @@ class EpisodeBook:
         self.outcomes: dict[Outcome, int] = {"terminated": 0, "truncated": 0, "aborted": 0}
         self._length = np.zeros(num_envs, np.int64)  # executed steps of the running episode
         self._return = np.zeros(num_envs, np.float64)
-        self._late: list[
-            tuple[Any, bytes, Sequence[int]]
-        ] = []  # steps that are not in these yet, oldest first
+        # steps that are not in these yet, oldest first
+        self._late: list[tuple[Any, bytes, Sequence[int]]] = []
         self.seed: list[int | None] = [None] * num_envs
         self._num_envs = num_envs
         self._running = [False] * num_envs

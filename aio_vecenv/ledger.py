@@ -93,15 +93,12 @@ class Ledger:
         self._loose_final: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
         self._due: set[int] = set()  # its current or next command begins an episode
         self._next_seed: dict[int, int | None] = {}  # that the due episode is seeded with
-        self._anew_why: dict[
-            int, tuple[str, str]
-        ] = {}  # the due episode is a replacement: info key and reason
-        self._anew_later: dict[
-            int, tuple[str, int | None]
-        ] = {}  # lost after its row was replied: reason, seed
-        self._seed_due: dict[
-            int, int | None
-        ] = {}  # of envs that have begun nothing in their worker's replacement
+        # the due episode is a replacement: info key and reason
+        self._anew_why: dict[int, tuple[str, str]] = {}
+        # lost after its row was replied: reason, seed
+        self._anew_later: dict[int, tuple[str, int | None]] = {}
+        # of envs that have begun nothing in their worker's replacement
+        self._seed_due: dict[int, int | None] = {}
         self._unreleased: list[Episode] = []  # ended outside a hand-out; part of the next one
 
     # -- commands ----------------------------------------------------------------------------------------------
@@ -197,10 +194,8 @@ class Ledger:
             if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
                 self._end_failed(command, env_id)
                 self.book.about_to_begin(env_id, command.number)
-            key = self._anew_why[env_id][0] if env_id in self._anew_why else ""
-            if key == "env_error" or (
-                command.kind is Kind.STEP and not key
-            ):  # a loss is what there is to tell
+            known = self._anew_why.get(env_id)  # a lost worker is what there is to tell, if one was lost
+            if command.kind is Kind.STEP if known is None else known[0] == "env_error":
                 why = f"{report.type_name}: {report.message}"
                 self._begin_anew(env_id, "env_error", why, self.seed_due(env_id))
         gone = {env_id for env_id, _ in failed}
