@@ -21,7 +21,7 @@ from .broadcast import Inbox
 from .report import ErrorReport, describe
 from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
 
-__all__ = ["EnvGroup", "Extras", "InfoFilter", "Packed", "RowError", "Settings"]
+__all__ = ["EnvGroup", "Extras", "InfoFilter", "Packed", "RowError", "Settings", "fit"]
 
 InfoFilter = Literal["all", "episode"] | tuple[str, ...]
 OnEnvError = Literal["raise", "reset"]
@@ -362,12 +362,12 @@ class EnvGroup:
         for leaf, value, views in zip(tree.leaves, values, rows.views):
             if views is None:
                 if not leaf.fixed and leaf.stackable:
-                    value = _fit(leaf, value, finite).copy()
+                    value = fit(leaf, value, finite).copy()
                 elif loose_kind == "final_objects":  # the reset that follows may use its buffers again
                     value = wire.loads(wire.dumps(value, f"obs{leaf}"))
                 loose.append(value)
             else:
-                fitting.append(_fit(leaf, value, finite))
+                fitting.append(fit(leaf, value, finite))
         fixed = iter(fitting)
         for views in rows.views:
             if views is not None:
@@ -452,7 +452,8 @@ def hook_of(env: Any) -> Callable[[Any, int], None] | None:
     return hook if callable(hook) else None
 
 
-def _fit(leaf: Leaf, value: Any, finite: bool) -> Any:
+def fit(leaf: Leaf, value: Any, finite: bool) -> Any:
+    """One env's value of a leaf as an array of its shape and dtype, nothing lost. Raises RowError."""
     fitting = exact(leaf, value)
     if fitting is None:
         got = (

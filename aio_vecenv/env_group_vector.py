@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import wire
 from .broadcast import Inbox
-from .env_group import EnvGroup, Extras, Packed, RowError, Settings, _fit
+from .env_group import EnvGroup, Extras, Packed, RowError, Settings, fit
 from .report import describe
 from .slab import TERMINATED, TRUNCATED, Slab, SpaceTree
 
@@ -230,7 +230,7 @@ class VectorEnvGroup(EnvGroup):
             for part in leaf.path:
                 value = value[part]
             try:
-                fitting = _fit(leaf, value if singly else value[j], self.settings.check == "finite")
+                fitting = fit(leaf, value if singly else value[j], self.settings.check == "finite")
             except RowError as error:
                 raise RowError(f"final_obs{leaf}", error.expected, error.got, error.leaf) from None
             assert column is not None

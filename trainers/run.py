@@ -263,11 +263,8 @@ class Run:
                 await self._checkpoint()  # a disk that cannot take it is better known now
             try:
                 reason = await self._train()
-            except (
-                av.VecEnvError,
-                ExceptionGroup,
-                ConfigError,
-            ):  # of the envs: the model is as good as before
+            except (av.VecEnvError, ExceptionGroup, ConfigError):
+                # An error of the envs (ConfigError: of their masks): the model is as good as before.
                 if not self.config.exact_resume:
                     with contextlib.suppress(OSError):  # what ended the run is what there is to tell
                         await self._checkpoint(final=True)

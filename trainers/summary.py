@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from trainers.metrics import Report, StageReport, Timing
@@ -154,7 +154,7 @@ def stage_reports(
     """The coordinator's progress table as stage reports. Strategies without stages keep no window of the newest
     outcomes by stage: theirs are `outcomes`."""
     return tuple(
-        _of_levels(row, outcomes.newest(row["stage"]))
+        _seen(row["stage"], row["outcomes"], row["share"], outcomes)
         if directive.stage is None
         else StageReport(
             name=row["stage"],
@@ -185,27 +185,22 @@ def stages_seen(
             return len(group) / len(levels)
         return float(directive.weights[group.start : group.stop].sum() / directive.weights.sum())
 
-    return tuple(
-        replace(
-            _of_levels(
-                {"stage": name, "outcomes": outcomes.ended(name), "share": share(name)}, outcomes.newest(name)
-            ),
-            mixing_ratio=float(directive.mixing_ratio(name))
-            if directive.ratios and name in directive.stages
-            else 0.0,
-        )
-        for name in names
-    )
+    def ratio(name: str) -> float:
+        known = directive.ratios and name in directive.stages
+        return float(directive.mixing_ratio(name)) if known else 0.0
+
+    return tuple(_seen(name, outcomes.ended(name), share(name), outcomes, ratio(name)) for name in names)
 
 
-def _of_levels(row: Mapping[str, Any], newest: Sequence[bool]) -> StageReport:
+def _seen(name: str, episodes: int, share: float, outcomes: Outcomes, ratio: float = 0.0) -> StageReport:
+    newest = outcomes.newest(name)
     return StageReport(
-        name=row["stage"],
+        name=name,
         success_rate=sum(newest) / len(newest) if newest else 0.0,
         outcomes=len(newest),
-        episodes=row["outcomes"],
-        mixing_ratio=0.0,
-        share=row["share"],
+        episodes=episodes,
+        mixing_ratio=ratio,
+        share=share,
         missing="",
     )
 

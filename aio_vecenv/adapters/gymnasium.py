@@ -268,9 +268,8 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             mask = options.pop("reset_mask")
             _check_mask(mask, self.num_envs)
             mask = None if mask.all() else mask
-        if (
-            mask is not None and self._doing is not None
-        ):  # what timed out is given up for all envs, or for none
+        # what timed out is given up for all envs, or for none
+        if mask is not None and self._doing is not None:
             raise _already_pending("reset_async", self._doing)
         if self._reset is not None:  # it timed out, and this one takes its place
             self._session.driver.drop(self._reset)
@@ -622,10 +621,8 @@ def make_vec(
     num_envs, wrappers = made.pop("num_envs", num_envs), made.pop("wrappers", wrappers)
     options = {**made.pop("vector_kwargs", {}), **options, **(vector_kwargs or {})}
     made.pop("vectorization_mode", None)
-    kwargs, spec.kwargs = (
-        {**made, **kwargs},
-        {},
-    )  # some are `gymnasium.make`'s own, which takes the others, too
+    kwargs = {**made, **kwargs}
+    spec.kwargs = {}  # some of them are `gymnasium.make`'s own, which takes the others, too
     envs = VectorEnv([MakeSpec(spec, kwargs, tuple(wrappers))] * num_envs, **options)
     envs.spec = deepcopy(spec)
     more = {"num_envs": num_envs if num_envs != 1 else None, "vector_kwargs": options, "wrappers": wrappers}
