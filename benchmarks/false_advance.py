@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = pool.map(overtaking, situations, [runs] * len(cases), [n + x for n, x, _ in cases])
         for (num_envs, times, each), shares in zip(cases, found):
-            name = f"fast outcomes first: rate .20, T .60, {num_envs} envs, failures {times} x as long"
+            name = f"fast first: rate .20, T .60, {num_envs} envs, failures {times} x as long"
             name += "" if each == EVERY else ", checked always"
             good &= _row(name, [f"{share:.3f}" for share in shares], "≤ .05", shares[1] <= 0.05)
     tables: list[tuple[str, float, int, str, Callable[[float], bool] | None]] = [
