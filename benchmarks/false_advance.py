@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = pool.map(overtaking, situations, [runs] * len(cases), [n + x for n, x, _ in cases])
         for (num_envs, times, each), shares in zip(cases, found):
             name = f"fast first: rate .20, T .60, {num_envs} envs, failures {times} x as long"
-            name += "" if each == EVERY else ", checked always"
+            name += "" if each == EVERY else ", always"
             good &= _row(name, [f"{share:.3f}" for share in shares], "≤ .05", shares[1] <= 0.05)
     tables: list[tuple[str, float, int, str, Callable[[float], bool] | None]] = [
         ("luck: rate T - .10: false advance in 1,000", -0.10, 1000, "≤ .05", lambda share: share <= 0.05),
