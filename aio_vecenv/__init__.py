@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
 
     from .adapters.gymnasium import make_vec
-    from .batch import Batch, Episode, EpisodeStarted, EventBatch
-    from .channel import Receipt
+    from .core.batch import Batch, Episode, EpisodeStarted, EventBatch
+    from .core.limits import RestartBudget, Timeouts
+    from .core.statistics import Statistics
     from .errors import (
         BadActions,
         BusyError,
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
         WorkerTimeout,
         WrongLoopError,
     )
-    from .events import EventStream
     from .loop import run
-    from .restart import RestartBudget, Timeouts
-    from .statistics import Statistics
+    from .runtime.events import EventStream
+    from .runtime.publisher import Receipt
     from .vec_env import AsyncVecEnv
 
 __all__ = [
@@ -61,15 +61,15 @@ __all__ = [
 
 _HOME = {
     "AsyncVecEnv": "vec_env",
-    "Batch": "batch",
-    "Episode": "batch",
-    "EpisodeStarted": "batch",
-    "EventBatch": "batch",
-    "EventStream": "events",
-    "Receipt": "channel",
-    "RestartBudget": "restart",
-    "Statistics": "statistics",
-    "Timeouts": "restart",
+    "Batch": "core.batch",
+    "Episode": "core.batch",
+    "EpisodeStarted": "core.batch",
+    "EventBatch": "core.batch",
+    "EventStream": "runtime.events",
+    "Receipt": "runtime.publisher",
+    "RestartBudget": "core.limits",
+    "Statistics": "core.statistics",
+    "Timeouts": "core.limits",
     "make_vec": "adapters.gymnasium",
     "run": "loop",
 }

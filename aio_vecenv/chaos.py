@@ -26,12 +26,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .batch import Episode, EpisodeStarted
+from .core.batch import Episode, EpisodeStarted
+from .core.limits import RestartBudget, Timeouts
+from .core.statistics import Statistics
 from .errors import VecEnvError, WorkerLost
-from .events import EventStream
 from .loop import run
-from .restart import RestartBudget, Timeouts
-from .statistics import Statistics
+from .runtime.events import EventStream
 from .testing import StampEnv, check_aligned
 from .vec_env import AsyncVecEnv
 

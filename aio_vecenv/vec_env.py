@@ -20,26 +20,27 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from . import factories, options, wire
-from .actions import ActionPort
 from .backends.base import Backend
-from .batch import Batch
-from .broadcast import Apply
-from .calls import Calls, whole_workers
-from .channel import Receipt
-from .crew import Boss, Crew, Shift, derive_seed
-from .deal import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
-from .env_group import Settings
-from .env_groups import same_space
+from .core import factories, options
+from .core import framing as wire
+from .core.actions import ActionPort
+from .core.assignment import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
+from .core.batch import Batch
+from .core.framing import Kind, Message
+from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
+from .core.limits import RestartBudget, RestartLog, Timeouts
+from .core.pool import Command, Ledger
+from .core.report import ErrorReport, describe, raise_all, rebuild
+from .core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
+from .core.updates import Apply
 from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
-from .events import EventHub, EventStream
-from .ledger import Command, Ledger
-from .report import ErrorReport, describe, raise_all, rebuild
-from .restart import RestartBudget, RestartLog, Timeouts
-from .slab import SharedMemory, Slab, SpaceTree, layout, pick_rows
-from .statistics import Percentiles, Recorder, Statistics, WorkerStatistics
-from .wire import Kind, Message
-from .worker import PICKLED, SUBSET, Setup, Spaces
+from .runtime.calls import Calls, whole_workers
+from .runtime.events import EventHub, EventStream
+from .runtime.publisher import Receipt
+from .runtime.supervisor import Boss, Crew, Shift, derive_seed
+from .worker.env_group import Settings
+from .worker.env_groups import same_space
+from .worker.main import PICKLED, SUBSET, Setup, Spaces
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 

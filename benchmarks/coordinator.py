@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aio_vecenv.batch import Episode, EpisodeStarted, EventBatch
+from aio_vecenv.core.batch import Episode, EpisodeStarted, EventBatch
 from curriculum import Coordinator, Stage, Staged, StagePlan
 
 NUM_ENVS = 256

@@ -21,20 +21,22 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXTRA: dict[str, set[str]] = {
     "aio_vecenv/loop.py": {"uvloop"},
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
-    "trainers/metrics.py": {"tensorboard"},
-    "trainers/plot.py": {"matplotlib"},
+    "trainers/record/metrics.py": {"tensorboard"},
+    "trainers/record/plot.py": {"matplotlib"},
     "trainers/presets/doorkey.py": {"minigrid"},
 }
 
 ROOMS: dict[str, set[str]] = {
-    "aio_vecenv": {
-        "__init__", "actions", "batch", "broadcast", "calls", "channel", "chaos", "crew", "deal", "env_group",
-        "env_group_vector", "env_groups", "episodes", "errors", "events", "factories", "infos", "launcher",
-        "ledger", "loop", "memory", "options", "protocol", "report", "restart", "slab", "statistics", "testing",
-        "vec_env", "wire", "worker",
+    "aio_vecenv": {"__init__", "chaos", "errors", "loop", "vec_env"},
+    "aio_vecenv/core": {
+        "__init__", "actions", "assignment", "batch", "episodes", "factories", "framing", "infos", "layout", "limits",
+        "options", "pool", "protocol", "report", "statistics", "updates",
     },
-    "aio_vecenv/backends": {"__init__", "base", "inline", "process"},
+    "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "vector_group"},
+    "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "memory", "process"},
+    "aio_vecenv/runtime": {"__init__", "calls", "events", "publisher", "supervisor"},
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
+    "aio_vecenv/testing": {"__init__"},
     "curriculum": {
         "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "directive", "errors", "journal",
         "level_files", "levels", "replay", "rules", "stages", "windows",
@@ -43,10 +45,11 @@ ROOMS: dict[str, set[str]] = {
         "__init__", "base", "learnability", "learning_progress", "replay", "report", "staged", "staged_state", "tally",
         "weighted",
     },
-    "trainers": {
-        "__init__", "__main__", "actions", "checkpoint", "cli", "config", "evaluate", "feed", "folder", "heap", "jobs",
-        "lag", "learner", "metrics", "networks", "outcomes", "plot", "policy", "ppo", "progress", "rollout", "run",
-        "seen", "summary", "trained",
+    "trainers": {"__init__", "__main__", "cli", "config", "evaluate", "heap", "jobs", "lag", "run", "trained"},
+    "trainers/collect": {"__init__", "seen"},
+    "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout"},
+    "trainers/record": {
+        "__init__", "checkpoint", "feed", "folder", "metrics", "outcomes", "plot", "progress", "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip

@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainers.checkpoint import CheckpointError
     from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
     from trainers.heap import keep_freed_memory
-    from trainers.metrics import Report, StageReport, Timing
     from trainers.presets import Job, Preset, load_preset
+    from trainers.record.checkpoint import CheckpointError
+    from trainers.record.metrics import Report, StageReport, Timing
+    from trainers.record.summary import StageEntry, Summary
     from trainers.run import Run, train, training
-    from trainers.summary import StageEntry, Summary
     from trainers.trained import TrainedPolicy, load_policy
 
 __all__ = [
@@ -39,13 +39,13 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "checkpoint": ("CheckpointError",),
+    "record.checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
     "heap": ("keep_freed_memory",),
-    "metrics": ("Report", "StageReport", "Timing"),
+    "record.metrics": ("Report", "StageReport", "Timing"),
     "presets": ("Job", "Preset", "load_preset"),
     "run": ("Run", "train", "training"),
-    "summary": ("StageEntry", "Summary"),
+    "record.summary": ("StageEntry", "Summary"),
     "trained": ("TrainedPolicy", "load_policy"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import tyro
 
 from trainers.config import ConfigError, TrainConfig
-from trainers.folder import RunFolder, load_config
 from trainers.presets import DEFAULT, NAMES, load_preset
+from trainers.record.folder import RunFolder, load_config
 
 __all__ = ["main"]
 
@@ -190,7 +190,7 @@ def _train(command: Train) -> int:
 async def _train_until_signal(command: Train) -> signal.Signals | None:
     """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
     from trainers.heap import keep_freed_memory
-    from trainers.progress import make_progress
+    from trainers.record.progress import make_progress
     from trainers.run import training
 
     keep_freed_memory()
@@ -258,7 +258,7 @@ def _die_by(number: signal.Signals) -> None:
 def _draw(folder: RunFolder) -> list[str]:
     """curve.png, where matplotlib is installed; why there is none otherwise. The run is done: nothing here fails it."""
     try:
-        from trainers.plot import draw
+        from trainers.record.plot import draw
 
         draw(folder, folder.curve)
     except ImportError:
@@ -271,7 +271,7 @@ def _draw(folder: RunFolder) -> list[str]:
 def _eval(command: Eval) -> int:
     import aio_vecenv as av
     from trainers.evaluate import evaluate
-    from trainers.progress import print_table
+    from trainers.record.progress import print_table
 
     rows = av.run(
         evaluate(
@@ -307,7 +307,7 @@ def _say_refused(played: Path, refused: Sequence[str]) -> None:
 
 
 def _plot(command: Plot) -> int:
-    from trainers.plot import draw
+    from trainers.record.plot import draw
 
     folder = RunFolder.open(command.run)
     out = command.out or folder.curve
@@ -320,7 +320,7 @@ def _plot(command: Plot) -> int:
 
 
 def _presets(command: Presets) -> int:
-    from trainers.progress import print_table
+    from trainers.record.progress import print_table
 
     print_table(("preset", "what"), [(name, load_preset(name).summary) for name in NAMES])
     return 0

@@ -14,15 +14,15 @@ import torch
 
 import aio_vecenv as av
 import curriculum as cu
-from trainers.checkpoint import Checkpoints
+from trainers.collect.seen import Seen, is_masked
 from trainers.config import ConfigError
-from trainers.folder import RunFolder
 from trainers.jobs import has_no_plan, levels_of, planned, resolve_job
-from trainers.learner import EVAL, Learner, env_seeds, stream, torch_threads
-from trainers.networks import MASK
+from trainers.learn.learner import EVAL, Learner, env_seeds, stream, torch_threads
+from trainers.learn.networks import MASK
 from trainers.presets import Job
-from trainers.seen import Seen, is_masked
-from trainers.summary import wilson
+from trainers.record.checkpoint import Checkpoints
+from trainers.record.folder import RunFolder
+from trainers.record.summary import wilson
 
 __all__ = ["StageResult", "evaluate"]
 

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 import aio_vecenv as av
 import curriculum as cu
-from trainers.checkpoint import Checkpoint, Checkpoints
+from trainers.collect.seen import Seen, is_masked
 from trainers.config import ConfigError, TrainConfig
-from trainers.feed import Feed
-from trainers.folder import RunFolder
 from trainers.jobs import has_no_plan, levels_of, make_strategy, planned, resolve_job
 from trainers.lag import LoopLag
-from trainers.learner import ACT, Learner, env_seeds, stream, torch_threads
-from trainers.metrics import Logger, MetricsFile, Report, StageReport, TensorBoard, Timing, percentile
-from trainers.networks import MASK
-from trainers.outcomes import Outcomes
+from trainers.learn.learner import ACT, Learner, env_seeds, stream, torch_threads
+from trainers.learn.networks import MASK
 from trainers.presets import Job
-from trainers.seen import Seen, is_masked
-from trainers.summary import RunTally, Summary, stage_reports, stages_seen
+from trainers.record.checkpoint import Checkpoint, Checkpoints
+from trainers.record.feed import Feed
+from trainers.record.folder import RunFolder
+from trainers.record.metrics import Logger, MetricsFile, Report, StageReport, TensorBoard, Timing, percentile
+from trainers.record.outcomes import Outcomes
+from trainers.record.summary import RunTally, Summary, stage_reports, stages_seen
 
 __all__ = ["Run", "train", "training"]
 

@@ -11,13 +11,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from trainers.actions import action_head
-from trainers.checkpoint import Checkpoints
-from trainers.folder import RunFolder
-from trainers.learner import EVAL, load_parameters, stream
-from trainers.networks import MASK, ActorCritic
-from trainers.policy import Policy
-from trainers.seen import Seen, is_masked
+from trainers.collect.seen import Seen, is_masked
+from trainers.learn.actions import action_head
+from trainers.learn.learner import EVAL, load_parameters, stream
+from trainers.learn.networks import MASK, ActorCritic
+from trainers.learn.policy import Policy
+from trainers.record.checkpoint import Checkpoints
+from trainers.record.folder import RunFolder
 
 __all__ = ["TrainedPolicy", "load_policy"]
 

@@ -21,13 +21,13 @@ from gymnasium.vector.utils import batch_differing_spaces, batch_space
 from numpy.typing import NDArray
 
 from ..backends.base import Backend
-from ..batch import Batch
-from ..broadcast import Apply
-from ..channel import Receipt
+from ..core.batch import Batch
+from ..core.factories import MakeSpec, resolve
+from ..core.infos import batch_infos
+from ..core.limits import RestartBudget, Timeouts
+from ..core.updates import Apply
 from ..errors import BadActions, SpaceMismatch
-from ..factories import MakeSpec, resolve
-from ..infos import batch_infos
-from ..restart import RestartBudget, Timeouts
+from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice, Pending
 from .rows import row_of

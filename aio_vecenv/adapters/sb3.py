@@ -20,10 +20,10 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ..backends.base import Backend
-from ..batch import Batch
-from ..broadcast import Apply
-from ..channel import Receipt
-from ..restart import RestartBudget, Timeouts
+from ..core.batch import Batch
+from ..core.limits import RestartBudget, Timeouts
+from ..core.updates import Apply
+from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice
 from .rows import class_names, has_attr, row_of

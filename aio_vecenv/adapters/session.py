@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ..broadcast import Apply
-from ..channel import Receipt
+from ..core.infos import batch_infos
+from ..core.updates import Apply
 from ..errors import BadActions, EnvError, SpaceMismatch, VecEnvError
-from ..infos import batch_infos
+from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import Driver, LoopChoice
 

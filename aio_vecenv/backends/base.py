@@ -6,11 +6,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..protocol import Conversation
-from ..wire import Message
+from ..core.framing import Message
+from ..core.protocol import Conversation
 
 if TYPE_CHECKING:
-    from ..worker import Attachment, Setup, Spaces
+    from ..worker.main import Attachment, Setup, Spaces
 
 __all__ = ["Backend", "Listener", "Loss", "Worker"]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import env_groups
-from ..broadcast import Inbox
-from ..env_group import EnvGroup
-from ..protocol import Conversation
-from ..report import describe, rebuild
-from ..wire import Kind, Message
-from ..worker import Attachment, Setup, Spaces, execute, interrupted, make_envs, take_update
+from ..core.framing import Kind, Message
+from ..core.protocol import Conversation
+from ..core.report import describe, rebuild
+from ..core.updates import Inbox
+from ..worker import env_groups
+from ..worker.env_group import EnvGroup
+from ..worker.main import Attachment, Setup, Spaces, execute, interrupted, make_envs, take_update
 from .base import Listener
 
 __all__ = ["InlineBackend", "InlineWorker"]

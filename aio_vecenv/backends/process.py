@@ -11,15 +11,15 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from .. import wire
+from ..core import framing as wire
+from ..core.framing import Decoder, Kind, Message, ProtocolError, encode
+from ..core.protocol import Conversation, State
+from ..core.report import describe, rebuild
 from ..errors import WorkerTimeout
-from ..launcher import Child, check_descriptors, launch
-from ..memory import SharedBlock, oom_kills
-from ..protocol import Conversation, State
-from ..report import describe, rebuild
-from ..wire import Decoder, Kind, Message, ProtocolError, encode
-from ..worker import Attachment, Setup, Spaces
+from ..worker.main import Attachment, Setup, Spaces
 from .base import Listener, Loss
+from .launcher import Child, check_descriptors, launch
+from .memory import SharedBlock, oom_kills
 
 __all__ = ["ProcessBackend", "ProcessWorker"]
 

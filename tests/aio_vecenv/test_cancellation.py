@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from aio_vecenv import AsyncVecEnv, BusyError, ClosedError, RestartBudget, WrongLoopError
-from aio_vecenv.events import MAX_BEHIND
+from aio_vecenv.runtime.events import MAX_BEHIND
 from aio_vecenv.testing import FaultyEnv, ScriptedBackend, check_aligned, check_episodes, stamp_envs
 from benchmarks.cancellation import OPERATIONS, cancel_after, settled
 

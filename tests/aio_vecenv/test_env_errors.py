@@ -84,7 +84,7 @@ async def test_f01_f04_f31_f32_v09_v12_an_env_raises(
         assert "episode 0, after 2 steps, seed 6" in str(error)
         notes = "".join(error.__notes__)
         if fault.startswith("raise"):
-            assert f"{Path('aio_vecenv/testing.py')}" in notes  # file and line of the env
+            assert f"{Path('aio_vecenv/testing/__init__.py')}" in notes  # file and line of the env
         if fault in ("raise", "raise group"):
             assert type(error.__cause__).__name__ == type_name
         batch = await envs.recv()  # the healthy rows of that same step

@@ -167,7 +167,7 @@ def test_f15_ctrl_c(whole_group: bool) -> None:
         assert status == -signal.SIGINT
         assert out.strip().endswith("interrupted")
         assert err.count("\nKeyboardInterrupt") == 1  # the parent's own; children print nothing
-        assert "aio_vecenv/worker.py" not in err
+        assert "aio_vecenv/worker/main.py" not in err
         assert parent.left() == []
 
 

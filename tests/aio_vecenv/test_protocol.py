@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aio_vecenv.protocol import FROM_CHILD, MOVES, Conversation, State
-from aio_vecenv.wire import Kind, ProtocolError
+from aio_vecenv.core.framing import Kind, ProtocolError
+from aio_vecenv.core.protocol import FROM_CHILD, MOVES, Conversation, State
 
 COMMANDS = (Kind.STEP, Kind.RESET, Kind.CALL)
 

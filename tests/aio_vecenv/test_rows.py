@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aio_vecenv import AsyncVecEnv, BadActions, EnvError, SpaceMismatch
-from aio_vecenv.deal import Deal
-from aio_vecenv.infos import batch_infos
-from aio_vecenv.slab import Slab, SpaceTree, exact, layout
+from aio_vecenv.core.assignment import Deal
+from aio_vecenv.core.infos import batch_infos
+from aio_vecenv.core.layout import Slab, SpaceTree, exact, layout
 from aio_vecenv.testing import ReusesBuffer, StampEnv, check_aligned, stamp_envs
 
 from .harness import run

@@ -10,8 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aio_vecenv.broadcast import Frame, Inbox, Updates, decode_update, encode_update
-from aio_vecenv.wire import ProtocolError, dumps, loads
+from aio_vecenv.core.framing import ProtocolError, dumps, loads
+from aio_vecenv.core.updates import Frame, Inbox, Updates, decode_update, encode_update
 
 TOPICS = ("a", "b", "c")
 WORKERS = 3

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aio_vecenv import wire
+from aio_vecenv.core import framing as wire
+from aio_vecenv.core.framing import HEADER_BYTES, MAX_PAYLOAD, Decoder, Kind, Message, ProtocolError, encode
 from aio_vecenv.testing import Unloadable
-from aio_vecenv.wire import HEADER_BYTES, MAX_PAYLOAD, Decoder, Kind, Message, ProtocolError, encode
 
 messages = st.builds(
     Message,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.actions import action_head
 from trainers.config import ConfigError
+from trainers.learn.actions import action_head
 
 SPACES: list[gym.Space[Any]] = [
     gym.spaces.Discrete(4),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints, load
+from trainers.record.checkpoint import Checkpoint, CheckpointError, Checkpoints, load
 
 STATE = Checkpoint(
     model={"weight": torch.arange(6.0)},
@@ -160,7 +160,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from tests.trainers.test_checkpoint import STATE
-from trainers.checkpoint import Checkpoints
+from trainers.record.checkpoint import Checkpoints
 
 torch.set_num_threads(1)
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])

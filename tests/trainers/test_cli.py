@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from trainers import cli
-from trainers.checkpoint import Checkpoints
 from trainers.config import ConfigError
-from trainers.folder import RunFolder
-from trainers.metrics import read_metrics
+from trainers.record.checkpoint import Checkpoints
+from trainers.record.folder import RunFolder
+from trainers.record.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 OWN_ENV = '''
@@ -435,7 +435,7 @@ def test_nothing_that_goes_wrong_in_drawing_fails_the_run(
     def broken(*_: object) -> None:
         raise LookupError("no such font")
 
-    monkeypatch.setattr("trainers.plot.draw", broken)
+    monkeypatch.setattr("trainers.record.plot.draw", broken)
     assert cli._draw(RunFolder(tmp_path)) == ["no curve.png: no such font"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
-from trainers.folder import RunFolder, load_config
+from trainers.record.folder import RunFolder, load_config
 
 
 def test_a_config_survives_its_toml() -> None:

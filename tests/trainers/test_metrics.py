@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from trainers.config import ConfigError
-from trainers.feed import Feed
-from trainers.folder import RunFolder
-from trainers.metrics import MetricsFile, Report, StageReport, Timing, percentile, read_metrics
-from trainers.plot import draw
-from trainers.progress import LivePanel
-from trainers.summary import StageEntry, Summary, wilson
+from trainers.record.feed import Feed
+from trainers.record.folder import RunFolder
+from trainers.record.metrics import MetricsFile, Report, StageReport, Timing, percentile, read_metrics
+from trainers.record.plot import draw
+from trainers.record.progress import LivePanel
+from trainers.record.summary import StageEntry, Summary, wilson
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def explained(path: Path, name: str) -> set[str]:
     [("metrics", Report), ("metrics", StageReport), ("metrics", Timing), ("summary", Summary), ("ppo", None)],
 )
 def test_every_reported_number_says_what_it_is(file: str, kind: type | None) -> None:
-    from trainers.ppo import UpdateStats
+    from trainers.learn.ppo import UpdateStats
 
     kind = kind or UpdateStats
     names = {item.name for item in dataclasses.fields(kind)} - {"stage"}

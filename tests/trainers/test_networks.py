@@ -11,10 +11,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from trainers.actions import action_head
 from trainers.config import ConfigError, NetworkConfig
-from trainers.networks import ActorCritic, OneHot, has_image, leaf_arrays, leaf_spaces
-from trainers.policy import Policy
+from trainers.learn.actions import action_head
+from trainers.learn.networks import ActorCritic, OneHot, has_image, leaf_arrays, leaf_spaces
+from trainers.learn.policy import Policy
 
 IMAGE = spaces.Box(0, 255, (84, 84, 4), np.uint8)
 GRID = spaces.Box(0, 255, (7, 7, 3), np.uint8)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.actions import ActionHead, action_head
 from trainers.config import NetworkConfig, PPOConfig
-from trainers.networks import ActorCritic, leaf_spaces
-from trainers.policy import Policy
-from trainers.ppo import UpdateStats, make_optimiser, update
-from trainers.rollout import Rollout, generalised_advantages
+from trainers.learn.actions import ActionHead, action_head
+from trainers.learn.networks import ActorCritic, leaf_spaces
+from trainers.learn.policy import Policy
+from trainers.learn.ppo import UpdateStats, make_optimiser, update
+from trainers.learn.rollout import Rollout, generalised_advantages
 
 SPACE = gym.spaces.Box(-1, 1, (3,), np.float32)
 CONFIG = PPOConfig(num_steps=8, lr=1e-2, epochs=1, minibatches=1, entropy=0.02, clip=0.1)
@@ -185,7 +185,7 @@ def test_torch_never_fights_with_the_workers(monkeypatch: pytest.MonkeyPatch) ->
     import os
 
     from trainers.config import TrainConfig
-    from trainers.learner import torch_threads
+    from trainers.learn.learner import torch_threads
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     image = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.rollout import Rollout, generalised_advantages
+from trainers.learn.rollout import Rollout, generalised_advantages
 
 GAMMA, LAM = 0.9, 0.8
 

@@ -21,12 +21,12 @@ import aio_vecenv as av
 import curriculum as cu
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, Run, Summary, TrainConfig, train, training
-from trainers.checkpoint import CheckpointError, Checkpoints
 from trainers.config import NetworkConfig
 from trainers.evaluate import evaluate
-from trainers.folder import RunFolder
-from trainers.metrics import read_metrics
-from trainers.progress import PlainLines
+from trainers.record.checkpoint import CheckpointError, Checkpoints
+from trainers.record.folder import RunFolder
+from trainers.record.metrics import read_metrics
+from trainers.record.progress import PlainLines
 
 
 async def finish(config: TrainConfig, job: Job | None = None, **kwargs: Any) -> tuple[Summary, RunFolder]:

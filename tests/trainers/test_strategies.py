@@ -20,15 +20,15 @@ import aio_vecenv as av
 import curriculum as cu
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, PPOConfig, Run, TrainConfig, train, training
-from trainers.checkpoint import Checkpoints
 from trainers.config import StrategyName
 from trainers.evaluate import evaluate
 from trainers.jobs import make_strategy
-from trainers.metrics import read_metrics
-from trainers.outcomes import Outcomes
-from trainers.ppo import advantages_of
-from trainers.progress import PlainLines
-from trainers.rollout import score_parts
+from trainers.learn.ppo import advantages_of
+from trainers.learn.rollout import score_parts
+from trainers.record.checkpoint import Checkpoints
+from trainers.record.metrics import read_metrics
+from trainers.record.outcomes import Outcomes
+from trainers.record.progress import PlainLines
 
 STRATEGIES: tuple[Any, ...] = get_args(StrategyName)
 

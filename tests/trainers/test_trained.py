@@ -16,9 +16,9 @@ import torch
 import aio_vecenv as av
 from tests.trainers.helpers import Corridor, corridor_job, tiny
 from trainers import ConfigError, TrainConfig, load_policy, train
-from trainers.checkpoint import CheckpointError, Checkpoints
 from trainers.config import NetworkConfig
-from trainers.networks import leaf_arrays, leaf_spaces
+from trainers.learn.networks import leaf_arrays, leaf_spaces
+from trainers.record.checkpoint import CheckpointError, Checkpoints
 
 KINDS = [(kind, False) for kind in ("vector", "discrete", "image", "dict", "dict_mask")] + [("vector", True)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import IntEnum, auto
 
-from .wire import Kind, ProtocolError
+from .framing import Kind, ProtocolError
 
 __all__ = ["FROM_CHILD", "MOVES", "Conversation", "State"]
 

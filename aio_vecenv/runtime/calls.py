@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from . import wire
-from .crew import Crew, Shift
-from .deal import EnvIds
-from .env_group import Packed
-from .errors import VecEnvError, WorkerLost
-from .ledger import Command
-from .report import describe, raise_all, rebuild
-from .wire import Kind, Message
+from ..core import framing as wire
+from ..core.assignment import EnvIds
+from ..core.framing import Kind, Message
+from ..core.pool import Command
+from ..core.report import describe, raise_all, rebuild
+from ..errors import VecEnvError, WorkerLost
+from ..worker.env_group import Packed
+from .supervisor import Crew, Shift
 
 __all__ = ["Calls"]
 

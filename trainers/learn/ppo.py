@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.actions import ActionHead
 from trainers.config import PPOConfig
-from trainers.networks import ActorCritic
-from trainers.rollout import Floats, Rollout, generalised_advantages
+from trainers.learn.actions import ActionHead
+from trainers.learn.networks import ActorCritic
+from trainers.learn.rollout import Floats, Rollout, generalised_advantages
 
 __all__ = ["UpdateStats", "advantages_of", "make_optimiser", "update"]
 

@@ -12,15 +12,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .backends.base import Backend, Loss, Worker
-from .channel import Channel
-from .errors import VecEnvError, WorkerLost, WorkerTimeout
-from .ledger import Command
-from .restart import RestartLog, Timeouts
-from .slab import Field
-from .statistics import Recorder
-from .wire import HEADER_BYTES, Kind, Message, new_message
-from .worker import Attachment, Setup, Spaces
+from ..backends.base import Backend, Loss, Worker
+from ..core.framing import HEADER_BYTES, Kind, Message, new_message
+from ..core.layout import Field
+from ..core.limits import RestartLog, Timeouts
+from ..core.pool import Command
+from ..core.statistics import Recorder
+from ..errors import VecEnvError, WorkerLost, WorkerTimeout
+from ..worker.main import Attachment, Setup, Spaces
+from .publisher import Channel
 
 __all__ = ["Boss", "Crew", "Shift"]
 

@@ -27,13 +27,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from .backends.base import Backend, Listener, Loss
-from .backends.inline import InlineBackend, InlineWorker
-from .batch import Batch, Episode, EpisodeStarted
-from .errors import BadActions, BusyError, ClosedError, EnvError
-from .vec_env import AsyncVecEnv
-from .wire import Message
-from .worker import Attachment, Setup, Spaces
+from ..backends.base import Backend, Listener, Loss
+from ..backends.inline import InlineBackend, InlineWorker
+from ..core.batch import Batch, Episode, EpisodeStarted
+from ..core.framing import Message
+from ..errors import BadActions, BusyError, ClosedError, EnvError
+from ..vec_env import AsyncVecEnv
+from ..worker.main import Attachment, Setup, Spaces
 
 __all__ = [
     "FAULTS",

@@ -16,10 +16,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from . import wire
-from .broadcast import Inbox
-from .report import ErrorReport, describe
-from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
+from ..core import framing as wire
+from ..core.layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
+from ..core.report import ErrorReport, describe
+from ..core.updates import Inbox
 
 __all__ = ["EnvGroup", "Extras", "InfoFilter", "Packed", "RowError", "Settings", "fit"]
 

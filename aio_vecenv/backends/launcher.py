@@ -21,7 +21,7 @@ __all__ = ["Child", "check_descriptors", "launch"]
 # The child must find this package before it can import anything, and never runs the user's __main__.
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from aio_vecenv.worker import main; main(*map(int, sys.argv[2:]))"
+    "from aio_vecenv.worker.main import main; main(*map(int, sys.argv[2:]))"
 )
 _DESCRIPTORS_PER_CHILD = 5  # two sockets, lifeline, crash file, pidfd
 _DESCRIPTORS_WHILE_LAUNCHING = 10  # the child's ends, subprocess's own pipe, the shared block, a little room

@@ -12,11 +12,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from . import wire
-from .broadcast import Inbox
+from ..core import framing as wire
+from ..core.layout import TERMINATED, TRUNCATED, Slab, SpaceTree
+from ..core.report import describe
+from ..core.updates import Inbox
 from .env_group import EnvGroup, Extras, Packed, RowError, Settings, fit
-from .report import describe
-from .slab import TERMINATED, TRUNCATED, Slab, SpaceTree
 
 __all__ = ["VectorEnvGroup"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.config import ConfigError
-from trainers.networks import MASK, leaf_arrays, leaf_spaces, mask_leaf
+from trainers.learn.networks import MASK, leaf_arrays, leaf_spaces, mask_leaf
 
 __all__ = ["Seen", "is_masked"]
 

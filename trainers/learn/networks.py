@@ -14,8 +14,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.actions import ActionHead, Gaussian
 from trainers.config import ConfigError, NetworkConfig
+from trainers.learn.actions import ActionHead, Gaussian
 
 __all__ = ["ActorCritic", "has_image", "leaf_arrays", "leaf_spaces", "mask_leaf"]
 

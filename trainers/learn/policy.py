@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.actions import ActionHead
-from trainers.networks import ActorCritic, Flat, OneHot
-from trainers.rollout import Bools, Floats
+from trainers.learn.actions import ActionHead
+from trainers.learn.networks import ActorCritic, Flat, OneHot
+from trainers.learn.rollout import Bools, Floats
 
 __all__ = ["Policy", "SmallNetwork"]
 

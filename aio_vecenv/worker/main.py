@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from . import env_groups, wire
-from .broadcast import NOW_FLAG, Inbox, Unreadable, decode_update
+from ..backends.memory import SharedBlock
+from ..core import framing as wire
+from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message
+from ..core.layout import Field, SharedMemory
+from ..core.report import describe
+from ..core.updates import NOW_FLAG, Inbox, Unreadable, decode_update
+from . import env_groups
 from .env_group import EnvGroup, Settings
-from .memory import SharedBlock
-from .report import describe
-from .slab import Field, SharedMemory
-from .wire import Decoder, Kind, Message, ProtocolError, encode, new_message
 
 __all__ = [
     "PICKLED",

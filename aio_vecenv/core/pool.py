@@ -17,14 +17,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from ..errors import BadActions, BusyError
+from .assignment import EnvIds, Share, rows_of
 from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
-from .deal import EnvIds, Share, rows_of
 from .episodes import EpisodeBook
-from .errors import BadActions, BusyError
+from .framing import Kind
 from .infos import batch_infos
+from .layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree
 from .report import ErrorReport
-from .slab import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree
-from .wire import Kind
 
 __all__ = ["Command", "Ledger"]
 

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 
-from .batch import Episode, EpisodeStarted, EventBatch
+from ..core.batch import Episode, EpisodeStarted, EventBatch
 
 __all__ = ["MAX_BEHIND", "EventHub", "EventStream"]
 

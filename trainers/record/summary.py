@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainers.metrics import Report, StageReport, Timing
-from trainers.outcomes import Outcomes
-from trainers.ppo import UpdateStats
+from trainers.learn.ppo import UpdateStats
+from trainers.record.metrics import Report, StageReport, Timing
+from trainers.record.outcomes import Outcomes
 
 __all__ = ["RunTally", "StageEntry", "Summary", "stage_reports", "stages_seen", "wilson"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BadActions
-from .slab import Leaf, Slab, SpaceTree
+from ..errors import BadActions
+from .layout import Leaf, Slab, SpaceTree
 
 __all__ = ["ActionPort"]
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
-from .broadcast import Inbox
+from ..core.layout import Slab, SpaceTree
+from ..core.updates import Inbox
 from .env_group import EnvGroup, RowError, Settings
-from .slab import Slab, SpaceTree
 
 if TYPE_CHECKING:
-    from .worker import Attachment, Setup, Spaces
+    from .main import Attachment, Setup, Spaces
 
 __all__ = ["build", "check_same", "same_space", "spaces_of"]
 
 
 def spaces_of(env: Any, settings: Settings) -> Spaces:
     """The spaces of what a factory made. Raises TypeError if that is no env."""
-    from .worker import Spaces
+    from .main import Spaces
 
     if isinstance(env, gym.vector.VectorEnv):
         mode = env.metadata.get("autoreset_mode")
@@ -73,7 +73,7 @@ def build(
     action = SpaceTree(spaces.action)
     slab = Slab(block, where.fields, obs, action)
     if spaces.vectorised:
-        from .env_group_vector import VectorEnvGroup
+        from .vector_group import VectorEnvGroup
 
         return VectorEnvGroup(
             envs, spaces.rows, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.reborn

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from . import wire
-from .backends.base import Worker
-from .broadcast import Apply, Update, Updates, encode_update, update_message
-from .errors import ClosedError, WrongLoopError
-from .protocol import State
+from ..backends.base import Worker
+from ..core import framing as wire
+from ..core.protocol import State
+from ..core.updates import Apply, Update, Updates, encode_update, update_message
+from ..errors import ClosedError, WrongLoopError
 
 __all__ = ["Channel", "Receipt"]
 

@@ -12,13 +12,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from trainers.actions import action_head
-from trainers.checkpoint import CheckpointError
 from trainers.config import ConfigError, TrainConfig
-from trainers.networks import ActorCritic, has_image, leaf_spaces
-from trainers.policy import Policy
-from trainers.ppo import UpdateStats, advantages_of, make_optimiser, update
-from trainers.rollout import Floats, Rollout, score_parts
+from trainers.learn.actions import action_head
+from trainers.learn.networks import ActorCritic, has_image, leaf_spaces
+from trainers.learn.policy import Policy
+from trainers.learn.ppo import UpdateStats, advantages_of, make_optimiser, update
+from trainers.learn.rollout import Floats, Rollout, score_parts
+from trainers.record.checkpoint import CheckpointError
 
 __all__ = ["Learner", "env_seeds", "load_parameters", "stream", "torch_threads"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import ConfigError
-from trainers.folder import RunFolder
-from trainers.metrics import read_metrics
+from trainers.record.folder import RunFolder
+from trainers.record.metrics import read_metrics
 
 __all__ = ["draw"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from .wire import MAX_PAYLOAD, Kind, Message, ProtocolError, new_message
+from .framing import MAX_PAYLOAD, Kind, Message, ProtocolError, new_message
 
 __all__ = ["Apply", "Inbox", "Unreadable", "Update", "Updates", "decode_update", "encode_update"]
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..worker.env_group import InfoFilter
 from . import factories
-from .env_group import InfoFilter
 
 __all__ = ["info_filter", "one_of", "whole", "workers_for"]
 

@@ -16,11 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainers.metrics import Report
+from trainers.record.metrics import Report
 
 if TYPE_CHECKING:
+    from trainers.record.summary import Summary
     from trainers.run import Run
-    from trainers.summary import Summary
 
 __all__ = ["Progress", "make_progress", "print_table", "summary_lines"]
 

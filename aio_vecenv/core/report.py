@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import cloudpickle
 
-from . import wire
-from .errors import EnvError, SpaceMismatch, VecEnvError
+from ..errors import EnvError, SpaceMismatch, VecEnvError
+from . import framing as wire
 
 __all__ = ["ErrorReport", "describe", "raise_all", "rebuild"]
 

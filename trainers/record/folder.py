@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, from_mapping, to_toml
-from trainers.metrics import wall_clock
+from trainers.record.metrics import wall_clock
 
 __all__ = ["RunFolder", "load_config"]
 

@@ -1,0 +1,2 @@
+"""From envs to rollouts."""
+# async: nothing but the folder
