@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from curriculum.decision_stream import DecisionHub, DecisionStream
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, CoordinatorError, StateError
 from curriculum.journal import SCHEMA, Journal
@@ -85,9 +86,9 @@ class Coordinator:
         self._folding = False
         self._held = False
         self._waiters: list[asyncio.Future[None]] = []
-        self.decisions: list[
-            Decision
-        ] = []  # stage moves, solved, stalled and commands of this run, oldest first
+        # stage moves, solved, stalled and commands of this run, oldest first
+        self.decisions: list[Decision] = []
+        self._decided = DecisionHub()
         self.published = 0  # directives
         self.folded = 0  # hand-outs
         attached = self._optional("attached")
@@ -129,6 +130,7 @@ class Coordinator:
         finally:
             self._running, self._folding, self._stopped = False, False, True
             self._wake()
+            self._decided.close()
             if self._owns_journal and self._journal is not None:
                 self._journal.close()
             await self._stream.aclose()
@@ -152,6 +154,15 @@ class Coordinator:
             raise CoordinatorError("run() was cancelled: nobody decides any more")
         if self._error is not None:
             raise self._error
+
+    def decided(self) -> DecisionStream:
+        """The decisions from now on, rules' and operators', as an async iterator; `decisions` has the earlier ones.
+
+        Any number of readers may each open a stream. It ends with `run()`, after what was decided until then; an
+        exception that ended `run()` is raised there and by `settled()`, not here. At most 256 decisions wait for a
+        reader: beyond that it misses the oldest (`stream.missed`) and delays nobody. Cancelling a read loses nothing.
+        """
+        return self._decided.open()
 
     def _expect_running(self) -> None:
         if not self._running and not self._stopped:
@@ -194,6 +205,7 @@ class Coordinator:
         self.decisions.append(decision)
         if self._journal is not None:
             self._journal.decision(decision)
+        self._decided.put(decision)
 
     def _publish(self, *, note: bool = True) -> Any:
         """Broadcast the directive if it changed; the receipt of the one in force."""

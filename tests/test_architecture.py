@@ -38,8 +38,8 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "aio_vecenv/testing": {"__init__"},
     "curriculum": {
-        "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "directive", "errors", "journal",
-        "level_files", "levels", "replay", "rules", "stages", "windows",
+        "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "decision_stream", "directive", "errors",
+        "journal", "level_files", "levels", "replay", "rules", "stages", "windows",
     },
     "curriculum/strategies": {
         "__init__", "base", "learnability", "learning_progress", "replay", "report", "staged", "staged_state", "tally",

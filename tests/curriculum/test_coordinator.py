@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from curriculum import (
     StampError,
     StateError,
 )
+from curriculum.decision_stream import KEPT, DecisionStream
 from tests.curriculum.helpers import PLAN, Channel, Started, episode, stamp
 
 
@@ -364,3 +366,79 @@ async def test_a_state_that_does_not_fit_changes_nothing() -> None:
         with pytest.raises(StateError, match=message):
             coordinator.load_state_dict({**good, **change})
     assert (coordinator.state_dict(), channel.version) == (good, 1)
+
+
+# ---- decisions as a stream
+
+
+async def _read(stream: DecisionStream) -> list[str]:
+    return [decision.kind async for decision in stream]
+
+
+@pytest.mark.asyncio
+async def test_every_reader_of_decided_gets_every_decision_in_order_and_ends_with_the_run() -> None:
+    channel = Channel()
+    coordinator = Coordinator(Staged(PLAN), channel)
+    coordinator.hold(by="before any reader")
+    readers = [asyncio.create_task(_read(coordinator.decided())) for _ in range(2)]
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(coordinator.run())
+        coordinator.release()
+        for order in range(30):
+            channel.hand_out([episode(order, "near", True, version=channel.version)])
+            await coordinator.settled()
+        coordinator.set_stage("near", by="operator")
+        await channel.aclose()
+    assert [await reader for reader in readers] == [["release", "advance", "set_stage"]] * 2
+    assert coordinator.decisions[0].kind == "hold"
+    assert await _read(coordinator.decided()) == []  # nobody decides any more: it ends at once
+
+
+@pytest.mark.asyncio
+async def test_readers_end_when_a_strategy_raises_and_the_exception_is_where_it_was() -> None:
+    channel = Channel()
+    coordinator = Coordinator(Staged(PLAN), channel)
+    reading = asyncio.create_task(_read(coordinator.decided()))
+    running = asyncio.create_task(coordinator.run())
+    coordinator.set_stage("far")
+    channel.hand_out([FinishedEpisode(3, 0, 0, 1, 0.0, "terminated", 1, None)])
+    with pytest.raises(StampError):
+        await running
+    assert await reading == ["set_stage"]
+
+
+@pytest.mark.asyncio
+async def test_a_slow_reader_misses_the_oldest_and_is_told_how_many() -> None:
+    coordinator = Coordinator(Staged(PLAN), Channel())
+    slow, closed = coordinator.decided(), coordinator.decided()
+    await closed.aclose()
+    for i in range(KEPT + 10):
+        coordinator.set_mixing_ratio("near", i / 1000)
+    assert (slow.missed, closed.missed) == (10, 0)
+    assert (await anext(slow)).counts["ratio"] == 0.010
+    with pytest.raises(StopAsyncIteration):
+        await anext(closed)
+
+
+@pytest.mark.asyncio
+async def test_cancelling_a_read_of_decisions_loses_nothing() -> None:
+    coordinator = Coordinator(Staged(PLAN), Channel())
+    stream = coordinator.decided()
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)  # it waits
+    with pytest.raises(RuntimeError, match="two tasks"):
+        await anext(stream)
+    coordinator.hold()
+    reading.cancel()  # together with the decision it was waiting for
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert (await anext(stream)).kind == "hold"
+
+
+@pytest.mark.asyncio
+async def test_a_dropped_stream_is_forgotten() -> None:
+    coordinator = Coordinator(Staged(PLAN), Channel())
+    stream = weakref.ref(coordinator.decided())
+    gc.collect()
+    assert stream() is None
+    coordinator.hold()
