@@ -534,6 +534,9 @@ class AsyncVecEnv:
                 self._recorder.share(shift.index, now),
                 1.0 - self._recorder.share(shift.index, now),
                 channel.updates.newest_taken(shift.index),
+                shift.rows,
+                shift.ready,
+                tuple(self._recorder.losses[shift.index]),
             )
             for shift in self._crew.shifts
         )

@@ -12,6 +12,7 @@ import numpy as np
 __all__ = ["Percentiles", "Recorder", "Statistics", "WorkerStatistics"]
 
 _WINDOW = 2048  # newest durations kept per worker
+_LOSSES = 16  # newest reasons kept per worker
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class WorkerStatistics:
     compute_share: float  # of the time since opening: had a command to work on
     wait_share: float  # had none
     version: int  # newest update that it has applied
+    env_ids: range  # the envs it holds
+    ready: bool  # takes commands; False while it is being replaced
+    losses: tuple[str, ...]  # why it was lost, oldest first; the newest 16
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Recorder:
         self.bytes_sent = 0  # of commands that were answered
         self.bytes_received = 0
         self.recoveries_s: deque[float] = deque(maxlen=_WINDOW)
+        self.losses = [deque[str](maxlen=_LOSSES) for _ in range(workers)]  # reasons
 
     def restarted(self, worker: int, took_s: float) -> None:
         self.recoveries_s.append(took_s)

@@ -231,6 +231,7 @@ class Crew:
     def _replace_or_fail(self, shift: Shift, reason: str, exit_status: int | None = None) -> None:
         ids = list(shift.rows)
         text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason}"
+        self._recorder.losses[shift.index].append(reason)
         if not self.count_loss(text, shift, exit_status):
             return
         task = self._loop.create_task(self._replace(shift, reason), name=f"replace worker {shift.index}")

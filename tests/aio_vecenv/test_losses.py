@@ -109,7 +109,13 @@ async def test_f05_f06_a_worker_dies_in_a_step(fault: str, reason: str, tmp_path
         after = pids(envs)
         assert after[0] != before[0]
         assert after[1] == before[1]
-        assert envs.statistics().restarts == 1
+        statistics = envs.statistics()
+        assert statistics.restarts == 1
+        assert [worker.env_ids for worker in statistics.workers] == [range(2), range(2, 4)]
+        assert [worker.ready for worker in statistics.workers] == [True, True]
+        (loss,) = statistics.workers[0].losses
+        assert reason in loss
+        assert statistics.workers[1].losses == ()
         events = [await anext(stream) for _ in range(stream.behind)]
         check_episodes(events, finished=False)
         started = [e for e in events if isinstance(e, EpisodeStarted) and e.env_id == 1]
