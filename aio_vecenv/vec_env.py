@@ -29,8 +29,11 @@ from .core.batch import Batch
 from .core.framing import Kind, Message
 from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
 from .core.limits import RestartBudget, RestartLog, Timeouts
+from .core.messages import Setup, Spaces
+from .core.options import Settings
 from .core.pool import Command, Ledger
 from .core.report import ErrorReport, describe, raise_all, rebuild
+from .core.spaces import same_space
 from .core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from .core.updates import Apply
 from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
@@ -38,9 +41,7 @@ from .runtime.calls import Calls, whole_workers
 from .runtime.events import EventHub, EventStream
 from .runtime.publisher import Receipt
 from .runtime.supervisor import Boss, Crew, Shift, derive_seed
-from .worker.env_group import Settings
-from .worker.env_groups import same_space
-from .worker.main import PICKLED, SUBSET, Setup, Spaces
+from .worker.main import PICKLED, SUBSET
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
@@ -768,7 +769,7 @@ def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spac
     for got, env_id in zip(made[1:], first_ids[1:]):
         for name in ("observation", "action"):
             want, have = getattr(expected, name), getattr(got, name)
-            if not same_space(name, want, have, settings):
+            if not same_space(name, want, have, settings.spaces):
                 raise SpaceMismatch(
                     f"env {env_id}: the {name} space is {have}; that of env {first_ids[0]} is {want}",
                     env_id=env_id,

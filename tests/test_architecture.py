@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {"__init__", "chaos", "errors", "loop", "vec_env"},
     "aio_vecenv/core": {
         "__init__", "actions", "assignment", "batch", "episodes", "factories", "framing", "infos", "layout", "limits",
-        "options", "pool", "protocol", "report", "statistics", "updates",
+        "messages", "options", "pool", "protocol", "report", "spaces", "statistics", "updates",
     },
     "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "memory", "process"},

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..core.framing import Message
+from ..core.messages import Attachment, Setup, Spaces
 from ..core.protocol import Conversation
-
-if TYPE_CHECKING:
-    from ..worker.main import Attachment, Setup, Spaces
 
 __all__ = ["Backend", "Listener", "Loss", "Worker"]
 

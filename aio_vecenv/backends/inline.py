@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..core.framing import Kind, Message
+from ..core.messages import Attachment, Setup, Spaces
 from ..core.protocol import Conversation
 from ..core.report import describe, rebuild
 from ..core.updates import Inbox
 from ..worker import env_groups
 from ..worker.env_group import EnvGroup
-from ..worker.main import Attachment, Setup, Spaces, execute, interrupted, make_envs, take_update
+from ..worker.main import execute, interrupted, make_envs, take_update
 from .base import Listener
 
 __all__ = ["InlineBackend", "InlineWorker"]

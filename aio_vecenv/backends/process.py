@@ -13,10 +13,10 @@ from typing import Any
 
 from ..core import framing as wire
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode
+from ..core.messages import Attachment, Setup, Spaces
 from ..core.protocol import Conversation, State
 from ..core.report import describe, rebuild
 from ..errors import WorkerTimeout
-from ..worker.main import Attachment, Setup, Spaces
 from .base import Listener, Loss
 from .launcher import Child, check_descriptors, launch
 from .memory import SharedBlock, oom_kills

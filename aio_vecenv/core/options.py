@@ -4,12 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from ..worker.env_group import InfoFilter
+from gymnasium.vector import AutoresetMode
+
 from . import factories
+from .spaces import SpacesRule
 
-__all__ = ["info_filter", "one_of", "whole", "workers_for"]
+__all__ = ["InfoFilter", "OnEnvError", "Settings", "info_filter", "one_of", "whole", "workers_for"]
+
+InfoFilter = Literal["all", "episode"] | tuple[str, ...]
+OnEnvError = Literal["raise", "reset"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all envs of a vec env have in common."""
+
+    autoreset: AutoresetMode = AutoresetMode.NEXT_STEP
+    info: InfoFilter = "all"
+    check: Literal["finite"] | None = None
+    on_env_error: OnEnvError = "raise"
+    spaces: SpacesRule = "equal"
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -12,9 +12,19 @@ import cloudpickle
 from ..errors import EnvError, SpaceMismatch, VecEnvError
 from . import framing as wire
 
-__all__ = ["ErrorReport", "describe", "raise_all", "rebuild"]
+__all__ = ["ErrorReport", "RowError", "describe", "raise_all", "rebuild"]
 
 _MAX_TEXT = 64 * 1024  # characters of a message or traceback that travel
+
+
+class RowError(Exception):
+    """An env returned something that does not fit its row."""
+
+    def __init__(self, what: str, expected: str, got: str, leaf: str | None = None) -> None:
+        super().__init__(f"{what}: expected {expected}, got {got}")
+        self.expected = expected
+        self.got = got
+        self.leaf = leaf
 
 
 @dataclass(frozen=True)
@@ -57,27 +67,15 @@ def describe(error: BaseException, op: str) -> ErrorReport:
             pickled = None
     except Exception:
         pickled = None
-    return ErrorReport(
-        op,
-        type(error).__name__,
-        message,
-        text,
-        pickled,
-        getattr(error, "expected", "") if _is_row_error(error) else "",
-        getattr(error, "got", "") if _is_row_error(error) else "",
-        getattr(error, "leaf", None) if _is_row_error(error) else None,
-    )
+    report = ErrorReport(op, type(error).__name__, message, text, pickled)
+    if isinstance(error, RowError):
+        return replace(report, expected=error.expected, got=error.got, leaf=error.leaf)
+    return report
 
 
 def _middle_out(text: str, limit: int) -> str:
     """At most about `limit` characters: the frames come first, what was raised last."""
     return text if len(text) <= limit else f"{text[: limit // 2]}\n…\n{text[-limit // 2 :]}"
-
-
-def _is_row_error(error: BaseException) -> bool:
-    return type(error).__name__ == "RowError" and type(error).__module__.startswith(
-        __package__ or "aio_vecenv"
-    )
 
 
 def rebuild(report: ErrorReport, env_id: int, worker: int, where: str = "") -> VecEnvError:

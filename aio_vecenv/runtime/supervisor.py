@@ -16,10 +16,10 @@ from ..backends.base import Backend, Loss, Worker
 from ..core.framing import HEADER_BYTES, Kind, Message, new_message
 from ..core.layout import Field
 from ..core.limits import RestartLog, Timeouts
+from ..core.messages import Attachment, Setup, Spaces
 from ..core.pool import Command
 from ..core.statistics import Recorder
 from ..errors import VecEnvError, WorkerLost, WorkerTimeout
-from ..worker.main import Attachment, Setup, Spaces
 from .publisher import Channel
 
 __all__ = ["Boss", "Crew", "Shift"]

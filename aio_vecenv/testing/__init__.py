@@ -31,9 +31,9 @@ from ..backends.base import Backend, Listener, Loss
 from ..backends.inline import InlineBackend, InlineWorker
 from ..core.batch import Batch, Episode, EpisodeStarted
 from ..core.framing import Message
+from ..core.messages import Attachment, Setup, Spaces
 from ..errors import BadActions, BusyError, ClosedError, EnvError
 from ..vec_env import AsyncVecEnv
-from ..worker.main import Attachment, Setup, Spaces
 
 __all__ = [
     "FAULTS",

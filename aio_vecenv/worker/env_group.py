@@ -8,9 +8,8 @@ never touches its neighbours; what went wrong is reported with the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,40 +17,18 @@ from gymnasium.vector import AutoresetMode
 
 from ..core import framing as wire
 from ..core.layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
-from ..core.report import ErrorReport, describe
+from ..core.options import Settings
+from ..core.report import ErrorReport, RowError, describe
 from ..core.updates import Inbox
 
-__all__ = ["EnvGroup", "Extras", "InfoFilter", "Packed", "RowError", "Settings", "fit"]
+__all__ = ["EnvGroup", "Extras", "Packed", "fit"]
 
-InfoFilter = Literal["all", "episode"] | tuple[str, ...]
-OnEnvError = Literal["raise", "reset"]
 Packed = bytes | list[bytes]  # pickles: one for all envs of a call, or one per env
 Extras = dict[str, list[tuple[int, Any]]]  # what does not fit the block, by kind; rows are local indices
 
 _BOOLS = (False, True)
 _SLACK = 4096  # bytes of a reply that are no env's
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all envs of a vec env have in common."""
-
-    autoreset: AutoresetMode = AutoresetMode.NEXT_STEP
-    info: InfoFilter = "all"
-    check: Literal["finite"] | None = None
-    on_env_error: OnEnvError = "raise"
-    spaces: Literal["equal", "equivalent"] = "equal"
-
-
-class RowError(Exception):
-    """An env returned something that does not fit its row."""
-
-    def __init__(self, what: str, expected: str, got: str, leaf: str | None = None) -> None:
-        super().__init__(f"{what}: expected {expected}, got {got}")
-        self.expected = expected
-        self.got = got
-        self.leaf = leaf
 
 
 class _Rows(NamedTuple):

@@ -4,25 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
-from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
 from ..core.layout import Slab, SpaceTree
+from ..core.messages import Attachment, Setup, Spaces
+from ..core.options import Settings
+from ..core.report import RowError
+from ..core.spaces import same_space
 from ..core.updates import Inbox
-from .env_group import EnvGroup, RowError, Settings
+from .env_group import EnvGroup
+from .vector_group import VectorEnvGroup
 
-if TYPE_CHECKING:
-    from .main import Attachment, Setup, Spaces
-
-__all__ = ["build", "check_same", "same_space", "spaces_of"]
+__all__ = ["build", "check_same", "spaces_of"]
 
 
 def spaces_of(env: Any, settings: Settings) -> Spaces:
     """The spaces of what a factory made. Raises TypeError if that is no env."""
-    from .main import Spaces
-
     if isinstance(env, gym.vector.VectorEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode != settings.autoreset:
@@ -40,20 +39,11 @@ def spaces_of(env: Any, settings: Settings) -> Spaces:
     return Spaces(observation, action, dict(env.metadata), env.spec, [rows], vectorised)
 
 
-def same_space(name: str, want: Any, have: Any, settings: Settings) -> bool:
-    """Whether two envs' spaces agree: equal, or as `Settings.spaces` says for observations."""
-    if want == have:
-        return True
-    if name != "observation" or settings.spaces == "equal":
-        return False
-    return type(want) is type(have) and bool(is_space_dtype_shape_equiv(want, have))
-
-
 def check_same(expected: Spaces, got: Spaces, expected_env: int, settings: Settings) -> None:
     """Raise RowError unless both envs have the same spaces."""
     for name in ("observation", "action"):
         want, have = getattr(expected, name), getattr(got, name)
-        if not same_space(name, want, have, settings):
+        if not same_space(name, want, have, settings.spaces):
             raise RowError(f"the {name} space", f"{want} as of env {expected_env}", str(have))
     if expected.vectorised != got.vectorised:
         raise RowError("the env", f"a VectorEnv as of env {expected_env}", "a single env or the reverse")
@@ -73,8 +63,6 @@ def build(
     action = SpaceTree(spaces.action)
     slab = Slab(block, where.fields, obs, action)
     if spaces.vectorised:
-        from .vector_group import VectorEnvGroup
-
         return VectorEnvGroup(
             envs, spaces.rows, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.reborn
         )

@@ -11,9 +11,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,18 +19,15 @@ import numpy as np
 from ..backends.memory import SharedBlock
 from ..core import framing as wire
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message
-from ..core.layout import Field, SharedMemory
+from ..core.messages import Attachment, Setup, Spaces
 from ..core.report import describe
 from ..core.updates import NOW_FLAG, Inbox, Unreadable, decode_update
 from . import env_groups
-from .env_group import EnvGroup, Settings
+from .env_group import EnvGroup
 
 __all__ = [
     "PICKLED",
     "SUBSET",
-    "Attachment",
-    "Setup",
-    "Spaces",
     "execute",
     "interrupted",
     "main",
@@ -42,39 +37,6 @@ __all__ = [
 _STEP, _REPLY, _CLOSE = Kind.STEP, Kind.REPLY, Kind.CLOSE
 SUBSET = 1  # flag of a STEP: the payload is the local indices, uint32
 PICKLED = 2  # flag of a STEP: the payload is pickled (local indices or None, loose actions)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a worker is told first. Children never import the user's `__main__`; cloudpickle brings what lives there."""
-
-    factories: list[Callable[[], Any]]
-    env_ids: list[int]  # for messages: the index of each factory
-    settings: Settings
-    shared_memory: SharedMemory
-
-
-@dataclass(frozen=True)
-class Spaces:
-    """What a worker answers: the spaces that all of its envs share, and how many rows each factory has."""
-
-    observation: Any
-    action: Any
-    metadata: dict[str, Any]
-    spec: Any
-    rows: list[int]
-    vectorised: bool
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """Where the worker's rows are in the shared block."""
-
-    first: int
-    num_envs: int
-    fields: tuple[Field, ...]
-    size_bytes: int
-    reborn: list[int | None] | None  # seeds of the envs of a replacement
 
 
 class _ParentGone(BaseException):

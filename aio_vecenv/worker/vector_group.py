@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ..core import framing as wire
 from ..core.layout import TERMINATED, TRUNCATED, Slab, SpaceTree
-from ..core.report import describe
+from ..core.options import Settings
+from ..core.report import RowError, describe
 from ..core.updates import Inbox
-from .env_group import EnvGroup, Extras, Packed, RowError, Settings, fit
+from .env_group import EnvGroup, Extras, Packed, fit
 
 __all__ = ["VectorEnvGroup"]
 
