@@ -474,7 +474,7 @@ async def test_f03_a_factory_raises(backend: Backend) -> None:
         await AsyncVecEnv.open(faulty("raise", op="make"), num_workers=4, backend=backend)
     assert (caught.value.env_id, caught.value.op) == (1, "make")
     assert "the env is broken" in str(caught.value)
-    assert "testing.py" in "".join(caught.value.__notes__)
+    assert "testing/__init__.py" in "".join(caught.value.__notes__)
 
 
 @both
