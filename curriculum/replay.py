@@ -59,15 +59,13 @@ class _Watcher(Staged):
         return [] if self.would is not None else super()._check()
 
     def _move(self, place: int, kind: str, reasons: tuple[str, ...]) -> Decision:
-        self.would = self._decision(kind, reasons, self._tallies[self._current], self.plan[place].name)
+        self.would = self._decision(kind, reasons, self.plan[place].name)
         return self.would
 
     def follow(self, decision: Decision) -> None:
         """The logged run began another stay."""
-        assert decision.to is not None
         self.would = None
-        self._enter(self.plan.index(decision.to), regression=decision.kind == "regress")
-        self._refresh(commanded=True)
+        super().follow(decision)
 
 
 def logged_runs(path: str | Path) -> list[tuple[int, int, list[Decision]]]:

@@ -42,8 +42,8 @@ ROOMS: dict[str, set[str]] = {
         "journal", "level_files", "levels", "replay", "rules", "stages", "windows",
     },
     "curriculum/strategies": {
-        "__init__", "base", "learnability", "learning_progress", "replay", "report", "staged", "staged_state", "tally",
-        "weighted",
+        "__init__", "base", "learnability", "learning_progress", "prioritised_replay", "stage_counts", "staged",
+        "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {"__init__", "__main__", "cli", "config", "evaluate", "heap", "jobs", "lag", "run", "trained"},
     "trainers/collect": {"__init__", "seen"},

@@ -4,7 +4,7 @@
 from curriculum.strategies.base import Decision, FinishedEpisode, Strategy, is_success
 from curriculum.strategies.learnability import Learnability
 from curriculum.strategies.learning_progress import LearningProgress
-from curriculum.strategies.replay import PrioritisedReplay, ScorePart
+from curriculum.strategies.prioritised_replay import PrioritisedReplay, ScorePart
 from curriculum.strategies.staged import Staged
 from curriculum.strategies.weighted import DomainRandomisation
 

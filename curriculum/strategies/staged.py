@@ -19,14 +19,18 @@ from curriculum.strategies.base import (
     is_success,
     task_of,
 )
-from curriculum.strategies.report import explanation, progress_rows
-from curriculum.strategies.staged_state import load_staged, staged_config, staged_state
-from curriculum.strategies.tally import Tally
-from curriculum.windows import Entry, StartOrder
+from curriculum.strategies.staged_progress import explanation, progress_rows
+from curriculum.strategies.staged_state import StagedState
+from curriculum.strategies.verdict import advance_reasons, regress_reason
+from curriculum.windows import Entry
 
 __all__ = ["Staged"]
 
 _PATIENCE = 20  # later-started episodes per env that may end before the oldest unfinished one is passed over
+_CONFIG = (
+    *("rules", "window", "early", "trend"),
+    *("adaptive_mixing", "stage_mixing", "probe", "mix_by"),
+)
 
 
 class Staged:
@@ -89,72 +93,57 @@ class Staged:
         self.success = success
         self._sequential = rules == "sequential"
         self._places = {name: place for place, name in enumerate(self.plan.names)}
-        self._tallies = [Tally(stage, BASE_RATIO) for stage in self.plan]
-        self._order = StartOrder()
-        self._num_envs = 1
-        self._current = 0
-        self._stay_version: int | None = None  # the version that began the stay; None: not published yet
-        self._stay_by_regression = False
-        self._stay_admitted = 0  # outcomes of any stage since the last move
-        self._moved = False  # the stay was begun by a move, not by the start of the run
-        self._stalled = False
-        self._solved = False
-        self._held = False
-        self._total = 0
-        self._last_check = 0
-        self._ended_now = 0  # episodes that ended since the last settle, aborted ones not counted
-        self._overrides: dict[int, float] = {}  # an operator's mixing ratios
-        self._ratios = [self._rule_ratio(tally) for tally in self._tallies]  # in force, before overrides
-        self._draw: float | None = None  # in force with mix_by="steps"
+        self._state = StagedState.begin(self.plan)
+        self._state.ratios = self._rule_ratios()
         self._directive: Directive | None = None
-        self._last_verdict: dict[str, Any] | None = None
 
     # ---- episodes in
 
     def attached(self, num_envs: int) -> None:
         """Other envs from here on: what ran in the old ones is gone, all that waited for it is admitted."""
-        self._num_envs = num_envs
-        for entry in self._order.restart():
+        self._state.num_envs = num_envs
+        for entry in self._state.order.restart():
             self._admit(entry)
-        self._stay_version = None
+        self._state.stay_version = None
         self._refresh()
 
     def published(self, version: int) -> None:
         """The newest directive is out under this version; the first after a move is the one that began the
         stay.
         """
-        if self._stay_version is None:
-            self._stay_version = version
+        if self._state.stay_version is None:
+            self._state.stay_version = version
 
     def started(self, event: StartedLike) -> None:
         """An episode began."""
         if self.window == "started":
-            late = self._order.start(event.order, self._entry(event))
+            late = self._state.order.start(event.order, self._entry(event))
             if late is not None:
                 self._pass_over(late)
 
     def observe(self, episode: EpisodeLike) -> None:
         """An episode ended. It counts for the stage it was stamped with, once it is admitted."""
+        state = self._state
         if episode.outcome == "aborted":
             entry = self._entry(episode)
-            self._tallies[entry.stage].totals["aborted"] += 1
+            state.stages[entry.stage].totals["aborted"] += 1
         else:
             entry = self._entry(episode, success=bool(self.success(episode)), length=episode.length)
-            totals = self._tallies[entry.stage].totals
+            totals = state.stages[entry.stage].totals
             totals["ended"] += 1
             totals["succeeded"] += entry.success is True
-            self._total += 1
-            self._ended_now += 1
+            state.total += 1
+            state.ended_now += 1
         if self.window == "completed":
             if entry.success is not None:
                 self._admit(entry)
-        elif not self._order.end(episode.order, entry) and entry.success is not None:
-            self._tallies[entry.stage].totals["late"] += 1
+        elif not state.order.end(episode.order, entry) and entry.success is not None:
+            state.stages[entry.stage].totals["late"] += 1
 
     def record(self, stage: str, success: bool) -> None:
         """Count an outcome without an episode, at once."""
         place = self._place(stage)
-        self._admit(Entry(place, "current", self._stay_version or 0, bool(success)), recorded=True)
+        self._admit(Entry(place, "current", self._state.stay_version or 0, bool(success)), recorded=True)
         self._refresh()
 
     def settle(self, watermark: int | None = None) -> Sequence[Decision]:
@@ -163,17 +152,18 @@ class Staged:
 
         `watermark`: every episode with a smaller order had ended; None: all had.
         """
+        state = self._state
         if self.window == "started":
-            for entry, passed_over in self._order.release(watermark, _PATIENCE * self._num_envs):
+            for entry, passed_over in state.order.release(watermark, _PATIENCE * state.num_envs):
                 if passed_over:
                     self._pass_over(entry)
                 else:
                     self._admit(entry)
         decisions: Sequence[Decision] = ()
-        if self._ended_now and not self._held and self._total >= self._last_check + CHECK_EVERY:
-            self._last_check = self._total
+        if state.ended_now and not state.held and state.total >= state.last_check + CHECK_EVERY:
+            state.last_check = state.total
             decisions = self._check()
-        self._ended_now = 0
+        state.ended_now = 0
         self._refresh()
         return decisions
 
@@ -187,126 +177,90 @@ class Staged:
             )
         return Entry(place, task.get("role", "current"), event.version, success, length)
 
-    def _in_stay(self, version: int) -> bool:
-        return self._stay_version is None or version >= self._stay_version
-
     def _admit(self, entry: Entry, *, recorded: bool = False) -> None:
-        tally, success = self._tallies[entry.stage], entry.success is True
-        self._stay_admitted += 1
+        state = self._state
+        counts, success = state.stages[entry.stage], entry.success is True
+        state.stay_admitted += 1
         if not recorded:
-            tally.lengths.append(entry.length)
-        in_stay = self._in_stay(entry.version)
-        if entry.stage != self._current:
-            tally.add(success, sequential=self._sequential)
-            if in_stay and entry.stage < self._current and entry.role in ("previous", "probe"):
-                tally.guard.add(success, 4 * tally.min_episodes)
+            counts.lengths.append(entry.length)
+        in_stay = state.in_stay(entry.version)
+        if entry.stage != state.current:
+            counts.add(success, sequential=self._sequential)
+            if in_stay and entry.stage < state.current and entry.role in ("previous", "probe"):
+                counts.regression.add(success, 4 * counts.min_episodes)
         elif in_stay:
-            tally.add(success, sequential=self._sequential)
-            if tally.guard.floor is not None:
-                tally.guard.add(success, 4 * tally.min_episodes)
+            counts.add(success, sequential=self._sequential)
+            if counts.regression.floor is not None:
+                counts.regression.add(success, 4 * counts.min_episodes)
         else:
-            tally.totals["earlier_stay"] += 1
+            counts.totals["earlier_stay"] += 1
 
     def _pass_over(self, entry: Entry) -> None:
-        tally = self._tallies[entry.stage]
-        tally.totals["passed_over"] += 1
-        if entry.stage == self._current and self._in_stay(entry.version):
-            tally.add_passed_over()
+        counts = self._state.stages[entry.stage]
+        counts.totals["passed_over"] += 1
+        if entry.stage == self._state.current and self._state.in_stay(entry.version):
+            counts.add_passed_over()
 
     # ---- decisions out
 
+    def _advance_reasons(self) -> tuple[str, ...]:
+        extras = not self._state.stay_by_regression
+        early, trend = self.early and extras, self.trend and extras
+        return advance_reasons(self._state.here, sequential=self._sequential, early=early, trend=trend)
+
     def _check(self) -> list[Decision]:
-        tally = self._tallies[self._current]
-        reasons = self._advance_reasons(tally)
-        failing = self._failing(tally)
-        self._last_verdict = {
-            **self._counts(tally),
+        state, here = self._state, self._state.here
+        reasons = self._advance_reasons()
+        failing = regress_reason(state, sequential=self._sequential, probes=self.probe > 0)
+        verdict = state.last_verdict = {
+            **here.figures(),
             "reasons": list(reasons),
             "failing": failing,
-            "total": self._total,
+            "total": state.total,
             "outcome": "stays",
         }
         if reasons:
-            if self._current + 1 < len(self._tallies):
-                tally.passed = True
-                return [self._move(self._current + 1, "advance", reasons)]
-            self._last_verdict["outcome"] = "solved"
-            if self._solved:
+            if state.current + 1 < len(state.stages):
+                here.passed = True
+                return [self._move(state.current + 1, "advance", reasons)]
+            verdict["outcome"] = "solved"
+            if state.solved:
                 return []
-            self._solved = True
-            return [self._decision("solved", reasons, tally)]
+            state.solved = True
+            return [self._decision("solved", reasons)]
         if failing is not None:
-            return [self._move(self._current - 1, "regress", (failing,))]
-        most = tally.stage.max_episodes
-        if most is not None and tally.window.n >= most and not self._stalled:
-            self._stalled = True
-            self._last_verdict["outcome"] = "stalled"
-            return [self._decision("stalled", (f"no move in {most} episodes",), tally)]
+            return [self._move(state.current - 1, "regress", (failing,))]
+        most = here.stage.max_episodes
+        if most is not None and here.window.n >= most and not state.stalled:
+            state.stalled = True
+            verdict["outcome"] = "stalled"
+            return [self._decision("stalled", (f"no move in {most} episodes",))]
         return []
 
-    def _advance_reasons(self, tally: Tally) -> tuple[str, ...]:
-        k, length, n = tally.window.successes, len(tally.window), tally.window.n
-        minimum, extras = tally.min_episodes, not self._stay_by_regression
-        fast = self.early and extras and rules.early(k, length, n)
-        if self._sequential:
-            if tally.statistic < tally.test.limit:
-                return ()
-            return ("sequential",) * (n >= minimum) + ("early",) * fast
-        reasons = ("standard",) * rules.standard(k, length, n, tally.threshold, minimum) + ("early",) * fast
-        if self.trend and extras:
-            bonus = rules.trend_bonus(k, length, n, tally.window.first_half, tally.threshold, minimum)
-            reasons += ("trend",) * bonus
-        return reasons
-
-    def _failing(self, tally: Tally) -> str | None:
-        """Why to go one stage back, if there is a reason."""
-        if self._current == 0 or (self._moved and self._stay_admitted < rules.COOLDOWN * tally.factor):
-            return None
-        if tally.guard.fails(self._sequential):
-            return "below its floor"
-        if self.probe:
-            for earlier in self._tallies[: self._current]:
-                if earlier.guard.fails(self._sequential):
-                    return f"{earlier.stage.name} was forgotten"
-        return None
-
-    def _counts(self, tally: Tally) -> dict[str, Any]:
-        window = tally.window
-        return {
-            "stage": tally.stage.name,
-            "k": window.successes,
-            "length": len(window),
-            "n": window.n,
-            "first_half": window.first_half,
-            "statistic": tally.statistic,
-            "threshold": tally.stage.threshold,
-            "min_episodes": tally.min_episodes,
-            "passed_over": tally.totals["passed_over"],
-        }
-
-    def _decision(self, kind: str, reasons: tuple[str, ...], tally: Tally, to: str | None = None) -> Decision:
-        return Decision(kind, tally.stage.name, to, reasons, self._total, self._counts(tally))
+    def _decision(self, kind: str, reasons: tuple[str, ...], to: str | None = None) -> Decision:
+        here = self._state.here
+        return Decision(kind, here.stage.name, to, reasons, self._state.total, here.figures())
 
     def _move(self, place: int, kind: str, reasons: tuple[str, ...]) -> Decision:
-        decision = self._decision(kind, reasons, self._tallies[self._current], self.plan[place].name)
-        if self._last_verdict is not None:
-            self._last_verdict["outcome"] = f"{kind} to {decision.to}"
+        decision = self._decision(kind, reasons, self.plan[place].name)
+        if self._state.last_verdict is not None:
+            self._state.last_verdict["outcome"] = f"{kind} to {decision.to}"
         self._enter(place, regression=kind == "regress")
         return decision
 
     def _enter(self, place: int, *, regression: bool) -> None:
-        """Begin a stay."""
+        state = self._state
         if regression:
-            self._tallies[self._current].totals["regressions"] += 1
-        self._current = place
-        self._stay_version = None
-        self._stay_by_regression = regression
-        self._stay_admitted = 0
-        self._moved = True
-        self._stalled = False
-        self._tallies[place].begin_stay()
-        for earlier in self._tallies[:place]:
-            earlier.guard.clear(armed=earlier.passed)
+            state.here.totals["regressions"] += 1
+        state.current = place
+        state.stay_version = None
+        state.stay_by_regression = regression
+        state.stay_admitted = 0
+        state.moved = True
+        state.stalled = False
+        state.here.begin_stay()
+        for earlier in state.stages[:place]:
+            earlier.regression.clear(armed=earlier.passed)
 
     # ---- commands
 
@@ -319,49 +273,56 @@ class Staged:
     def set_stage(self, stage: str) -> Decision | None:
         """Begin a stay in that stage; None, and nothing changes, if it is the current one."""
         place = self._place(stage)
-        if place == self._current:
+        if place == self._state.current:
             return None
         decision = self._move(place, "set_stage", ())
         self._refresh(commanded=True)
         return decision
+
+    def follow(self, decision: Decision) -> None:
+        """Begin the stay that a logged decision began, whatever these rules say of it."""
+        assert decision.to is not None
+        self._enter(self.plan.index(decision.to), regression=decision.kind == "regress")
+        self._refresh(commanded=True)
 
     def set_mixing_ratio(self, stage: str, ratio: float | None) -> None:
         """Fix a stage's mixing ratio; None gives it back to the rules."""
         place = self._place(stage)
         given: object = ratio
         if ratio is None:
-            self._overrides.pop(place, None)
+            self._state.overrides.pop(place, None)
         elif isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= ratio <= 1:
             raise CommandError(f"mixing ratio of {stage!r}: expected a number from 0 to 1, got {ratio!r}")
         else:
-            self._overrides[place] = float(ratio)
+            self._state.overrides[place] = float(ratio)
         self._refresh(commanded=True)
 
     def hold(self) -> None:
         """Keep counting, decide nothing."""
-        self._held = True
+        self._state.held = True
 
     def release(self) -> None:
         """Decide again; the next check comes with the next episode that ends, if it is due."""
-        self._held = False
+        self._state.held = False
         self._refresh()
 
     # ---- what is in force
 
-    def _rule_ratio(self, tally: Tally) -> float:
+    def _rule_ratios(self) -> list[float]:
         if not self.stage_mixing:
-            return 0.0
-        return tally.ratio if self.adaptive_mixing else BASE_RATIO
+            return [0.0] * len(self.plan)
+        return [counts.ratio if self.adaptive_mixing else BASE_RATIO for counts in self._state.stages]
 
     def _refresh(self, *, commanded: bool = False) -> None:
         """Renew what is in force; while held, only what a command changed."""
-        if not self._held:
-            self._ratios = [self._rule_ratio(tally) for tally in self._tallies]
-        if self._held and not commanded:
+        state = self._state
+        if not state.held:
+            state.ratios = self._rule_ratios()
+        if state.held and not commanded:
             return
-        stage = self.plan[self._current].name
-        ratios = tuple(self._overrides.get(i, ratio) for i, ratio in enumerate(self._ratios))
-        mix = self._mix(ratios[self._current])
+        stage = state.here.stage.name
+        ratios = tuple(state.overrides.get(i, ratio) for i, ratio in enumerate(state.ratios))
+        mix = self._mix(ratios[state.current])
         old = self._directive
         if (
             old is None
@@ -376,10 +337,11 @@ class Staged:
         """The probability that workers draw with: the ratio itself, or the one that makes it a share of
         steps.
         """
-        if self.mix_by == "episodes" or self._current == 0:
+        state = self._state
+        if self.mix_by == "episodes" or state.current == 0:
             return ratio
-        current = self._tallies[self._current].mean_length()
-        previous = self._tallies[self._current - 1].mean_length()
+        current = state.here.mean_length()
+        previous = state.stages[state.current - 1].mean_length()
         if current is None or previous is None:
             return ratio
         return rules.steps_draw(ratio, current, previous)
@@ -398,43 +360,49 @@ class Staged:
     @property
     def stage(self) -> str:
         """The current stage."""
-        return self.plan[self._current].name
+        return self._state.here.stage.name
 
     @property
     def solved(self) -> bool:
         """The last stage has met its own rule."""
-        return self._solved
+        return self._state.solved
 
     @property
     def held(self) -> bool:
         """No decisions are taken."""
-        return self._held
+        return self._state.held
 
     @property
     def total(self) -> int:
         """Ended episodes so far, aborted ones not counted."""
-        return self._total
+        return self._state.total
 
     def progress(self) -> list[dict[str, Any]]:
         """One row per stage: success rate, outcomes, threshold, what is missing to advance,
         ratio, trend, …
         """
-        return progress_rows(self)
+        ratios, met = self.directive().ratios, bool(self._advance_reasons())
+        return progress_rows(self._state, ratios, sequential=self._sequential, met=met)
 
     def explain(self) -> str:
         """Why the last check came out as it did."""
-        return explanation(self._last_verdict, self)
+        return explanation(self._state, sequential=self._sequential)
 
     # ---- state
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data; a replay needs them."""
-        return staged_config(self)
+        return {
+            "strategy": "Staged",
+            "stages": [stage.as_dict() for stage in self.plan],
+            **{name: getattr(self, name) for name in _CONFIG},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data, with a schema version."""
-        return staged_state(self)
+        return self._state.as_dict(self.window)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as if it had not stopped. StateError, and nothing changed, if the state does not fit."""
-        load_staged(self, state)
+        self._state = StagedState.from_dict(state, self.plan, self.window)
+        self._directive = None

@@ -1,109 +1,110 @@
-"""The staged strategy's settings and state as plain data, and back; a state that does not fit changes nothing."""
-# pure: reads and sets one strategy's fields
+"""Everything that `Staged` remembers, as plain fields, and as plain data in a checkpoint and a journal."""
+# pure: fields in, plain data out and back; nothing is decided here
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from curriculum.errors import StateError
-from curriculum.rules import BASE_RATIO
+from curriculum.stages import StagePlan
 from curriculum.strategies.base import need
-from curriculum.strategies.tally import Tally
+from curriculum.strategies.stage_counts import StageCounts
 from curriculum.windows import StartOrder
 
-if TYPE_CHECKING:
-    from curriculum.strategies.staged import Staged
+__all__ = ["StagedState"]
 
-__all__ = ["load_staged", "staged_config", "staged_state"]
-
-
-def staged_config(staged: Staged) -> dict[str, Any]:
-    """The constructor's arguments as plain data; a replay needs them."""
-    return {
-        "strategy": "Staged",
-        "stages": [stage.as_dict() for stage in staged.plan],
-        "rules": staged.rules,
-        "window": staged.window,
-        "early": staged.early,
-        "trend": staged.trend,
-        "adaptive_mixing": staged.adaptive_mixing,
-        "stage_mixing": staged.stage_mixing,
-        "probe": staged.probe,
-        "mix_by": staged.mix_by,
-    }
+_COUNTS = ("num_envs", "stay_admitted", "total", "last_check", "ended_now")
+_FLAGS = ("stay_by_regression", "moved", "stalled", "solved", "held")
+_WHERE = "Staged state"
 
 
-def staged_state(staged: Staged) -> dict[str, Any]:
-    """Plain data, with a schema version."""
-    return {
-        "schema": 1,
-        "strategy": "Staged",
-        "stages": list(staged.plan.names),
-        "window": staged.window,
-        "num_envs": staged._num_envs,
-        "current": staged._current,
-        "stay_version": staged._stay_version,
-        "stay_by_regression": staged._stay_by_regression,
-        "stay_admitted": staged._stay_admitted,
-        "moved": staged._moved,
-        "stalled": staged._stalled,
-        "solved": staged._solved,
-        "held": staged._held,
-        "total": staged._total,
-        "last_check": staged._last_check,
-        "ended_now": staged._ended_now,
-        "overrides": {staged.plan[i].name: ratio for i, ratio in staged._overrides.items()},
-        "ratios": list(staged._ratios),
-        "last_verdict": staged._last_verdict,
-        "order": staged._order.state(),
-        "tallies": [tally.state() for tally in staged._tallies],
-    }
+@dataclass(slots=True)
+class StagedState:
+    """The fields; `Staged` folds episodes into them, and its progress table reads them."""
 
+    stages: list[StageCounts]
+    order: StartOrder = field(default_factory=StartOrder)
+    num_envs: int = 1
+    current: int = 0  # place of the current stage
+    stay_version: int | None = None  # the version that began the stay; None: not published yet
+    stay_by_regression: bool = False
+    stay_admitted: int = 0  # outcomes of any stage since the last move
+    moved: bool = False  # the stay was begun by a move, not by the start of the run
+    stalled: bool = False
+    solved: bool = False
+    held: bool = False
+    total: int = 0  # ended episodes, aborted ones not counted
+    last_check: int = 0  # `total` at the last check
+    ended_now: int = 0  # episodes that ended since the last settle, aborted ones not counted
+    overrides: dict[int, float] = field(default_factory=dict)  # an operator's mixing ratios, by place
+    ratios: list[float] = field(default_factory=list)  # in force, before overrides
+    last_verdict: dict[str, Any] | None = None
 
-def load_staged(staged: Staged, state: Mapping[str, Any]) -> None:
-    """Continue as if it had not stopped. StateError, and nothing changed, if the state does not fit."""
-    fresh = [Tally(stage, BASE_RATIO) for stage in staged.plan]
-    order = StartOrder()
-    where = "Staged state"
-    if need(state, "schema", int, where) != 1 or need(state, "strategy", str, where) != "Staged":
-        raise StateError(
-            f"{where}: expected schema 1 of Staged, got {state['schema']} of {state['strategy']}"
+    @classmethod
+    def begin(cls, plan: StagePlan) -> StagedState:
+        """The state of a run that begins."""
+        return cls([StageCounts(stage) for stage in plan])
+
+    @property
+    def here(self) -> StageCounts:
+        """The counts of the current stage."""
+        return self.stages[self.current]
+
+    def in_stay(self, version: int) -> bool:
+        """Whether an episode that began under this version belongs to the current stay."""
+        return self.stay_version is None or version >= self.stay_version
+
+    def as_dict(self, window: str) -> dict[str, Any]:
+        """Plain data, with a schema version."""
+        names = [counts.stage.name for counts in self.stages]
+        return {
+            "schema": 1,
+            "strategy": "Staged",
+            "stages": names,
+            "window": window,
+            "current": self.current,
+            "stay_version": self.stay_version,
+            **{name: getattr(self, name) for name in (*_COUNTS, *_FLAGS)},
+            "overrides": {names[place]: ratio for place, ratio in self.overrides.items()},
+            "ratios": list(self.ratios),
+            "last_verdict": self.last_verdict,
+            "order": self.order.state(),
+            "tallies": [counts.as_dict() for counts in self.stages],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], plan: StagePlan, window: str) -> StagedState:
+        """What `as_dict` gave; StateError that names what does not fit this plan and window."""
+        schema, strategy = need(data, "schema", int, _WHERE), need(data, "strategy", str, _WHERE)
+        if (schema, strategy) != (1, "Staged"):
+            raise StateError(f"{_WHERE}: expected schema 1 of Staged, got {schema} of {strategy}")
+        for key, mine in (("stages", list(plan.names)), ("window", window)):
+            if need(data, key, (list, str), _WHERE) != mine:
+                raise StateError(f"{_WHERE}: {key}: expected {mine!r}, got {data[key]!r}")
+        saved = need(data, "tallies", list, _WHERE)
+        if len(saved) != len(plan):
+            raise StateError(f"{_WHERE}: tallies: expected {len(plan)}, got {len(saved)}")
+        state = cls(
+            [
+                StageCounts.from_dict(stage, counts, f"{_WHERE}: stage {stage.name!r}")
+                for stage, counts in zip(plan, saved)
+            ]
         )
-    for key, mine in (("stages", list(staged.plan.names)), ("window", staged.window)):
-        if need(state, key, (list, str), where) != mine:
-            raise StateError(f"{where}: {key}: expected {mine!r}, got {state[key]!r}")
-    tallies = need(state, "tallies", list, where)
-    if len(tallies) != len(fresh):
-        raise StateError(f"{where}: tallies: expected {len(fresh)}, got {len(tallies)}")
-    for tally, saved in zip(fresh, tallies):
-        tally.load(saved, f"{where}: stage {tally.stage.name!r}")
-    order.load(need(state, "order", dict, where), len(fresh), f"{where}: order")
-    current = need(state, "current", int, where)
-    if not 0 <= current < len(fresh):
-        raise StateError(f"{where}: current: expected 0 to {len(fresh) - 1}, got {current}")
-    counts = {
-        key: need(state, key, int, where)
-        for key in ("num_envs", "stay_admitted", "total", "last_check", "ended_now")
-    }
-    flags = {
-        key: need(state, key, bool, where)
-        for key in ("stay_by_regression", "moved", "stalled", "solved", "held")
-    }
-    overrides = need(state, "overrides", dict, where)
-    ratios = [float(ratio) for ratio in need(state, "ratios", list, where)]
-    if len(ratios) != len(fresh) or set(overrides) - set(staged.plan.names):
-        raise StateError(f"{where}: ratios and overrides: expected those of {', '.join(staged.plan.names)}")
-    stay_version = need(state, "stay_version", (int, type(None)), where)
-    staged._last_verdict = need(state, "last_verdict", (dict, type(None)), where)
-    staged._tallies, staged._order, staged._current, staged._stay_version = (
-        fresh,
-        order,
-        current,
-        stay_version,
-    )
-    for name, value in (*counts.items(), *flags.items()):
-        setattr(staged, f"_{name}", value)
-    staged._overrides = {staged.plan.index(name): float(ratio) for name, ratio in overrides.items()}
-    staged._ratios = ratios
-    staged._directive = None
+        state.order.load(need(data, "order", dict, _WHERE), len(plan), f"{_WHERE}: order")
+        state.current = need(data, "current", int, _WHERE)
+        if not 0 <= state.current < len(plan):
+            raise StateError(f"{_WHERE}: current: expected 0 to {len(plan) - 1}, got {state.current}")
+        state.stay_version = need(data, "stay_version", (int, type(None)), _WHERE)
+        for names, kind in ((_COUNTS, int), (_FLAGS, bool)):
+            for name in names:
+                setattr(state, name, need(data, name, kind, _WHERE))
+        overrides = need(data, "overrides", dict, _WHERE)
+        ratios = need(data, "ratios", list, _WHERE)
+        if len(ratios) != len(plan) or set(overrides) - set(plan.names):
+            raise StateError(f"{_WHERE}: ratios and overrides: expected those of {', '.join(plan.names)}")
+        state.ratios = [float(ratio) for ratio in ratios]
+        state.overrides = {plan.index(name): float(ratio) for name, ratio in overrides.items()}
+        state.last_verdict = need(data, "last_verdict", (dict, type(None)), _WHERE)
+        return state

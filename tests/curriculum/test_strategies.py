@@ -30,7 +30,7 @@ from curriculum import (
     StateError,
 )
 from curriculum.strategies.learning_progress import progress_weights
-from curriculum.strategies.replay import replay_weights
+from curriculum.strategies.prioritised_replay import prioritised_weights
 from tests.curriculum.helpers import Channel, Started, episode, level_set, stamp
 
 IDS = ["a", "b", "c", "d"]
@@ -146,18 +146,18 @@ def test_weights_are_renewed_every_so_many_episodes() -> None:
         assert strategy.directive() is not first
 
 
-def test_replay_weights_by_hand() -> None:
+def test_prioritised_weights_by_hand() -> None:
     scores = np.array([0.5, 9.0, 0.5, 7.0, 0.7])
     seen = np.array([True, False, True, True, True])
     drawn_at = np.array([4, 0, 10, 7, 9])
-    got = replay_weights(scores, seen, drawn_at, 10, beta=0.5, rho=0.1)
+    got = prioritised_weights(scores, seen, drawn_at, 10, beta=0.5, rho=0.1)
     ranks = [3, 4, 1, 2]  # of 0, 2, 3, 4: stable where equal
     by_score = np.array([1 / r**2 for r in ranks])
     stale = np.array([6, 0, 3, 1]) / 10
     expected = 0.9 * by_score / by_score.sum() + 0.1 * stale
     assert got[[0, 2, 3, 4]] == pytest.approx(expected)
     assert got[1] == 0
-    fresh = replay_weights(scores, seen, np.full(5, 10), 10, beta=0.1, rho=1.0)
+    fresh = prioritised_weights(scores, seen, np.full(5, 10), 10, beta=0.1, rho=1.0)
     assert fresh[seen] == pytest.approx([0.25] * 4)  # nobody is stale: uniform
 
 

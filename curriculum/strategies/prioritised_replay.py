@@ -16,7 +16,7 @@ from curriculum.levels import LevelSet
 from curriculum.strategies.base import EpisodeLike, Score, StartedLike, success_score
 from curriculum.strategies.weighted import Weighted
 
-__all__ = ["PrioritisedReplay", "ScorePart", "replay_weights"]
+__all__ = ["PrioritisedReplay", "ScorePart", "prioritised_weights"]
 
 Statistic = Literal["abs_advantage", "positive_advantage", "value"]
 STATISTICS: dict[str, Statistic] = {
@@ -47,7 +47,7 @@ class _Open:
     drawn_before: int = 0  # the level's C_i before this draw
 
 
-def replay_weights(
+def prioritised_weights(
     scores: NDArray[np.float64],
     seen: NDArray[np.bool_],
     drawn_at: NDArray[np.int64],
@@ -182,7 +182,7 @@ class PrioritisedReplay(Weighted):
         count = int(self.seen.sum())
         if count == 0:
             return None
-        replayed = replay_weights(
+        replayed = prioritised_weights(
             self.scores, self.seen, self.drawn_at, self.draws, beta=self.beta, rho=self.rho
         )
         unseen = self.size - count

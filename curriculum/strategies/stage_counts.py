@@ -15,14 +15,14 @@ from curriculum.stages import Stage
 from curriculum.strategies.base import need
 from curriculum.windows import Window
 
-__all__ = ["Guard", "Tally"]
+__all__ = ["RegressionTest", "StageCounts"]
 
 _TOTALS = ("ended", "succeeded", "aborted", "passed_over", "late", "earlier_stay", "regressions")
 
 
 @dataclass(slots=True)
-class Guard:
-    """The failure test of one stage in one stay: is it below its floor?"""
+class RegressionTest:
+    """Whether a stage, in one stay, has fallen below its floor."""
 
     floor: Fraction | None
     window: Window = field(default_factory=Window)
@@ -61,11 +61,21 @@ class Guard:
             return self.statistic >= self.test.limit
         return rules.regression(self.window.successes, len(self.window), self.window.n, self.floor)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"window": self.window.state(), "statistic": self.statistic, "armed": self.armed}
 
-class Tally:
-    """All counts of one stage."""
+    def load(self, data: Any, where: str) -> None:
+        """Take over what `as_dict` gave."""
+        self.window.load(need(data, "window", list, where), f"{where}: window")
+        self.statistic = need(data, "statistic", int, where)
+        self.armed = need(data, "armed", bool, where)
 
-    def __init__(self, stage: Stage, base_ratio: float) -> None:
+
+class StageCounts:
+    """Everything that is counted of one stage."""
+
+    def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.threshold = exact(stage.threshold)
         self.test = cusum(self.threshold)
@@ -73,9 +83,9 @@ class Tally:
         self.mixing = Window()  # for the mixing ratio: without them
         self.statistic = 0  # CUSUM of successes against the threshold
         floor = None if stage.floor is None else exact(stage.floor)
-        self.guard = Guard(floor)  # regression from this stage, or to it by probes
+        self.regression = RegressionTest(floor)  # from this stage, or to it by probes
         self.band: int | None = None
-        self.ratio = base_ratio
+        self.ratio = rules.BASE_RATIO
         self.lengths: deque[int] = deque(maxlen=WINDOW)
         self.passed = False  # it was once left by its own rule
         self.totals = dict.fromkeys(_TOTALS, 0)
@@ -95,7 +105,7 @@ class Tally:
         self.window.clear()
         self.mixing.clear()
         self.statistic = 0
-        self.guard.clear()
+        self.regression.clear()
 
     def add(self, success: bool, *, sequential: bool) -> None:
         """An outcome of this stage, for advance and mixing."""
@@ -118,22 +128,32 @@ class Tally:
         self.window.add(False)
         self.statistic = self.test.step(self.statistic, False)
 
+    def figures(self) -> dict[str, Any]:
+        """What a decision is taken on, as it is noted with it."""
+        return {
+            "stage": self.stage.name,
+            "k": self.window.successes,
+            "length": len(self.window),
+            "n": self.window.n,
+            "first_half": self.window.first_half,
+            "statistic": self.statistic,
+            "threshold": self.stage.threshold,
+            "min_episodes": self.min_episodes,
+            "passed_over": self.totals["passed_over"],
+        }
+
     def mean_length(self) -> Fraction | None:
         """Mean length of the newest 50 admitted episodes; None with fewer than five."""
         known = len(self.lengths)
         return None if known < rules.MIXING_OUTCOMES else Fraction(sum(self.lengths), known)
 
-    def state(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "window": self.window.state(),
             "mixing": self.mixing.state(),
             "statistic": self.statistic,
-            "guard": {
-                "window": self.guard.window.state(),
-                "statistic": self.guard.statistic,
-                "armed": self.guard.armed,
-            },
+            "guard": self.regression.as_dict(),
             "band": self.band,
             "ratio": self.ratio,
             "lengths": list(self.lengths),
@@ -141,23 +161,23 @@ class Tally:
             "totals": dict(self.totals),
         }
 
-    def load(self, state: Any, where: str) -> None:
-        """Take over what `state()` gave."""
-        self.window.load(need(state, "window", list, where), f"{where}: window")
-        self.mixing.load(need(state, "mixing", list, where), f"{where}: mixing")
-        self.statistic = need(state, "statistic", int, where)
-        guard = need(state, "guard", dict, where)
-        self.guard.window.load(need(guard, "window", list, f"{where}: guard"), f"{where}: guard: window")
-        self.guard.statistic = need(guard, "statistic", int, f"{where}: guard")
-        self.guard.armed = need(guard, "armed", bool, f"{where}: guard")
-        self.band = need(state, "band", (int, type(None)), where)
-        if self.band is not None and not 0 <= self.band < len(RATIOS):
-            raise StateError(f"{where}: band: expected 0 to {len(RATIOS) - 1}, got {self.band}")
-        self.ratio = float(need(state, "ratio", (float, int), where))
-        lengths = need(state, "lengths", list, where)
+    @classmethod
+    def from_dict(cls, stage: Stage, data: Any, where: str) -> StageCounts:
+        """What `as_dict` gave; StateError that names what is wrong."""
+        counts = cls(stage)
+        counts.window.load(need(data, "window", list, where), f"{where}: window")
+        counts.mixing.load(need(data, "mixing", list, where), f"{where}: mixing")
+        counts.statistic = need(data, "statistic", int, where)
+        counts.regression.load(need(data, "guard", dict, where), f"{where}: guard")
+        counts.band = need(data, "band", (int, type(None)), where)
+        if counts.band is not None and not 0 <= counts.band < len(RATIOS):
+            raise StateError(f"{where}: band: expected 0 to {len(RATIOS) - 1}, got {counts.band}")
+        counts.ratio = float(need(data, "ratio", (float, int), where))
+        lengths = need(data, "lengths", list, where)
         if not all(isinstance(length, int) for length in lengths):
             raise StateError(f"{where}: lengths: expected whole numbers, got {lengths!r:.60}")
-        self.lengths = deque(lengths, maxlen=WINDOW)
-        self.passed = need(state, "passed", bool, where)
-        totals = need(state, "totals", dict, where)
-        self.totals = {key: need(totals, key, int, f"{where}: totals") for key in _TOTALS}
+        counts.lengths = deque(lengths, maxlen=WINDOW)
+        counts.passed = need(data, "passed", bool, where)
+        totals = need(data, "totals", dict, where)
+        counts.totals = {key: need(totals, key, int, f"{where}: totals") for key in _TOTALS}
+        return counts
