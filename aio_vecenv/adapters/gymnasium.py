@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import Space, logger, spaces
+from gymnasium import Space, logger
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
@@ -31,7 +31,7 @@ from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice, Pending
 from .rows import row_of
-from .session import BeforeStep, Session, env_errors, original
+from .session import BeforeStep, Session, env_errors, original, warn_of_context
 
 __all__ = ["VectorEnv", "make_vec"]
 
@@ -40,10 +40,6 @@ Step = tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dic
 
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
-_STANDARD = (
-    spaces.Box, spaces.Dict, spaces.Discrete, spaces.Graph, spaces.MultiBinary, spaces.MultiDiscrete, spaces.OneOf,
-    spaces.Sequence, spaces.Text, spaces.Tuple,
-)  # fmt: skip
 
 
 class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
@@ -51,10 +47,10 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 
     Args:
         env_fns: one factory per env, as for `gymnasium.vector.AsyncVectorEnv`.
-        shared_memory: True: observations of a fixed size travel in shared memory, the others pickled; False: all
-            pickled. A custom space needs False, as in Gymnasium.
+        shared_memory: True: observations of a fixed size travel in shared memory, the others (those of custom spaces,
+            too) pickled; False: all pickled.
         copy: whether observations are the caller's own; else views, valid until the next call.
-        context: None, "spawn" or "forkserver": workers are fresh interpreters anyway. "fork" is refused.
+        context: any of multiprocessing's; without a meaning here, which a warning says.
         daemon: either; workers end with this process, and may have children of their own.
         worker: refused: the conversation with a worker is not Gymnasium's.
         observation_mode: "same", "different", or (batched space, single space).
@@ -96,7 +92,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         loop: LoopChoice = "auto",
         before_step: BeforeStep | None = None,
     ) -> None:
-        _check_context(context)
+        warn_of_context("context", context)
         _check_worker(worker)
         _check_concurrency(max_concurrency)
         _check_mode(observation_mode)
@@ -147,10 +143,6 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_action_space = native.single_action_space
         self.action_space = native.action_space
         single = native.single_observation_space
-        if self.shared_memory and (custom := _custom_leaf(single)) is not None:
-            raise ValueError(
-                f"shared_memory=True, but {custom} is a custom space: use shared_memory=False, which is slower"
-            )
         if isinstance(self.observation_mode, tuple):
             self.observation_space, self.single_observation_space = self.observation_mode
             if not _equivalent(self.single_observation_space, single):
@@ -437,6 +429,8 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             raise ClosedEnvironmentError(
                 f"Trying to operate on `{type(self).__name__}`, after a call to `close()`."
             )
+        if (failure := self._session.failure) is not None:
+            raise failure
 
     def _check_free(self, name: str) -> None:
         self._check_running()
@@ -473,9 +467,11 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if not quiet:  # a call leaves everything as it was
             self._doing, self._late = None, False
             self._session.discard()
-            for one in found:  # Gymnasium's words; here the env waits for a reset, and its worker goes on
+            for one in found:
                 index = getattr(one, "env_id", -1)
-                logger.error("%s", f"Received the following error from Worker-{index} - Shutting it down")
+                logger.error(
+                    "%s", f"Received the following error from env {index}, which now waits for a reset"
+                )
                 logger.error("%s", _remote_traceback(one))
             logger.error("Raising the last exception back to the main process.")
         raise original(found[-1])
@@ -493,15 +489,6 @@ def _already_pending(name: str, doing: str) -> AlreadyPendingCallError:
 def _remote_traceback(error: BaseException) -> str:
     notes: list[str] = getattr(error, "__notes__", [])
     return "\n".join(notes).removeprefix("the traceback in the worker:\n") or str(error)
-
-
-def _check_context(context: str | None) -> None:
-    if context == "fork":
-        raise ValueError(
-            'context="fork" has no meaning here: workers are fresh interpreters that inherit nothing. Leave it out; '
-            "factories travel by cloudpickle, also lambdas and what is defined in the script"
-        )
-    multiprocessing.get_context(context)  # raises ValueError for what is no context at all
 
 
 def _check_worker(worker: Callable[..., None] | None) -> None:
@@ -578,14 +565,6 @@ def _shapes_differ(how: str) -> RuntimeError:
 
 def _equivalent(given: Space[Any], found: Space[Any]) -> bool:
     return given == found or (type(given) is type(found) and bool(is_space_dtype_shape_equiv(given, found)))
-
-
-def _custom_leaf(space: Space[Any]) -> Space[Any] | None:
-    if isinstance(space, spaces.Dict):
-        return next((leaf for sub in space.spaces.values() if (leaf := _custom_leaf(sub)) is not None), None)
-    if isinstance(space, spaces.Tuple):
-        return next((leaf for sub in space.spaces if (leaf := _custom_leaf(sub)) is not None), None)
-    return None if isinstance(space, _STANDARD) else space
 
 
 # -- make_vec --------------------------------------------------------------------------------------------------------

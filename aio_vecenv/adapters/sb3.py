@@ -27,7 +27,7 @@ from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice
 from .rows import class_names, has_attr, row_of
-from .session import BeforeStep, Session, env_errors, original
+from .session import BeforeStep, Session, env_errors, original, warn_of_context
 
 __all__ = ["VecEnv"]
 
@@ -45,7 +45,7 @@ class VecEnv:
 
     Args:
         env_fns: one factory per env, as for `SubprocVecEnv`; or an env id, an `EnvSpec` or one factory, and `num_envs`.
-        start_method: None, "spawn" or "forkserver": workers are fresh interpreters anyway. "fork" is refused.
+        start_method: any of multiprocessing's; without a meaning here, which a warning says.
         num_workers, timeouts, restart, info, on_env_error, check, spares, backend: as for `AsyncVecEnv`.
         loop: "auto": in place, in the caller's thread, unless a loop is running there; "thread": in a background
             thread, where acknowledgements, deadlines and restarts go on while the learner computes.
@@ -76,11 +76,7 @@ class VecEnv:
         loop: LoopChoice = "auto",
         before_step: BeforeStep | None = None,
     ) -> None:
-        if start_method not in (None, "spawn", "forkserver"):
-            raise ValueError(
-                f"start_method={start_method!r} has no meaning here: workers are fresh interpreters that inherit "
-                "nothing; leave it out"
-            )
+        warn_of_context("start_method", start_method)
         _introduce(type(self))
         self.native = AsyncVecEnv(
             env_fns,
@@ -207,18 +203,21 @@ class VecEnv:
 
     def env_method(self, method_name: str, *args: Any, indices: Indices = None, **kwargs: Any) -> list[Any]:
         """Call a method of each env, through wrappers. Also while a step is pending."""
-        ids = self._ids(indices)
-        return list(self._guarded(self.native.call(method_name, *args, env_ids=ids, **kwargs), step=False))
+        return self._ask(indices, lambda ids: self.native.call(method_name, *args, env_ids=ids, **kwargs))
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """An attribute of each env, found through wrappers. Also while a step is pending."""
-        return list(self._guarded(self.native.get_attr(attr_name, env_ids=self._ids(indices)), step=False))
+        return self._ask(indices, lambda ids: self.native.get_attr(attr_name, env_ids=ids))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Set an attribute of each env, on the wrapper or env that has it. Also while a step is pending."""
-        ids = self._ids(indices)
-        n = self.num_envs if ids is None else len(ids)
-        self._guarded(self.native.set_attr(attr_name, [value] * n, env_ids=ids), step=False)
+
+        def setting(ids: list[int] | None) -> Any:
+            n = self.num_envs if ids is None else len(ids)
+            values = [value] * n if isinstance(value, (list, tuple)) else value  # natively, one per env
+            return self.native.set_attr(attr_name, values, env_ids=ids)
+
+        self._ask(indices, setting)
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether every env has the attribute."""
@@ -227,7 +226,7 @@ class VecEnv:
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
         """Whether each env has a wrapper of that class around it. The class itself is not imported by the workers."""
         name = f"{wrapper_class.__module__}.{wrapper_class.__qualname__}"
-        found = self._guarded(self.native.apply(class_names, env_ids=self._ids(indices)), step=False)
+        found = self._ask(indices, lambda ids: self.native.apply(class_names, env_ids=ids))
         return [any(name in bases for bases in wrappers) for wrappers in found]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
@@ -325,14 +324,32 @@ class VecEnv:
     def __repr__(self) -> str:
         return f"<VecEnv for Stable-Baselines3 on {self.native!r}>"
 
-    def _ids(self, indices: Indices) -> list[int] | None:
+    def _ask(self, indices: Indices, ask: Callable[[list[int] | None], Any]) -> list[Any]:
+        """One result per index, as `[envs[i] for i in indices]` would pick them: from the end where negative, and
+        asked again where an env is named again."""
         if indices is None:
-            return None
-        return [int(indices)] if isinstance(indices, (int, np.integer)) else [int(i) for i in indices]
+            return list(self._guarded(ask(None), step=False) or ())
+        wanted = list(self._get_indices(indices))
+        results: dict[int, Any] = {}  # by position in `wanted`
+        while len(results) < len(wanted):
+            positions: dict[int, int] = {}  # env id -> the first position of it that has no result
+            for position, env_id in enumerate(wanted):
+                if position not in results:
+                    positions.setdefault(env_id, position)
+            found = self._guarded(ask(list(positions)), step=False)
+            results.update(zip(positions.values(), found or [None] * len(positions)))
+        return [results[position] for position in range(len(wanted))]
 
     def _get_indices(self, indices: Indices) -> Iterable[int]:
-        ids = self._ids(indices)
-        return range(self.num_envs) if ids is None else ids
+        """The env ids that `indices` names. Raises IndexError for one that no env has."""
+        everyone = range(self.num_envs)
+        if indices is None:
+            return everyone
+        given = [indices] if isinstance(indices, (int, np.integer)) else indices
+        try:
+            return [everyone[index] for index in given]
+        except IndexError:
+            raise IndexError(f"indices {indices!r}: there are envs 0 to {self.num_envs - 1}") from None
 
     def _guarded(self, coroutine: Any, *, step: bool = True) -> Any:
         try:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -17,7 +19,7 @@ from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import Driver, LoopChoice
 
-__all__ = ["BeforeStep", "Session", "env_errors", "original"]
+__all__ = ["BeforeStep", "Session", "env_errors", "original", "warn_of_context"]
 
 T = TypeVar("T")
 BeforeStep = Callable[[], Awaitable[None]]
@@ -120,6 +122,11 @@ class Session:
             raise
 
     @property
+    def failure(self) -> VecEnvError | None:
+        """What ended the vec env: the restart budget is spent. Every further call raises it."""
+        return self.native._crew.failure
+
+    @property
     def owed(self) -> int:
         """How many envs have a command whose row was not handed out."""
         return self.native._ledger.owed
@@ -187,3 +194,14 @@ def original(error: VecEnvError) -> BaseException:
     error.__cause__ = None
     cause.__cause__ = error
     return cause
+
+
+def warn_of_context(name: str, method: str | None) -> None:
+    """Say that multiprocessing's start methods have no meaning here. Raises ValueError for what is none of them."""
+    if method is not None:
+        multiprocessing.get_context(method)
+        warnings.warn(
+            f"{name}={method!r} has no meaning here: workers are fresh interpreters that inherit nothing, and "
+            "factories travel by cloudpickle, also lambdas and what is defined in the script. Leave it out",
+            stacklevel=3,
+        )
