@@ -43,7 +43,13 @@ def explained(path: Path, name: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("file", "kind"),
-    [("metrics", Report), ("metrics", StageReport), ("metrics", Timing), ("summary", Summary), ("ppo", None)],
+    [
+        ("record/metrics", Report),
+        ("record/metrics", StageReport),
+        ("record/metrics", Timing),
+        ("record/summary", Summary),
+        ("learn/ppo", None),
+    ],
 )
 def test_every_reported_number_says_what_it_is(file: str, kind: type | None) -> None:
     from trainers.learn.ppo import UpdateStats
