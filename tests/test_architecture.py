@@ -45,11 +45,13 @@ ROOMS: dict[str, set[str]] = {
         "__init__", "base", "learnability", "learning_progress", "prioritised_replay", "stage_counts", "staged",
         "staged_progress", "staged_state", "verdict", "weighted",
     },
-    "trainers": {"__init__", "__main__", "cli", "config", "evaluate", "heap", "jobs", "lag", "run", "trained"},
-    "trainers/collect": {"__init__", "seen"},
-    "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout"},
+    "trainers": {
+        "__init__", "__main__", "cli", "config", "evaluate", "jobs", "loop_monitor", "malloc", "run", "trained",
+    },
+    "trainers/collect": {"__init__", "collector", "observations"},
+    "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout", "thread"},
     "trainers/record": {
-        "__init__", "checkpoint", "feed", "folder", "metrics", "outcomes", "plot", "progress", "summary",
+        "__init__", "checkpoint", "folder", "metrics", "outcomes", "plot", "progress", "report_stream", "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
-    from trainers.heap import keep_freed_memory
+    from trainers.malloc import keep_freed_memory
     from trainers.presets import Job, Preset, load_preset
     from trainers.record.checkpoint import CheckpointError
     from trainers.record.metrics import Report, StageReport, Timing
@@ -41,7 +41,7 @@ __all__ = [
 _ROOMS = {
     "record.checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
-    "heap": ("keep_freed_memory",),
+    "malloc": ("keep_freed_memory",),
     "record.metrics": ("Report", "StageReport", "Timing"),
     "presets": ("Job", "Preset", "load_preset"),
     "run": ("Run", "train", "training"),

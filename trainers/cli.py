@@ -189,7 +189,7 @@ def _train(command: Train) -> int:
 
 async def _train_until_signal(command: Train) -> signal.Signals | None:
     """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
-    from trainers.heap import keep_freed_memory
+    from trainers.malloc import keep_freed_memory
     from trainers.record.progress import make_progress
     from trainers.run import training
 

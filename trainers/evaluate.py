@@ -14,7 +14,8 @@ import torch
 
 import aio_vecenv as av
 import curriculum as cu
-from trainers.collect.seen import Seen, is_masked
+from trainers.collect.collector import Collector
+from trainers.collect.observations import is_masked
 from trainers.config import ConfigError
 from trainers.jobs import has_no_plan, levels_of, planned, resolve_job
 from trainers.learn.learner import EVAL, Learner, env_seeds, stream, torch_threads
@@ -68,7 +69,6 @@ async def evaluate(
         on_refused(path, refused)
     job = resolve_job(config) if job is None else job
     per_env = math.ceil(episodes / config.num_envs)
-    everyone = np.arange(config.num_envs)
     results = []
     threads_before = torch.get_num_threads()
     async with av.AsyncVecEnv(
@@ -85,7 +85,7 @@ async def evaluate(
         try:
             space = envs.single_observation_space
             torch.set_num_threads(torch_threads(config, envs.num_workers, space))
-            learner: Learner | None = None
+            collector: Collector | None = None
             for number, name in enumerate(names):
                 envs.broadcast(
                     cu.Directive(stages=names, stage=name, ratios=(0.0,) * len(names)),
@@ -94,21 +94,22 @@ async def evaluate(
                 )
                 seeds = env_seeds(seed, number, config.num_envs, EVAL)
                 obs, infos = await envs.reset(seed=seeds)
-                masked = is_masked(space, infos)
-                if learner is None:
-                    learner = Learner(config, space, envs.single_action_space, masked=masked)
+                if collector is None:
+                    learner = Learner(config, space, envs.single_action_space, masked=is_masked(space, infos))
                     learner.load(path, saved.model)
-                seen = Seen(space, config.num_envs, learner.head.mask_size if masked else 0)
-                seen.update(everyone, obs, infos)
+                    collector = Collector(envs, learner, greedy=greedy)
+                collector.see(collector.everyone, obs, infos)
                 rng = stream(seed, EVAL, number)
-                played: list[list[Any]] = [[] for _ in everyone]
-                while min(map(len, played)) < per_env:
-                    chosen = learner.policy.choose(*seen.of(everyone), rng, greedy)
-                    batch = await envs.step(learner.head.to_env(chosen))
-                    seen.update(batch.env_ids, batch.obs, batch.infos)
+                played: list[list[Any]] = [[] for _ in collector.everyone]
+
+                async def look(batch: av.Batch, played: list[list[Any]] = played) -> bool:
                     for episode in batch.episodes:
                         if episode.outcome != "aborted" and len(played[episode.env_id]) < per_env:
                             played[episode.env_id].append(episode)
+                    return min(map(len, played)) < per_env
+
+                while await collector.collect(rng, look):
+                    pass
                 results.append(_result(name, [episode for column in played for episode in column], job))
         finally:
             torch.set_num_threads(threads_before)

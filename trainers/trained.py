@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from trainers.collect.seen import Seen, is_masked
+from trainers.collect.observations import is_masked, split
 from trainers.learn.actions import action_head
 from trainers.learn.learner import EVAL, load_parameters, stream
-from trainers.learn.networks import MASK, ActorCritic
+from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
 from trainers.learn.policy import Policy
 from trainers.record.checkpoint import Checkpoints
 from trainers.record.folder import RunFolder
@@ -81,11 +81,13 @@ class TrainedPolicy:
 
     def act_batch(self, obs: Any, infos: Mapping[str, Any] | None = None) -> Any:
         """Actions (n, …) for n envs' observations and infos, as a vectorised env hands them out."""
-        ids = np.arange(len(_any_leaf(obs)))
-        masked = is_masked(self.observation_space, infos or {})
-        seen = Seen(self.observation_space, len(ids), self._head.mask_size if masked else 0)
-        seen.update(ids, obs, infos or {})
-        return self._head.to_env(self._policy.choose(*seen.of(ids), self._rng, self.greedy))
+        space = self.observation_space
+        masked = is_masked(space, infos or {})
+        leaves, masks = split(
+            space, obs, infos or {}, len(_any_leaf(obs)), self._head.mask_size if masked else 0
+        )
+        rows = {key: np.asarray(leaves[key], leaf.dtype) for key, leaf in leaf_spaces(space).items()}
+        return self._head.to_env(self._policy.choose(rows, masks, self._rng, self.greedy))
 
 
 def _any_leaf(obs: Any) -> Any:

@@ -449,7 +449,7 @@ def test_the_command_line_lets_its_process_keep_memory(monkeypatch: pytest.Monke
     def training(*_: object, **__: object) -> None:
         raise ConfigError("enough")
 
-    monkeypatch.setattr("trainers.heap.keep_freed_memory", keep)
+    monkeypatch.setattr("trainers.malloc.keep_freed_memory", keep)
     monkeypatch.setattr("trainers.run.training", training)
     assert cli.main(["train"]) == 1
     assert called == ["keep_freed_memory"]

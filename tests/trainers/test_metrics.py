@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from trainers.config import ConfigError
-from trainers.record.feed import Feed
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import MetricsFile, Report, StageReport, Timing, percentile, read_metrics
 from trainers.record.plot import draw
 from trainers.record.progress import LivePanel
+from trainers.record.report_stream import ReportStream
 from trainers.record.summary import StageEntry, Summary, wilson
 
 ROOT = Path(__file__).parents[2]
@@ -159,16 +159,16 @@ def test_the_panel_shows_names_as_they_are() -> None:
 
 @pytest.mark.asyncio
 async def test_a_slow_reader_misses_the_oldest_and_delays_nobody() -> None:
-    feed: Feed[int] = Feed()
-    reader = feed.read()
-    feed.put(0)  # nobody reads yet: readers see what comes after them
+    stream = ReportStream()
+    reader = stream.read()
+    stream.put(report("one"))  # nobody reads yet: readers see what comes after them
     first = anext(reader)
     import asyncio
 
     task = asyncio.ensure_future(first)
     await asyncio.sleep(0)
     for number in range(1, 1001):
-        feed.put(number)
-    feed.close()
-    got = [await task, *[number async for number in reader]]
+        stream.put(dataclasses.replace(report("one"), update=number))
+    stream.close()
+    got = [report.update for report in [await task, *[report async for report in reader]]]
     assert got == list(range(745, 1001))

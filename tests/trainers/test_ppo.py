@@ -29,7 +29,7 @@ def setup(seed: int = 0) -> tuple[ActorCritic, ActionHead, Rollout]:
     head = action_head(gym.spaces.Discrete(3))
     model = ActorCritic(SPACE, head, NetworkConfig(hidden=(8,)), seed=seed)
     rollout = Rollout(8, 4, leaf_spaces(SPACE), action_shape=head.shape, action_dtype=head.dtype, mask_size=3)
-    rollout.obs[""][:] = rng.uniform(-1, 1, rollout.obs[""].shape)
+    rollout.obs[""][:-1] = rng.uniform(-1, 1, (8, 4, 3))
     rollout.actions[:] = rng.integers(0, 2, rollout.actions.shape)
     assert rollout.masks is not None
     rollout.masks[:, :, 2] = False
@@ -156,7 +156,8 @@ def test_discrete_observations_of_any_width_are_learned_from(kind: Any) -> None:
     _, head, filled = setup()
     model = ActorCritic(space, head, NetworkConfig(hidden=(8,)), seed=0)
     rollout = Rollout(8, 4, leaf_spaces(space), action_shape=head.shape, action_dtype=head.dtype)
-    rollout.act(np.arange(4), {"": np.arange(1, 5).astype(kind)}, filled.actions[0], *filled.log_probs[:2])
+    rollout.see(np.arange(4), {"": np.arange(1, 5).astype(kind)})
+    rollout.act(np.arange(4), filled.actions[0], *filled.log_probs[:2])
     assert rollout.obs[""][0].tolist() == [1, 2, 3, 4]
     assert run(model, head, rollout).valid_rows == 32
 
@@ -170,13 +171,17 @@ def test_it_learns_which_arm_pays() -> None:
     rng = np.random.default_rng(0)
     rollout = Rollout(8, 16, leaf_spaces(SPACE), action_shape=head.shape, action_dtype=head.dtype)
     everyone, none, obs = np.arange(16), np.zeros(16, bool), {"": np.zeros((16, 3), np.float32)}
+    rollout.see(everyone, obs)
     for _ in range(15):
         rollout.clear()
         while not rollout.full:
             actions, log_probs, values = policy.act(obs, rng)
-            rollout.act(everyone, obs, actions, log_probs, values)
+            rollout.act(everyone, actions, log_probs, values)
             rollout.outcome(everyone, (actions[:, 0] == 2).astype(float), ~none, none, none)
-        update(model, optimiser, head, rollout, policy.values(obs), config, lr=config.lr, rng=rng)
+            rollout.see(everyone, obs)
+        update(
+            model, optimiser, head, rollout, policy.values(rollout.last_obs), config, lr=config.lr, rng=rng
+        )
     chosen: Any = policy.choose(obs, None, rng, True)
     assert (chosen == 2).all()
 

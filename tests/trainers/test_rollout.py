@@ -107,40 +107,54 @@ def make_rollout(steps: int, envs: int) -> Rollout:
 
 @given(data=st.data())
 def test_columns_fill_in_any_order_of_replies(data: st.DataObject) -> None:
-    """Every env contributes exactly T rows, each with its own outcome, whoever is fast (V18)."""
+    """Every env contributes exactly T rows, each with its own outcome, whoever is fast; and row t + 1 of its
+    observations and masks is what row t led to, from one rollout to the next (V18)."""
     steps, envs = 3, 4
     rollout = make_rollout(steps, envs)
-    turn = np.zeros(envs, np.int64)
-    waiting = np.arange(envs)
-    owed: list[int] = []
-    while not rollout.full:
-        if len(waiting):
-            stamp = (10 * waiting + turn[waiting]).astype(np.float32)
-            rollout.act(
-                waiting,
-                {"": np.stack([stamp, stamp], axis=1)},
-                stamp[:, None].astype(np.int64),
-                stamp,
-                stamp,
-                np.stack([waiting == 0, waiting == 1, waiting == 2], axis=1),
-            )
-            owed += waiting.tolist()
-        replied = data.draw(st.lists(st.sampled_from(sorted(owed)), min_size=1, unique=True))
-        ids = np.array(sorted(replied))
-        owed = [env for env in owed if env not in replied]
-        none = np.zeros(len(ids), bool)
-        waiting = rollout.outcome(ids, (10.0 * ids + turn[ids]).astype(np.float64), none, none, none)
-        turn[ids] += 1
-    expected = 10 * np.arange(envs)[None, :] + np.arange(steps)[:, None]
-    for stored in (
-        rollout.rewards,
-        rollout.log_probs,
-        rollout.values,
-        rollout.obs[""][..., 1],
-        rollout.actions[..., 0],
-    ):
-        np.testing.assert_array_equal(stored, expected)
-    assert rollout.masks is not None
-    np.testing.assert_array_equal(rollout.masks[0, :3], np.eye(3, dtype=bool))
-    assert not len(waiting)
-    assert not owed
+
+    def see(ids: Any, turn: Any) -> None:
+        stamp = (100 * ids + turn).astype(np.float32)
+        rollout.see(
+            ids,
+            {"": np.stack([stamp, stamp], axis=1)},
+            np.stack([(turn + ids) % 3 == k for k in range(3)], axis=1),
+        )
+
+    everyone, turn = np.arange(envs), np.zeros(envs, np.int64)
+    see(everyone, turn)
+    for number in range(2):
+        waiting: Any = everyone
+        owed: list[int] = []
+        rollout.clear()
+        while not rollout.full:
+            if len(waiting):
+                obs, masks = rollout.seen(waiting)
+                stamp = obs[""][:, 0]
+                np.testing.assert_array_equal(stamp, 100 * waiting + turn[waiting])
+                assert masks is not None
+                assert masks[:, 0].tolist() == ((turn + everyone)[waiting] % 3 == 0).tolist()
+                rollout.act(waiting, stamp[:, None].astype(np.int64), stamp, stamp)
+                owed += waiting.tolist()
+            replied = data.draw(st.lists(st.sampled_from(sorted(owed)), min_size=1, unique=True))
+            ids = np.array(sorted(replied))
+            owed = [env for env in owed if env not in replied]
+            none = np.zeros(len(ids), bool)
+            waiting = rollout.outcome(ids, (100.0 * ids + turn[ids]).astype(np.float64), none, none, none)
+            turn[ids] += 1
+            see(ids, turn[ids])
+        expected = 100 * everyone[None, :] + np.arange(steps)[:, None] + steps * number
+        for stored in (
+            rollout.rewards,
+            rollout.log_probs,
+            rollout.values,
+            rollout.obs[""][:-1, :, 1],
+            rollout.actions[..., 0],
+        ):
+            np.testing.assert_array_equal(stored, expected)
+        np.testing.assert_array_equal(rollout.last_obs[""][:, 0], expected[-1] + 1)
+        assert rollout.masks is not None
+        np.testing.assert_array_equal(
+            rollout.masks[..., 0], (np.arange(steps + 1)[:, None] + steps * number + everyone) % 3 == 0
+        )
+        assert not len(waiting)
+        assert not owed

@@ -199,16 +199,15 @@ async def test_first_ready_takes_equal_shares_of_fast_and_slow_envs(tmp_path: Pa
         return cu.CurriculumEnv(Corridor(delay_s=0.003 if os.getpid() % 2 else 0.0), cu.LevelSet(LEVELS))
 
     async with training(config, job=Job(PLAN, make_uneven)) as run:
-        store = run._store
+        look = run._look
 
-        def watched(batch: av.Batch) -> Any:
+        async def watched(batch: av.Batch) -> bool:
             order.append(tuple(batch.env_ids.tolist()))
-            going_on = store(batch)
             if run._learner.rollout.full:
                 counts.append(run._learner.rollout.cursor.tolist())
-            return going_on
+            return await look(batch)
 
-        run._store = watched  # type: ignore[method-assign]
+        run._look = watched  # type: ignore[method-assign]
         summary = await run.wait()
     assert summary.updates == 3
     assert counts == [[16] * 4] * 3
@@ -562,7 +561,7 @@ async def test_a_worker_killed_on_the_way_costs_its_episodes_and_nothing_else(tm
     )
     lost: list[int] = []
     async with training(config, job=corridor_job()) as run:
-        learn = run._learner.learn_and_score
+        learn = run._learner.learn
 
         def watched(*args: Any) -> Any:
             rollout = run._learner.rollout
@@ -571,7 +570,7 @@ async def test_a_worker_killed_on_the_way_costs_its_episodes_and_nothing_else(tm
             assert stats.valid_rows == int((~rollout.first).sum()) == sum(steps for _, _, steps, _ in parts)
             return stats, parts
 
-        run._learner.learn_and_score = watched  # type: ignore[method-assign, assignment]
+        run._learner.learn = watched  # type: ignore[method-assign, assignment]
         async for report in run.reports():
             if report.update == 2:
                 os.kill((await run.envs.apply(lambda env: os.getpid()))[0], signal.SIGKILL)
@@ -584,3 +583,93 @@ async def test_a_worker_killed_on_the_way_costs_its_episodes_and_nothing_else(tm
     assert strategy.aborted == 2
     assert strategy.total == summary.episodes
     assert all(opened.level is not None for opened in strategy._open.values())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("exact", [False, True])
+async def test_a_checkpoint_on_demand_is_where_the_run_goes_on(tmp_path: Path, exact: bool) -> None:
+    """From any coroutine, several at once: one file, of the update under way; a run resumed from it continues."""
+    config = tiny(tmp_path, checkpoint_every=1000, exact_resume=exact, total_steps=64 * 20, name="run")
+    async with training(config, job=corridor_job()) as run:
+        async for report in run.reports():
+            if report.update == 2:
+                first, second = await asyncio.gather(run.checkpoint(), run.checkpoint())
+                break
+        assert first == second
+        asked = Checkpoints(run.folder.checkpoints).load_newest()[0].tally["updates"]
+        assert asked in (3, 4)
+        await run._quiet()  # as if the process had died
+        with pytest.raises(asyncio.CancelledError):
+            await run.stop()
+        run._error_seen = True
+    whole = [line for line in untimed(run.folder) if line["update"] > asked]
+    async with training(resume=run.folder.path, job=corridor_job()) as again:
+        assert again.env_steps == 64 * asked
+        summary = await again.wait()
+        assert await again.checkpoint() == run.folder.path / summary.checkpoint, "ended: the last one"
+    assert summary.updates == 20
+    if exact:
+        assert [line for line in untimed(run.folder) if line["update"] > asked][: len(whole)] == whole
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_on_demand_that_cannot_be_written_is_the_caller_s_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with training(
+        tiny(tmp_path, total_steps=64 * 100, checkpoint_every=1000), job=corridor_job()
+    ) as run:
+        await anext(run.reports())
+
+        def full(*_: Any) -> Path:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", full)
+            with pytest.raises(OSError, match="No space left"):
+                await run.checkpoint()
+        cancelled = asyncio.ensure_future(run.checkpoint())
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        assert (await run.checkpoint()).is_file(), "the run goes on"
+        await run.stop()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "error", [StopIteration("no more"), SystemExit(3), asyncio.CancelledError(), ValueError("x")]
+)
+async def test_whatever_is_raised_in_the_learner_s_thread_ends_the_run(
+    tmp_path: Path, error: BaseException
+) -> None:
+    """A future cannot hold StopIteration, and a cancellation from there would look like the caller's own."""
+    async with training(tiny(tmp_path), job=corridor_job()) as run:
+
+        def learn(*_: Any) -> Any:
+            raise error
+
+        run._learner.learn = learn  # type: ignore[method-assign, assignment]
+        kind: Any = ValueError if isinstance(error, ValueError) else RuntimeError
+        with pytest.raises(kind) as caught:
+            await run.wait()
+    if kind is RuntimeError:
+        assert f"{type(error).__name__} was raised in the learner's thread" in str(caught.value)
+        assert caught.value.__cause__ is error
+
+
+class OnlyMask(Corridor):
+    """Shows nothing but what is allowed."""
+
+    def __init__(self, empty: bool) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Dict({} if empty else {"action_mask": gym.spaces.MultiBinary(3)})
+
+    def _obs(self) -> Any:
+        return {key: np.ones(3, np.int8) for key in self.observation_space}  # type: ignore[attr-defined]
+
+
+@pytest.mark.asyncio
+async def test_an_observation_with_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+    job = Job(PLAN, lambda: cu.CurriculumEnv(OnlyMask(False), cu.LevelSet(LEVELS)))
+    with pytest.raises(ConfigError, match=r"nothing to learn from: the observation space .*action_mask"):
+        await asyncio.wait_for(finish(tiny(tmp_path), job), 20)

@@ -257,11 +257,11 @@ def test_scores_are_means_over_whole_episodes_however_rollouts_cut_them(
 
     async def watched() -> Run:
         async with training(config, job=corridor_job()) as run:
-            learner, learn = run._learner, run._learner.learn_and_score
+            learner, learn = run._learner, run._learner.learn
 
-            def copying(obs: Any, index: int, progress: float, statistic: str | None) -> Any:
+            def copying(index: int, progress: float, statistic: str | None) -> Any:
                 rollout = learner.rollout
-                advantages = advantages_of(rollout, learner.policy.values(obs), config.ppo)
+                advantages = advantages_of(rollout, learner.policy.values(rollout.last_obs), config.ppo)
                 statistics = {
                     "l1": np.abs(advantages), "positive": np.maximum(advantages, 0), "max_mc": rollout.values,
                 }  # fmt: skip
@@ -271,9 +271,9 @@ def test_scores_are_means_over_whole_episodes_however_rollouts_cut_them(
                             indices[env] += 1
                         else:
                             measured[env, indices[env]].append(float(statistics[by][t, env]))
-                return learn(obs, index, progress, statistic)
+                return learn(index, progress, statistic)
 
-            learner.learn_and_score = copying  # type: ignore[method-assign, assignment]
+            learner.learn = copying  # type: ignore[method-assign, assignment]
             tally = run._tally.batch
 
             def noting(rows: int, episodes: Any) -> None:

@@ -55,8 +55,12 @@ class Learner:
     def __init__(
         self, config: TrainConfig, obs_space: gym.Space[Any], action_space: gym.Space[Any], *, masked: bool
     ) -> None:
+        leaves = leaf_spaces(obs_space)
+        if not leaves:
+            raise ConfigError(
+                f"nothing to learn from: the observation space {obs_space} has no part beside the action mask"
+            )
         self.config = config
-        self.obs_space = obs_space
         self.head = action_head(action_space)
         if masked and not self.head.mask_size:
             raise ConfigError(f"an action mask was given, but {action_space} cannot be masked")
@@ -67,27 +71,24 @@ class Learner:
         self.rollout = Rollout(
             config.ppo.num_steps,
             config.num_envs,
-            leaf_spaces(obs_space),
+            leaves,
             action_shape=self.head.shape,
             action_dtype=self.head.dtype,
             mask_size=self.head.mask_size if masked else 0,
         )
 
-    def learn(self, last_obs: dict[str, Any], index: int, progress: float) -> UpdateStats:
-        """Update `index` from the full rollout; `progress` in [0, 1] anneals the learning rate."""
-        return self.learn_and_score(last_obs, index, progress)[0]
-
-    def learn_and_score(
-        self, last_obs: dict[str, Any], index: int, progress: float, statistic: str | None = None
+    def learn(
+        self, index: int, progress: float, statistic: str | None = None
     ) -> tuple[UpdateStats, list[Part]]:
-        """`learn()`, and what a strategy asks to know of the episodes in the rollout: by part that lies in it, the
-        mean of `statistic`: "abs_advantage", "positive_advantage" or "value", all as the update saw them.
+        """Update `index` from the full rollout; `progress` in [0, 1] anneals the learning rate. And what a strategy
+        asks to know of the episodes in the rollout: by part that lies in it, the mean of `statistic`:
+        "abs_advantage", "positive_advantage" or "value", all as the update saw them.
 
         Raises `FloatingPointError` if the update's numbers are none: the model is spoilt then.
         """
         config = self.config.ppo
         lr = config.lr * max(0.0, 1 - progress) if config.anneal_lr else config.lr
-        last_values = self.policy.values(last_obs)
+        last_values = self.policy.values(self.rollout.last_obs)
         rng = stream(self.config.seed, LEARN, index)
         rollout = self.rollout
         stats = update(self.model, self.optimiser, self.head, rollout, last_values, config, lr=lr, rng=rng)
@@ -100,7 +101,7 @@ class Learner:
         if statistic is None:
             return stats, []
         measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values)
-        return stats, score_parts(measured, rollout.episodes, rollout.first)
+        return stats, score_parts(measured, rollout.index, rollout.first)
 
     def load(self, path: Path, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
         """Take over the parameters that `path` holds. Raises `CheckpointError` if they are of another network."""

@@ -82,9 +82,9 @@ def update(
     def flat(array: NDArray[Any]) -> torch.Tensor:  # (T, N, …) → (T·N, …)
         return torch.from_numpy(array.reshape(-1, *array.shape[2:])).to(device)
 
-    obs = {key: flat(column) for key, column in rollout.obs.items()}
+    obs = {key: flat(column[:-1]) for key, column in rollout.obs.items()}
     actions, old_log_probs, old_values = flat(rollout.actions), flat(rollout.log_probs), flat(rollout.values)
-    masks = None if rollout.masks is None else flat(rollout.masks)
+    masks = None if rollout.masks is None else flat(rollout.masks[:-1])
     all_advantages, all_returns = flat(advantages), flat(returns)
 
     for group in optimiser.param_groups:

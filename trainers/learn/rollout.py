@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -17,11 +17,12 @@ Bools = NDArray[np.bool_]
 
 
 class Rollout:
-    """T rows for each of N envs. Row t of env i holds what was seen, what was done, and what came of it.
+    """T rows for each of N envs, laid out as a chunk of the vec env: time first, and one observation more.
 
-    Every env fills its own column (`cursor`), in whatever order replies come in, and then waits: each
-    contributes exactly T rows. The row after an episode's end is `first`: its observation is the final one,
-    its action was not executed. So `values[t + 1]` is the value of the observation that row t led to, always.
+    Row t of env i holds what was seen, what was done, and what came of it; `obs[t + 1]` is the observation that it
+    led to, so the last row needs nothing from outside. Every env fills its own column up to `cursor`, in whatever
+    order replies come in, and then waits: each contributes exactly T rows. `obs[cursor[i], i]` is what env i shows
+    now. The row after an episode's end is `first`: its observation is the final one, its action was not executed.
     """
 
     def __init__(
@@ -34,18 +35,20 @@ class Rollout:
         action_dtype: np.dtype[Any],
         mask_size: int = 0,
     ) -> None:
+        """`mask_size` 0: actions are not masked."""
         rows = (num_steps, num_envs)
+        seen = (num_steps + 1, num_envs)
         self.num_steps, self.num_envs = rows
-        self.obs = {key: np.zeros((*rows, *(s.shape or ())), _dtype(s)) for key, s in obs_spaces.items()}
+        self.obs = {key: np.zeros((*seen, *(s.shape or ())), _dtype(s)) for key, s in obs_spaces.items()}
+        self.masks = np.ones((*seen, mask_size), np.bool_) if mask_size else None
         self.actions = np.zeros((*rows, *action_shape), action_dtype)
-        self.masks = np.ones((*rows, mask_size), np.bool_) if mask_size else None
         self.log_probs = np.zeros(rows, np.float32)
         self.values = np.zeros(rows, np.float32)
         self.rewards = np.zeros(rows, np.float32)
         self.terminations = np.zeros(rows, np.bool_)
         self.truncations = np.zeros(rows, np.bool_)
         self.first = np.zeros(rows, np.bool_)  # the row's action was not executed
-        self.episodes = np.zeros(rows, np.int64)  # the index of the row's episode, where someone says it
+        self.index = np.zeros(rows, np.int64)  # of the row's episode, where someone says it
         self.cursor = np.zeros(num_envs, np.int64)
 
     @property
@@ -53,28 +56,43 @@ class Rollout:
         """Whether every env has contributed its T rows."""
         return int(self.cursor.min()) == self.num_steps
 
+    @property
+    def last_obs(self) -> dict[str, NDArray[Any]]:
+        """The observations (n, …) that the last rows led to."""
+        return {key: column[-1] for key, column in self.obs.items()}
+
     def clear(self) -> None:
-        """Begin the next rollout; the arrays are used again."""
+        """Begin the next rollout, at what each env shows now; the arrays are used again."""
+        at = self._at(np.arange(self.num_envs))
+        for column in self._seen():
+            column[0] = column[at]
         self.cursor.fill(0)
 
-    def act(
-        self,
-        env_ids: NDArray[np.int64],
-        obs: Mapping[str, NDArray[Any]],
-        actions: NDArray[Any],
-        log_probs: Floats,
-        values: Floats,
-        masks: Bools | None = None,
+    def see(
+        self, env_ids: NDArray[np.int64], obs: Mapping[str, NDArray[Any]], masks: Bools | None = None
     ) -> None:
-        """Store what n envs saw and were told to do, in their current rows."""
-        at = (self.cursor[env_ids], env_ids)
+        """Store what n envs show now."""
+        at = self._at(env_ids)
         for key, column in self.obs.items():
             column[at] = obs[key]
+        if self.masks is not None and masks is not None:
+            self.masks[at] = masks
+
+    def seen(self, env_ids: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], Bools | None]:
+        """What n envs show now, and what they allow; of all envs in step with each other without a copy."""
+        at = self._at(env_ids)
+        return {key: column[at] for key, column in self.obs.items()}, (
+            None if self.masks is None else self.masks[at]
+        )
+
+    def act(
+        self, env_ids: NDArray[np.int64], actions: NDArray[Any], log_probs: Floats, values: Floats
+    ) -> None:
+        """Store what n envs were told to do on what they show now."""
+        at = self._at(env_ids)
         self.actions[at] = actions
         self.log_probs[at] = log_probs
         self.values[at] = values
-        if self.masks is not None and masks is not None:
-            self.masks[at] = masks
 
     def outcome(
         self,
@@ -83,18 +101,31 @@ class Rollout:
         terminations: Bools,
         truncations: Bools,
         first: Bools,
-        episodes: NDArray[np.int64] | None = None,
+        index: NDArray[np.int64] | None = None,
     ) -> NDArray[np.int64]:
-        """Store what came of it, and complete the rows. Returns the envs whose columns are not full yet."""
-        at = (self.cursor[env_ids], env_ids)
+        """Store what came of it, and complete the rows; `see` what they led to comes next. Returns the envs whose
+        columns are not full yet."""
+        at = self._at(env_ids)
         self.rewards[at] = rewards
         self.terminations[at] = terminations
         self.truncations[at] = truncations
         self.first[at] = first
-        if episodes is not None:
-            self.episodes[at] = episodes
+        if index is not None:
+            self.index[at] = index
         self.cursor[env_ids] += 1
         return env_ids[self.cursor[env_ids] < self.num_steps]
+
+    def _at(self, env_ids: NDArray[np.int64]) -> Any:
+        """Where the current rows of these envs are, in ascending order; one block if they are all envs in step."""
+        t = int(self.cursor[0])
+        if len(env_ids) == self.num_envs and (self.cursor == t).all():
+            return t
+        return self.cursor[env_ids], env_ids
+
+    def _seen(self) -> Iterator[NDArray[Any]]:
+        yield from self.obs.values()
+        if self.masks is not None:
+            yield self.masks
 
 
 def _dtype(space: gym.Space[Any]) -> Any:
@@ -133,16 +164,14 @@ def generalised_advantages(
     return advantages
 
 
-def score_parts(
-    values: Floats, episodes: NDArray[np.int64], first: Bools
-) -> list[tuple[int, int, int, float]]:
+def score_parts(values: Floats, index: NDArray[np.int64], first: Bools) -> list[tuple[int, int, int, float]]:
     """(env, episode, steps, mean of `values`) of each part of an episode in these (T, N) rows, by env and episode.
 
     Rows that are `first` belong to no episode: their action was not executed.
     """
     steps, envs = np.nonzero(~first)
-    indices = episodes[steps, envs]
-    keys = envs * (int(episodes.max()) + 1) + indices
+    indices = index[steps, envs]
+    keys = envs * (int(index.max()) + 1) + indices
     _, at, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     sums = np.bincount(inverse, weights=values[steps, envs], minlength=len(counts))
     return [

@@ -60,6 +60,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         self.folder, self.keep = folder, keep
+        self.newest: Path | None = None  # the one that was written or loaded last
 
     def save(self, state: Checkpoint) -> Path:
         """Write `step-….pt`: to a temporary name, flushed to disk, then renamed; then drop the oldest. Newer
@@ -87,6 +88,7 @@ class Checkpoints:
         up_to_now = [other for other in self.paths() if _step(other) <= state.env_steps]
         for old in (*up_to_now[: -self.keep], *self.folder.glob("step-*.tmp")):
             old.unlink(missing_ok=True)
+        self.newest = path
         return path
 
     def paths(self) -> list[Path]:
@@ -103,7 +105,9 @@ class Checkpoints:
         refused: list[str] = []
         for path in reversed(self.paths()):
             try:
-                return load(path), path, refused
+                state = load(path)
+                self.newest = path
+                return state, path, refused
             except CheckpointError as error:
                 refused.append(str(error))
         if not refused:

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = ["Outcomes"]
 
+SAID = {"is_success", "success"}  # keys of a final info
 NEWEST = 50  # outcomes kept per stage, as the curriculum's own windows do
 STRAGGLER = 20  # × num_envs: outcomes that wait for an older episode before it is passed over
 
@@ -23,6 +24,7 @@ class Outcomes:
     """
 
     def __init__(self, success: Callable[[Any], bool], num_envs: int, *, in_order: bool = True) -> None:
+        self.silent: int | None = 0  # episodes that did not say whether they succeeded; None: one has
         self._success, self._in_order, self._limit = success, in_order, STRAGGLER * num_envs
         self._windows: dict[str, deque[bool]] = {}
         self._ended: dict[str, int] = {}
@@ -37,6 +39,9 @@ class Outcomes:
             stage = str(episode.task["stage"])
             if success is not None:
                 self._ended[stage] = self.ended(stage) + 1
+            if self.silent is not None:
+                said = SAID & episode.final_info.keys()
+                self.silent = None if said else self.silent + (success is not None)
             heapq.heappush(self._waiting, (episode.order, stage, success))
         waiting = self._waiting
         while waiting:

@@ -8,14 +8,14 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
-__all__ = ["LoopLag"]
+__all__ = ["LoopMonitor"]
 
 TICK_S = 0.010
 WARN_S = 0.100
 log = logging.getLogger("trainers")
 
 
-class LoopLag:
+class LoopMonitor:
     """Lateness of a 10 ms ticker, in seconds; the newest 65,536 ticks are kept."""
 
     def __init__(self) -> None:

@@ -1,0 +1,109 @@
+"""The one acting loop: what envs show → the policy → the workers → rows of the rollout; for training and judging."""
+# async: awaits the envs, and whoever looks at each batch
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import aio_vecenv as av
+from trainers.collect.observations import split
+from trainers.learn.learner import Learner
+
+__all__ = ["Collector"]
+
+Ids = NDArray[np.int64]
+
+
+class Collector:
+    """Plays a learner's policy in envs, into the learner's rollout: what each env shows is its row at the cursor."""
+
+    def __init__(
+        self,
+        envs: av.AsyncVecEnv,
+        learner: Learner,
+        *,
+        quorum: int | None = None,
+        greedy: bool = False,
+        events: Any = None,
+    ) -> None:
+        """`quorum`: act once that many envs are ready; None: all of them step together. `greedy`: take the most
+        probable actions; such rows cannot be learned from. `events`: the envs' events from their first reset on,
+        where rows are to say which episode they belong to."""
+        self._envs, self._policy, self._head, self._rollout = (
+            envs,
+            learner.policy,
+            learner.head,
+            learner.rollout,
+        )
+        self._space = envs.single_observation_space
+        self._mask_size = 0 if learner.rollout.masks is None else learner.head.mask_size
+        self._quorum, self._greedy, self._events = quorum, greedy, events
+        self.everyone: Ids = np.arange(envs.num_envs)
+        self.playing: Ids = np.zeros(envs.num_envs, np.int64)  # the index of each env's newest episode
+        self.aborted: set[tuple[int, int]] = set()  # episodes that were: (env, index); its reader clears it
+        self.policy_s = 0.0  # spent on inference and storing rows; its reader clears it
+
+    async def collect(self, rng: np.random.Generator, look: Callable[[av.Batch], Awaitable[bool]]) -> bool:
+        """**The loop of the system**: workers → policy → workers, until every env has contributed its T rows: True.
+        False: `look`, which is awaited with every batch before anyone acts on it, has said that it is enough.
+
+        With a quorum, an env whose column is full waits, so fast envs contribute no more than slow ones. Cancelling
+        loses nothing of the envs: rows under way stay owed.
+        """
+        envs, lockstep = self._envs, self._quorum is None
+        quorum = envs.num_envs if self._quorum is None else self._quorum
+        self._rollout.clear()
+        ready = self.everyone
+        while not self._rollout.full:
+            if len(ready):
+                envs.send(self._act(ready, rng), None if lockstep else ready)
+            batch = await envs.recv(quorum)
+            ready = self._store(batch)
+            if self._events is not None:
+                await self.follow()
+            if not await look(batch):
+                return False
+        return True
+
+    def see(self, ids: Ids, obs: Any, infos: Mapping[str, Any]) -> None:
+        """What these envs show from now on. Raises `ConfigError` if a mask has not one entry per action."""
+        self._rollout.see(ids, *split(self._space, obs, infos, len(ids), self._mask_size))
+
+    def _act(self, ids: Ids, rng: np.random.Generator) -> NDArray[Any]:
+        """Actions for these envs, noted in the rollout. Runs on the event loop: it is short."""
+        began = time.perf_counter()
+        obs, masks = self._rollout.seen(ids)
+        if self._greedy:
+            actions = self._policy.choose(obs, masks, rng, True)
+        else:
+            actions, log_probs, values = self._policy.act(obs, rng, masks)
+            self._rollout.act(ids, actions, log_probs, values)
+        self.policy_s += time.perf_counter() - began
+        return self._head.to_env(actions)
+
+    def _store(self, batch: av.Batch) -> Ids:
+        """Note what came of the actions; the envs that go on."""
+        began = time.perf_counter()
+        ids = batch.env_ids
+        going_on = self._rollout.outcome(
+            ids, batch.rewards, batch.terminations, batch.truncations, batch.first,
+            None if self._events is None else self.playing[ids],
+        )  # fmt: skip
+        self.see(ids, batch.obs, batch.infos)
+        self.policy_s += time.perf_counter() - began
+        return going_on
+
+    async def follow(self) -> None:
+        """Read which episode each env plays from its next executed row on."""
+        events = self._events
+        while events is not None and events.behind:
+            for event in (await events.next_batch()).events:
+                if isinstance(event, av.EpisodeStarted):
+                    self.playing[event.env_id] = event.index
+                elif event.outcome == "aborted":
+                    self.aborted.add((event.env_id, event.index))
