@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from .adapters.gymnasium import make_vec
     from .core.batch import Batch, Episode, EpisodeStarted, EventBatch
     from .core.limits import RestartBudget, Timeouts
+    from .core.policy import Policy
     from .core.statistics import Statistics
     from .errors import (
         BadActions,
         BusyError,
         ClosedError,
         EnvError,
+        PolicyError,
         SpaceMismatch,
         VecEnvError,
         WorkerLost,
@@ -46,6 +48,8 @@ __all__ = [
     "EpisodeStarted",
     "EventBatch",
     "EventStream",
+    "Policy",
+    "PolicyError",
     "Receipt",
     "RestartBudget",
     "SpaceMismatch",
@@ -66,6 +70,7 @@ _HOME = {
     "EpisodeStarted": "core.batch",
     "EventBatch": "core.batch",
     "EventStream": "runtime.events",
+    "Policy": "core.policy",
     "Receipt": "runtime.publisher",
     "RestartBudget": "core.limits",
     "Statistics": "core.statistics",

@@ -7,6 +7,7 @@ VecEnvError
  ├ SpaceMismatch(env_id, expected, got) the envs disagree: fix the factory
  ├ BadActions(expected, got)            wrong shape, dtype or count: nothing was sent, the env is still usable
  ├ EnvError(env_id)                     your env raised; its exception is the cause, its traceback a note
+ ├ PolicyError(op)                      your policy raised, or returned what it may not: fix the policy
  ├ WorkerLost(worker, env_ids, reason)  the process is gone: the restart budget is spent, or a call was in flight
  └ WorkerTimeout(worker, limit_s)       no start in time; also a TimeoutError and multiprocessing.TimeoutError
 """
@@ -22,6 +23,7 @@ __all__ = [
     "BusyError",
     "ClosedError",
     "EnvError",
+    "PolicyError",
     "SpaceMismatch",
     "VecEnvError",
     "WorkerLost",
@@ -85,6 +87,20 @@ class EnvError(VecEnvError):
         self.env_id = env_id
         self.worker = worker
         self.op = op
+        self.type_name = type_name
+
+
+class PolicyError(VecEnvError):
+    """The policy raised, or declared or returned what it may not. `__cause__` is its exception, if it raised one.
+
+    `op` is what was being done: `declare`, `unpickle`, `load`, `act`, `draw`; `type_name` is the name of the
+    exception's type; `worker` the one whose copy of the policy it was, -1 in the parent.
+    """
+
+    def __init__(self, message: str, *, op: str, worker: int = -1, type_name: str = "") -> None:
+        super().__init__(message)
+        self.op = op
+        self.worker = worker
         self.type_name = type_name
 
 

@@ -31,6 +31,7 @@ from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
 from .core.limits import RestartBudget, RestartLog, Timeouts
 from .core.messages import Setup, Spaces
 from .core.options import Settings
+from .core.policy import Policy
 from .core.pool import Command, Ledger
 from .core.report import ErrorReport, describe, raise_all, rebuild
 from .core.spaces import same_space
@@ -39,6 +40,7 @@ from .core.updates import Apply
 from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
 from .runtime.calls import Calls, whole_workers
 from .runtime.events import EventHub, EventStream
+from .runtime.policies import ParentPolicy
 from .runtime.publisher import Receipt
 from .runtime.supervisor import Boss, Crew, Shift, derive_seed
 from .worker.main import PICKLED, SUBSET
@@ -74,6 +76,7 @@ class AsyncVecEnv:
         spares: warm interpreters kept for replacements.
         spaces: "equivalent": the envs' observation spaces may differ in their bounds, not in structure, shape or
             dtype; `single_observation_space` is that of env 0.
+        policy: what `act` acts with, see `Policy`; it is pickled here and now.
 
     Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
     `broadcast` alone may be called from any thread.
@@ -96,6 +99,7 @@ class AsyncVecEnv:
         check: Literal["finite"] | None = None,
         spares: int = 0,
         spaces: Literal["equal", "equivalent"] = "equal",
+        policy: Policy | None = None,
     ) -> None:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
         self._factories = factories.resolve(envs, num_envs)
@@ -112,6 +116,7 @@ class AsyncVecEnv:
         self._backend_choice, self._spares = backend, options.whole("spares", spares, 0)
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
+        self._policy = None if policy is None else ParentPolicy(policy)
         self._opened = False
         # the loop it belongs to, while all is well: what `send` and `recv` ask first, before `_check_open` says why not
         self._home: object = _NOWHERE
@@ -195,6 +200,8 @@ class AsyncVecEnv:
         slab = self._slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
         self.single_observation_space = self._spaces.observation
         self.single_action_space = self._spaces.action
+        if self._policy is not None:
+            self._policy.open(self._spaces.observation, self._spaces.action, self._deal)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.metadata = {**self._spaces.metadata, "autoreset_mode": self._settings.autoreset}
@@ -436,6 +443,34 @@ class AsyncVecEnv:
         """`send(actions)`, then `recv()` of all. Cancelling loses nothing: the replies stay owed, for `recv`."""
         self.send(actions)
         return await self.recv()
+
+    # -- the policy ------------------------------------------------------------------------------------------------
+
+    def set_policy(self, params: Any) -> int:
+        """Give the policy's `load` these parameters; the new version: 1, 2, 3, … They are pickled once, here.
+
+        Raises TypeError if they cannot be pickled, PolicyError if `load` raises: the version before stays in force.
+        """
+        return self._own_policy("set_policy").load(params)
+
+    def act(
+        self, obs: Any, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """The policy on these envs' rows (default: all): (actions, outputs), arrays that the caller owns.
+
+        `obs` (n, …), batched as the observation space says, `noise` (n, *shape), row j for `env_ids[j]`. The actions
+        are what `step` and `send` take. An env's row gives the same bits whichever other envs act with it.
+
+        Raises BadActions if `obs` or `noise` has another shape or dtype, PolicyError if the policy raises or returns
+        what it may not, ValueError for the env ids.
+        """
+        return self._own_policy("act").act(obs, noise, env_ids)
+
+    def _own_policy(self, name: str) -> ParentPolicy:
+        self._check_open()
+        if self._policy is None:
+            raise ValueError(f"{name}() without a policy: construct the vec env with policy=")
+        return self._policy
 
     # -- telling and asking --------------------------------------------------------------------------------------
 

@@ -30,13 +30,13 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {"__init__", "chaos", "errors", "loop", "vec_env"},
     "aio_vecenv/core": {
         "__init__", "actions", "assignment", "batch", "episodes", "factories", "framing", "infos", "layout", "limits",
-        "messages", "options", "pool", "protocol", "report", "spaces", "statistics", "updates",
+        "messages", "options", "policy", "pool", "protocol", "report", "spaces", "statistics", "updates",
     },
     "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "memory", "process"},
-    "aio_vecenv/runtime": {"__init__", "calls", "events", "publisher", "supervisor"},
+    "aio_vecenv/runtime": {"__init__", "blas", "calls", "events", "policies", "publisher", "supervisor"},
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
-    "aio_vecenv/testing": {"__init__"},
+    "aio_vecenv/testing": {"__init__", "policies"},
     "curriculum": {
         "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "decision_stream", "directive", "errors",
         "journal", "level_files", "levels", "replay", "rules", "stages", "windows",

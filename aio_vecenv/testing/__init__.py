@@ -2,7 +2,8 @@
 
 `StampEnv` says in each observation which row of which episode it is, so any mix-up shows. `FaultyEnv` is a `StampEnv`
 that does one of `FAULTS` at a chosen moment. `ScriptedBackend` is the inline backend, except that replies and deaths
-come when the test says so. `BackendContract` is the suite that every backend must pass: subclass it and say which.
+come when the test says so. `BackendContract` is the suite that every backend must pass: subclass it and
+say which. `check_policy` says whether a policy may act in workers.
 """
 # public: used in tests only; neither pytest nor anything beyond the runtime's own dependencies is imported
 
@@ -34,6 +35,7 @@ from ..core.framing import Message
 from ..core.messages import Attachment, Setup, Spaces
 from ..errors import BadActions, BusyError, ClosedError, EnvError
 from ..vec_env import AsyncVecEnv
+from .policies import check_policy
 
 __all__ = [
     "FAULTS",
@@ -43,6 +45,7 @@ __all__ = [
     "StampEnv",
     "check_aligned",
     "check_episodes",
+    "check_policy",
     "stamp_envs",
 ]
 

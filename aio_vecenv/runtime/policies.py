@@ -1,0 +1,84 @@
+"""The policy in the parent: its versions, and the newest of them to act with."""
+# resource: one copy of the policy; while it acts, numpy has as many threads as in the workers
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core import framing as wire
+from ..core.assignment import Deal, EnvIds
+from ..core.policy import Misfit, PolicyRunner, check_declared, columns_of, fits, fixed_tree, rows_in_blocks
+from ..errors import BadActions, PolicyError
+from .blas import same_threads_as_workers
+
+__all__ = ["ParentPolicy"]
+
+
+class ParentPolicy:
+    """Numbers the policy's parameters, pickles them once, and acts with the newest.
+
+    It acts with what it unpickled, as the workers do, never with the objects that the caller gave: the layout of a
+    matrix in memory is not always the same after a pickle, and another layout gives other bits.
+
+    Raises PolicyError if the policy declares what cannot be, TypeError if it cannot be pickled.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        check_declared(policy)
+        self._pickled = wire.dumps(policy, "policy")
+        self._params: bytes | None = None  # of the newest version
+
+    def open(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], deal: Deal) -> None:
+        """Make the parent's copy, for these spaces of one env. Raises PolicyError; ValueError for spaces without a
+        fixed size."""
+        self._spaces, self._deal = (observation_space, action_space), deal
+        self._obs = fixed_tree("observation", observation_space)
+        self._action = fixed_tree("action", action_space)
+        self._runner = PolicyRunner(self._pickled, *self._spaces)
+        self._everyone = rows_in_blocks(range(deal.num_envs))
+
+    @property
+    def version(self) -> int:
+        """The newest one; 0 before any `load`."""
+        return self._runner.version
+
+    def load(self, params: Any) -> int:
+        """Pickle and load; the new version. Raises TypeError or PolicyError; the version before then stays."""
+        pickled = wire.dumps(params, "params")
+        version = self.version + 1
+        try:
+            self._runner.load(version, pickled)
+        except PolicyError:
+            self._runner = PolicyRunner(self._pickled, *self._spaces)  # what was loaded in part is dropped
+            if self._params is not None:
+                self._runner.load(version - 1, self._params)
+            raise
+        self._params = pickled
+        return version
+
+    def act(
+        self, obs: Any, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """(actions, outputs) of these envs' rows. Raises BadActions, PolicyError; ValueError for the env ids."""
+        if env_ids is None:
+            rows = self._everyone
+        else:
+            ids = self._deal.env_ids(env_ids)
+            start = int(ids[0])
+            in_turn = bool((ids == np.arange(start, start + len(ids))).all())
+            rows = rows_in_blocks(range(start, start + len(ids)) if in_turn else ids)
+        n = len(rows.env_ids)
+        try:
+            columns = columns_of(self._obs, obs, n, "obs")
+            fits("noise", noise, n, self._runner.noise)
+        except Misfit as misfit:
+            raise BadActions(str(misfit), expected=misfit.expected, got=misfit.got) from None
+        actions, outputs = self._runner.empty(n)
+        with same_threads_as_workers():
+            self._runner.act(rows, columns, noise, actions, outputs)
+        return self._action.join(actions), outputs
