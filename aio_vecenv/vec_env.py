@@ -335,7 +335,8 @@ class AsyncVecEnv:
             self._hub.release(self._ledger.hand_out(stale)[1])
         number = self._ledger.next_number
         self._ledger.next_number += 1
-        by_env = dict(zip(ids.tolist(), seeds))
+        asked = dict(zip(ids.tolist(), seeds))
+        by_env = dict(asked)
         for env_id, given in by_env.items():
             if given is None:
                 by_env[env_id] = self._ledger.seed_due(env_id)
@@ -345,6 +346,7 @@ class AsyncVecEnv:
         self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
         for worker, mine in self._deal.by_worker(in_order):
             command = Command(Kind.RESET, number, worker, mine, rows_of(mine))
+            command.asked = [asked[e] for e in mine.tolist()]
             command.seeds, command.options = [by_env[e] for e in mine.tolist()], options
             self._post_reset(command)
         try:

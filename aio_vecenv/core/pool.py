@@ -43,7 +43,8 @@ class Command:
     sequence: int = 0  # number of the message: replies are matched by it
     version: int = 0  # the newest update at sending
     sent_at: float = 0.0  # seconds, for deadlines
-    seeds: Sequence[int | None] = ()  # RESET
+    asked: Sequence[int | None] = ()  # RESET: the seeds that its caller gave
+    seeds: Sequence[int | None] = ()  # RESET: those that it is sent with
     options: bytes | None = None  # RESET, pickled
     extras: Mapping[str, list[tuple[int, Any]]] = MappingProxyType({})  # of the reply; rows are env ids
 
@@ -181,7 +182,7 @@ class Ledger:
         """A reset goes to the replacement of its worker: what it does not seed gets the replacement's seeds."""
         env_ids = command.env_ids.tolist()
         command.seeds = [
-            self.seed_due(env_id) if seed is None else seed for env_id, seed in zip(env_ids, command.seeds)
+            self.seed_due(env_id) if asked is None else asked for env_id, asked in zip(env_ids, command.asked)
         ]
         self._next_seed.update(zip(env_ids, command.seeds))
 
@@ -199,13 +200,17 @@ class Ledger:
                 why = f"{report.type_name}: {report.message}"
                 self._begin_anew(env_id, "env_error", why, self.seed_due(env_id))
         gone = {env_id for env_id, _ in failed}
+        asked = dict(zip(command.env_ids.tolist(), command.asked))
         for items in command.extras.values():
             items[:] = [item for item in items if item[0] not in gone]
         ids = np.array(sorted(gone), np.int64)
+        if asked:
+            command.asked = [seed for env_id, seed in asked.items() if env_id not in gone]
         command.env_ids = command.env_ids[~np.isin(command.env_ids, ids)]
         command.rows = rows_of(command.env_ids)
         again = Command(Kind.RESET, command.number, command.worker, ids, rows_of(ids))
         again.seeds = [self._next_seed.get(env_id) for env_id in ids.tolist()]
+        again.asked = [asked.get(env_id) for env_id in ids.tolist()]
         again.options = command.options
         return again
 
