@@ -77,6 +77,9 @@ class AsyncVecEnv:
         spaces: "equivalent": the envs' observation spaces may differ in their bounds, not in structure, shape or
             dtype; `single_observation_space` is that of env 0.
         policy: what `act` acts with, see `Policy`; it is pickled here and now.
+        casting: "safe": observations and actions lose nothing, or are refused; "unsafe", as Gymnasium's and
+            Stable-Baselines3's vec envs do it: observations are cast to the dtype of their space, with one warning,
+            and actions reach the envs as they were given.
 
     Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
     `broadcast` alone may be called from any thread.
@@ -100,6 +103,7 @@ class AsyncVecEnv:
         spares: int = 0,
         spaces: Literal["equal", "equivalent"] = "equal",
         policy: Policy | None = None,
+        casting: Literal["safe", "unsafe"] = "safe",
     ) -> None:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
         self._factories = factories.resolve(envs, num_envs)
@@ -110,9 +114,10 @@ class AsyncVecEnv:
         options.one_of("check", check, (None, "finite"))
         options.one_of("shared_memory", shared_memory, ("auto", True, False))
         options.one_of("spaces", spaces, ("equal", "equivalent"))
+        options.one_of("casting", casting, ("safe", "unsafe"))
         if isinstance(backend, str):
             options.one_of("backend", backend, ("process", "inline"))
-        self._settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces)
+        self._settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
         self._backend_choice, self._spares = backend, options.whole("spares", spares, 0)
         self._shared_memory, self._copy = shared_memory, copy
         self._timeouts, self._budget = timeouts, restart
@@ -146,6 +151,9 @@ class AsyncVecEnv:
         self._need = 0
         self._watchers: list[asyncio.Future[None]] = []
         self._dropped: set[int] = set()
+        self._notes: dict[
+            tuple[str, ...], str
+        ] = {}  # what to warn of, by what it is about; "" once that was said
         self._retried = 0  # errors that on_env_error="reset" counted against the restart budget
         self._closing: asyncio.Task[None] | None = None
         self._log = RestartLog(self._budget)
@@ -207,7 +215,7 @@ class AsyncVecEnv:
         self.metadata = {**self._spaces.metadata, "autoreset_mode": self._settings.autoreset}
         self.spec = self._spaces.spec
         self._ledger = Ledger(self.num_envs, slab, obs, self._settings.autoreset, copy=self._copy)
-        self._port = ActionPort(action, slab)
+        self._port = ActionPort(action, slab, as_given=self._settings.casting == "unsafe")
         self._crew.channel.mark = slab.mark
         await self._crew.attach(self._deal.rows, self.num_envs, fields, size_bytes)
         stock = getattr(self._backend, "stock", None)
@@ -355,6 +363,8 @@ class AsyncVecEnv:
             if not self._closed:
                 self._drop_reset(in_order)
             raise
+        if self._notes:
+            self._warn()
         self._raise_errors(self._ledger.take_errors(ids))
         batch, events = self._ledger.hand_out(self._ledger.select(ids))
         self._hub.release(events)
@@ -435,6 +445,8 @@ class AsyncVecEnv:
                     self._check_alive()
         finally:
             self._receiving = False
+        if self._notes:
+            self._warn()
         if ledger.any_errors:
             self._raise_errors(ledger.take_errors())
         batch, events = ledger.hand_out(ledger.take_ready())
@@ -610,6 +622,8 @@ class AsyncVecEnv:
                 unread = describe(error, "reading the infos of its worker")
                 extras = {"errors": [(int(env_id) - start, unread) for env_id in command.env_ids]}
             command.extras = {k: [(start + i, v) for i, v in items] for k, items in extras.items()}
+            for env_id, note in command.extras.pop("notes", ()):
+                self._notes.setdefault(note[0], f"env {env_id}: {note[1]}")
             if "errors" in command.extras and self._settings.on_env_error == "reset":
                 self._retry_resets(command)
         ledger = self._ledger
@@ -690,6 +704,13 @@ class AsyncVecEnv:
         if self._crew.failure is not None:
             raise self._crew.failure
 
+    def _warn(self) -> None:
+        """Say what the workers had to say, once. Nothing is lost where warnings are errors."""
+        for about, text in self._notes.items():
+            if text:
+                self._notes[about] = ""
+                warnings.warn(f"{text} (said once)", stacklevel=3)
+
     def _end_calls(self, error: VecEnvError) -> None:
         self._calls.end(error)
         waiting, self._watchers = [self._waiter, *self._watchers], []
@@ -756,7 +777,7 @@ class AsyncVecEnv:
         for command, (_, mine, _, local) in zip(commands, share.parts):
             rows = order[at : at + len(mine)]
             at += len(mine)
-            picked = [None if c is None else [c[row] for row in rows] for c in loose]
+            picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in loose]
             indices = None if local is None else np.frombuffer(local, np.uint32).tolist()
             command.flags, command.payload = PICKLED, wire.dumps((indices, wire.dumps(picked, "actions")))
             wire.check_size(command.payload, f"the actions for worker {command.worker}")

@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_differing_spaces, batch_space
+from gymnasium.vector.utils import batch_differing_spaces, batch_space, iterate
 from numpy.typing import NDArray
 
 from ..backends.base import Backend
@@ -31,7 +31,7 @@ from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice, Pending
 from .rows import row_of
-from .session import BeforeStep, Session, env_errors, original, warn_of_context
+from .session import BeforeStep, Session, as_theirs, env_errors, original, warn_of_context
 
 __all__ = ["VectorEnv", "make_vec"]
 
@@ -118,6 +118,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             on_env_error=on_env_error,
             check=check,
             spares=spares,
+            casting="unsafe",
             spaces="equal" if observation_mode == "same" else "equivalent",
         )
         try:
@@ -190,7 +191,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         try:
             return self._unpack(self._session.step(actions))
         except BadActions as error:
-            raise self._misuse(error) from None
+            raise self._misuse(error, actions) from None
         except BaseException as error:
             self._after(error)
 
@@ -200,7 +201,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         try:
             self._session.send(actions)
         except BadActions as error:
-            raise self._misuse(error) from None
+            raise self._misuse(error, actions) from None
         self._doing, self._late = "step", False
 
     def step_wait(self, timeout: float | None = None) -> Step:
@@ -442,10 +443,12 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if name in ("reset", "step", "close", "_setattr", "_check_spaces"):
             raise ValueError(f"Trying to call function `{name}` with `call`, use `{name}` directly instead.")
 
-    def _misuse(self, error: BadActions) -> Exception:
+    def _misuse(self, error: BadActions, actions: Any) -> Exception:
         if "was never reset" in str(error):
             return ResetNeeded("Cannot call `step` before `reset`: " + str(error))
-        return error
+        return as_theirs(
+            error, lambda: list(zip(range(self.num_envs), iterate(self.action_space, actions), strict=True))
+        )
 
     @contextmanager
     def _env_errors(self, *, quiet: bool = False) -> Iterator[None]:

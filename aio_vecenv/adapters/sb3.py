@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ..backends.base import Backend
+from ..core.actions import columns_of
 from ..core.batch import Batch
 from ..core.limits import RestartBudget, Timeouts
 from ..core.updates import Apply
+from ..errors import BadActions
 from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice
 from .rows import class_names, has_attr, row_of
-from .session import BeforeStep, Session, env_errors, original, warn_of_context
+from .session import BeforeStep, Session, as_theirs, env_errors, original, warn_of_context
 
 __all__ = ["VecEnv"]
 
@@ -90,6 +93,7 @@ class VecEnv:
             on_env_error=on_env_error,
             check=check,
             spares=spares,
+            casting="unsafe",
         )
         try:
             self._session = Session(self, self.native, loop, before_step)
@@ -141,8 +145,14 @@ class VecEnv:
         return self.native.observations(), infos
 
     def step_async(self, actions: Any) -> None:
-        """Send one action to each env. Raises BadActions (a ValueError) if they do not fit; nothing was sent then."""
-        self._session.send(actions)
+        """Send one action to each env, out of anything that holds one per env, or a dict of batches.
+
+        Raises BadActions (a ValueError) if they do not fit; nothing was sent then.
+        """
+        try:
+            self._session.send(self._batched(actions))
+        except BadActions as error:
+            raise self._misuse(error, actions) from None
 
     def step_wait(self) -> StepReturn:
         """What `step_async` brought about: (observations, rewards, dones, infos)."""
@@ -155,10 +165,30 @@ class VecEnv:
     def step(self, actions: Any) -> StepReturn:
         """One step of all envs: (observations, rewards, dones, infos)."""
         try:
-            batch = self._session.step(actions)
+            batch = self._session.step(self._batched(actions))
+        except BadActions as error:
+            raise self._misuse(error, actions) from None
         except Exception as error:
             raise self._translated(error)  # noqa: B904 - it brings its own cause
         return self._unpack(batch)
+
+    def _batched(self, actions: Any) -> Any:
+        """Actions as the native env takes them, which has Dict and Tuple spaces batched leaf by leaf."""
+        space = self.action_space
+        if not isinstance(space, (spaces.Dict, spaces.Tuple)) or isinstance(actions, Mapping):
+            return actions
+        each = list(actions) if isinstance(actions, Iterable) else []
+        if len(each) != self.num_envs:
+            got = f"{len(each)} actions" if isinstance(actions, Iterable) else type(actions).__name__
+            raise BadActions(
+                f"actions: expected one per env, {self.num_envs}, got {got}; nothing was sent",
+                expected=f"{self.num_envs} actions",
+                got=got,
+            )
+        return columns_of(space, each)
+
+    def _misuse(self, error: BadActions, actions: Any) -> BadActions:
+        return as_theirs(error, lambda: list(zip(range(self.num_envs), actions, strict=True)))
 
     def _unpack(self, batch: Batch) -> StepReturn:
         rows: dict[Any, dict[str, Any]] = batch.infos

@@ -19,7 +19,7 @@ from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import Driver, LoopChoice
 
-__all__ = ["BeforeStep", "Session", "env_errors", "original", "warn_of_context"]
+__all__ = ["BeforeStep", "Session", "as_theirs", "env_errors", "original", "warn_of_context"]
 
 T = TypeVar("T")
 BeforeStep = Callable[[], Awaitable[None]]
@@ -184,6 +184,21 @@ def env_errors(error: BaseException) -> list[VecEnvError]:
     if isinstance(error, (EnvError, SpaceMismatch)) and not isinstance(error, BadActions):
         return [error]
     return []
+
+
+def as_theirs(error: BadActions, ask: Callable[[], object]) -> BadActions:
+    """`error`, so that it is also of the type that the original raises for such actions, which is what `ask` raises."""
+    try:
+        ask()
+    except (TypeError, KeyError, IndexError) as theirs:
+        kinds = (BadActions, type(theirs))
+        both: type[BadActions] = type(
+            "BadActions", kinds, {"__str__": BadActions.__str__, "__module__": __name__}
+        )
+        return both(str(error), expected=error.expected, got=error.got)
+    except Exception:  # of a type that ours has
+        pass
+    return error
 
 
 def original(error: VecEnvError) -> BaseException:

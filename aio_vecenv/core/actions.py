@@ -1,26 +1,33 @@
 """Checks actions before anything is sent, and puts them where the workers find them."""
-# pure: arrays in, rows of the block out
+# pure: arrays in, rows of the block out, and what travels with the command
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..errors import BadActions
 from .layout import Leaf, Slab, SpaceTree
 
-__all__ = ["ActionPort"]
+__all__ = ["ActionPort", "columns_of"]
 
 
 class ActionPort:
-    """The action space of one env as the batch sees it: leaf by leaf, a column of n rows."""
+    """The action space of one env as the batch sees it: leaf by leaf, a column of n rows.
 
-    def __init__(self, tree: SpaceTree, slab: Slab) -> None:
+    `as_given`: what is not of its leaf's dtype already reaches the envs as it was given, float64s and lists included,
+    and floats with whole values are actions of integer spaces, too.
+    """
+
+    def __init__(self, tree: SpaceTree, slab: Slab, *, as_given: bool = False) -> None:
         self._tree = tree
         self._slab = slab
-        self._has_loose = any(not leaf.fixed for leaf in tree.leaves)
+        self._as_given = as_given
         # of the usual case, one leaf in the block; `_dtype` None: there is none
         leaf = tree.leaves[0] if tree.is_leaf and tree.leaves[0].fixed else None
         self._dtype = None if leaf is None else leaf.dtype
@@ -40,13 +47,17 @@ class ActionPort:
         ):
             self._slab.action[0][rows] = actions  # type: ignore[index]  # as nearly always
             return []
+        loose: list[Any] = []
         columns = self._columns(actions, n)
-        for index, column in enumerate(self._slab.action):
-            if column is not None:
-                column[rows] = columns[index]
-        if not self._has_loose:
-            return []
-        return [None if c is not None else columns[k] for k, c in enumerate(self._slab.action)]
+        for leaf, column, given in zip(self._tree.leaves, self._slab.action, columns):
+            if column is None or (
+                self._as_given and not (type(given) is np.ndarray and given.dtype == leaf.dtype)
+            ):
+                loose.append(given)
+            else:
+                column[rows] = given
+                loose.append(None)
+        return loose if any(given is not None for given in loose) else []
 
     def _columns(self, actions: Any, n: int) -> list[Any]:
         """One column of n rows per leaf. Raises BadActions."""
@@ -70,6 +81,8 @@ class ActionPort:
 
     def _column(self, leaf: Leaf, actions: Any, n: int) -> Any:
         if not leaf.fixed:
+            if self._as_given and isinstance(actions, np.ndarray):
+                actions = list(actions)
             if not isinstance(actions, (tuple, list)) or len(actions) != n:
                 raise _bad(leaf, f"a tuple of {n} actions", _describe(actions))
             return list(actions)
@@ -80,12 +93,66 @@ class ActionPort:
         if array.shape != (n, *leaf.shape):
             raise _bad(leaf, f"{leaf.dtype} {(n, *leaf.shape)}", f"{array.dtype} {array.shape}")
         if array.dtype != leaf.dtype and not (
-            array.dtype.kind in "iufb" and np.can_cast(array.dtype, leaf.dtype, "same_kind")
+            array.dtype.kind in "iufb"
+            and (
+                np.can_cast(array.dtype, leaf.dtype, "same_kind")
+                or (self._as_given and _whole(array, leaf.dtype))
+            )
         ):
             raise _bad(leaf, f"{leaf.dtype} {(n, *leaf.shape)}", f"{array.dtype} {array.shape}")
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise _bad(leaf, "numbers", "NaN")
+        if self._as_given and isinstance(actions, (list, tuple)) and not _are_rows(actions, leaf):
+            return list(actions)
         return array
+
+
+def columns_of(space: gym.Space[Any], actions: Sequence[Any], where: str = "") -> Any:
+    """The actions of n envs, one by one, batched as `space` of one env says. Raises BadActions."""
+    parts: Sequence[tuple[Any, Any]]
+    if isinstance(space, spaces.Dict):
+        parts = list(space.spaces.items())
+    elif isinstance(space, spaces.Tuple):
+        parts = list(enumerate(space.spaces))
+        for env, action in enumerate(actions):
+            if not isinstance(action, (tuple, list)) or len(action) != len(parts):
+                raise _not_of(space, env, where, f"a {_describe(action)}")
+    else:
+        return list(actions)
+    columns: dict[Any, Any] = {}
+    for key, sub in parts:
+        column: list[Any] = []
+        for env, action in enumerate(actions):
+            try:
+                column.append(action[key])
+            except (KeyError, IndexError, TypeError):
+                raise _not_of(space, env, where, f"a {type(action).__name__} without {key!r}") from None
+        columns[key] = columns_of(
+            sub, column, f'{where}["{key}"]' if isinstance(key, str) else f"{where}[{key}]"
+        )
+    return columns if isinstance(space, spaces.Dict) else tuple(columns.values())
+
+
+def _not_of(space: gym.Space[Any], env: int, where: str, got: str) -> BadActions:
+    return BadActions(
+        f"the action{where} of env {env} is {got}, not one of {space}; nothing was sent",
+        expected=str(space),
+        got=got,
+    )
+
+
+def _whole(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether every value is one of `dtype`, exactly."""
+    with np.errstate(invalid="ignore"):
+        return bool((array.astype(dtype) == array).all())
+
+
+def _are_rows(actions: Sequence[Any], leaf: Leaf) -> bool:
+    """Whether they can as well travel as one array: rows that numpy gives back, or nothing that it or Python knows."""
+    kind = np.ndarray if leaf.shape else np.generic
+    return all(isinstance(one, kind) and one.dtype == leaf.dtype for one in actions) or not all(
+        type(one).__module__ in ("builtins", "numpy") for one in actions
+    )
 
 
 def _bad(leaf: Leaf, expected: str, got: str) -> BadActions:

@@ -25,6 +25,7 @@ __all__ = [
     "SharedMemory",
     "Slab",
     "SpaceTree",
+    "cast",
     "exact",
     "layout",
     "pick_rows",
@@ -81,13 +82,17 @@ class SpaceTree:
                         'use "auto" to send it pickled'
                     )
 
-    def split(self, value: Any) -> list[Any]:
-        """The leaves of one env's `value`, in order. Raises KeyError, TypeError or IndexError where it has not the
-        structure of the space."""
+    def split(self, value: Any) -> tuple[list[Any], list[str]]:
+        """The leaves of one env's `value`, in order, and the keys of its dicts that the space does not declare.
+
+        Also of a batch that is nested as the space is. Raises KeyError, TypeError or IndexError where it has not the
+        structure of the space.
+        """
         if self.is_leaf:
-            return [value]
-        _check_structure(self.space, value, "")
-        return [_at(value, leaf.path) for leaf in self.leaves]
+            return [value], []
+        undeclared: list[str] = []
+        _check_structure(self.space, value, "", undeclared)
+        return [_at(value, leaf.path) for leaf in self.leaves], undeclared
 
     def join(self, columns: Sequence[Any]) -> Any:
         """The batch whose leaves are `columns`, nested as the space is."""
@@ -110,24 +115,22 @@ def _at(value: Any, path: Path) -> Any:
     return value
 
 
-def _check_structure(space: gym.Space[Any], value: Any, where: str) -> None:
+def _check_structure(space: gym.Space[Any], value: Any, where: str, undeclared: list[str]) -> None:
     if isinstance(space, spaces.Dict):
         if not isinstance(value, dict):
             raise TypeError(f"obs{where} is {type(value).__name__}, not a dict")
         if value.keys() != space.spaces.keys():
-            missing = sorted(map(repr, space.spaces.keys() - value.keys()))
-            extra = sorted(map(repr, value.keys() - space.spaces.keys()))
-            raise KeyError(
-                f"obs{where}: missing keys [{', '.join(missing)}], extra keys [{', '.join(extra)}]"
-            )
+            if missing := sorted(map(repr, space.spaces.keys() - value.keys())):
+                raise KeyError(f"obs{where}: missing keys [{', '.join(missing)}]")
+            undeclared += sorted(f'obs{where}["{key}"]' for key in value.keys() - space.spaces.keys())
         for key, sub in space.items():
-            _check_structure(sub, value[key], f'{where}["{key}"]')
+            _check_structure(sub, value[key], f'{where}["{key}"]', undeclared)
     elif isinstance(space, spaces.Tuple):
         if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
             got = f"{len(value)} items" if isinstance(value, (tuple, list)) else type(value).__name__
             raise TypeError(f"obs{where} is {got}, not a tuple of {len(space.spaces)}")
         for i, sub in enumerate(space):
-            _check_structure(sub, value[i], f"{where}[{i}]")
+            _check_structure(sub, value[i], f"{where}[{i}]", undeclared)
 
 
 def _join(space: gym.Space[Any], columns: Any) -> Any:
@@ -255,6 +258,19 @@ def exact(leaf: Leaf, value: Any) -> NDArray[Any] | np.generic | int | float | b
         kept = np.isfinite(cast) == np.isfinite(array) if array.dtype.kind == "f" else cast == array
         return cast if bool(kept.all()) else None
     return None
+
+
+def cast(leaf: Leaf, value: Any) -> NDArray[Any] | None:
+    """`value` as numpy casts it to the dtype of `leaf`, whatever is lost; None if it is no array of numbers of its
+    shape."""
+    try:
+        array = np.asarray(value)
+        if array.shape != leaf.shape or array.dtype.kind not in "iufb":
+            return None
+        with np.errstate(all="ignore"):
+            return array.astype(leaf.dtype)
+    except Exception:
+        return None
 
 
 def _same_sign(cast: NDArray[Any], array: NDArray[Any]) -> bool:

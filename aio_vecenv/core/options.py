@@ -27,6 +27,7 @@ class Settings:
     check: Literal["finite"] | None = None
     on_env_error: OnEnvError = "raise"
     spaces: SpacesRule = "equal"
+    casting: Literal["safe", "unsafe"] = "safe"
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ..core import framing as wire
-from ..core.layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, exact
+from ..core.layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, cast, exact
 from ..core.options import Settings
 from ..core.report import ErrorReport, RowError, describe
 from ..core.updates import Inbox
@@ -81,17 +81,20 @@ class EnvGroup:
         self._flags: Any = memoryview(slab.flags[first:stop].data)
         self._versions: Any = memoryview(slab.versions[first:stop].data)
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
-        self._discrete = [isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
+        as_ints = settings.casting == "safe"  # else numpy's integers, as other vec envs have it
+        self._discrete = [as_ints and isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
+        self._noted: set[str] = set()  # what the parent was told once
         self.everyone = range(count)  # local indices of its rows
         self._no_flags = bytes(count)
         # where the observation is one leaf in the block: its rows, by local index
-        leaf = obs.leaves[0]
-        self._dtype, self._shape = leaf.dtype, leaf.shape
+        leaf = obs.leaves[0] if obs.leaves else None  # of an empty Dict or Tuple there is none
+        self._dtype = None if leaf is None else leaf.dtype
+        self._shape = () if leaf is None else leaf.shape
         self._plain_rows = self._rows.views[0] if obs.is_leaf else None
         # where its numbers must be finite: all these rows, looked at once per command
-        finite = settings.check == "finite" and leaf.dtype.kind == "f"
-        column = slab.obs[0]
-        self._finite = None if column is None or not (finite and obs.is_leaf) else column[first:stop]
+        finite = settings.check == "finite" and leaf is not None and leaf.dtype.kind == "f"
+        column = slab.obs[0] if finite and obs.is_leaf else None
+        self._finite = None if column is None else column[first:stop]
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -245,11 +248,14 @@ class EnvGroup:
 
     def _actions(self, envs: Sequence[int], loose: Sequence[Any]) -> Iterable[Any]:
         """One action per env of the command: ints for Discrete, an array or numpy scalar of its own otherwise."""
+        if not self._action_columns:
+            return [self._action.join([]) for _ in envs]
         columns: list[Iterable[Any]] = []
         for index, column in enumerate(self._action_columns):
-            if column is None:
+            if loose and loose[index] is not None:
                 columns.append(loose[index])
             else:
+                assert column is not None
                 values = column if envs is self.everyone else column[list(envs)]
                 if values.ndim == 1:
                     columns.append(values.tolist() if self._discrete[index] else list(values))
@@ -330,27 +336,54 @@ class EnvGroup:
                 return
         tree = self._obs
         try:
-            values = tree.split(obs)
+            values, undeclared = tree.split(obs)
         except (KeyError, TypeError, IndexError) as error:
             raise RowError("the observation", str(tree.space), str(error.args[0])) from None
+        self._note_undeclared(i, undeclared, extras)
         fitting: list[Any] = []
         loose: list[Any] = []
-        finite = self.settings.check == "finite"
         for leaf, value, views in zip(tree.leaves, values, rows.views):
             if views is None:
                 if not leaf.fixed and leaf.stackable:
-                    value = fit(leaf, value, finite).copy()
+                    value = self._fit(i, leaf, value, extras).copy()
                 elif loose_kind == "final_objects":  # the reset that follows may use its buffers again
                     value = wire.loads(wire.dumps(value, f"obs{leaf}"))
                 loose.append(value)
             else:
-                fitting.append(fit(leaf, value, finite))
+                fitting.append(self._fit(i, leaf, value, extras))
         fixed = iter(fitting)
         for views in rows.views:
             if views is not None:
                 views[i][...] = next(fixed)
         if loose:
             extras.setdefault(loose_kind, []).append((i, loose))
+
+    def _fit(self, i: int, leaf: Leaf, value: Any, extras: Extras) -> Any:
+        """`value` as an array of the leaf's shape and dtype. Raises RowError, unless `Settings.casting` casts it."""
+        try:
+            return fit(leaf, value, self.settings.check == "finite")
+        except RowError:
+            if self.settings.casting == "safe" or exact(leaf, value) is not None:
+                raise
+            if (fitting := cast(leaf, value)) is None:
+                raise
+        self._note_cast(i, leaf, np.asarray(value).dtype, extras)
+        return fit(leaf, fitting, self.settings.check == "finite")
+
+    def _note_cast(self, i: int, leaf: Leaf, dtype: np.dtype[Any], extras: Extras) -> None:
+        text = f"obs{leaf} is {dtype} where its space says {leaf.dtype}: it is cast"
+        self._note(i, [f"obs{leaf}"], text, extras)
+
+    def _note_undeclared(self, i: int, keys: list[str], extras: Extras) -> None:
+        if keys:
+            text = f"its space does not declare {', '.join(keys)}: dropped from its observations"
+            self._note(i, keys, text, extras)
+
+    def _note(self, i: int, about: list[str], text: str, extras: Extras) -> None:
+        """Have the parent warn, once for what it is about."""
+        if not self._noted.issuperset(about):
+            self._noted.update(about)
+            extras.setdefault("notes", []).append((i, (tuple(about), text)))
 
     def _info(self, i: int, info: dict[str, Any], extras: Extras, *, edge: bool, kind: str = "infos") -> None:
         wanted = self.settings.info
@@ -456,6 +489,8 @@ def _reward(reward: Any) -> float:
             return float(reward)
     except (TypeError, ValueError):
         pass
+    if isinstance(reward, np.ndarray) and reward.ndim:
+        raise RowError("the reward", "a number", f"an array of shape {reward.shape}: {str(reward)[:80]}")
     raise RowError("the reward", "a finite number", f"{type(reward).__name__} {str(reward)[:80]}")
 
 

@@ -17,7 +17,7 @@ from ..core.layout import TERMINATED, TRUNCATED, Slab, SpaceTree
 from ..core.options import Settings
 from ..core.report import RowError, describe
 from ..core.updates import Inbox
-from .env_group import EnvGroup, Extras, Packed, fit
+from .env_group import EnvGroup, Extras, Packed
 
 __all__ = ["VectorEnvGroup"]
 
@@ -54,6 +54,7 @@ class VectorEnvGroup(EnvGroup):
         mine = slice(first, first + count)
         self._newest = slab.newest
         self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
+        self._noted = set()
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
         self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
@@ -74,9 +75,9 @@ class VectorEnvGroup(EnvGroup):
                 continue
             try:
                 self._update(k)
-                actions = self._action.join([c[rows].copy() for c in self._actions_in])
+                actions = self._action.join(self._actions_of(rows, loose))
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
-                self._fill(rows, obs)
+                self._fill(rows, obs, extras)
                 count = rows.stop - rows.start
                 rewards = _per_row("the rewards", rewards, count)
                 if rewards.dtype.kind not in "fiub" or not np.isfinite(rewards).all():
@@ -161,7 +162,7 @@ class VectorEnvGroup(EnvGroup):
             if (self._begun[rows] & ~which).any():
                 given["reset_mask"] = which.copy()
             obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
-            self._fill(rows, obs, which)
+            self._fill(rows, obs, extras, which)
             self._share(rows, infos, np.zeros_like(which), which, extras)
         except Exception as error:
             self._fail_rows(_at(rows, which), "reset", error, extras)
@@ -172,18 +173,40 @@ class VectorEnvGroup(EnvGroup):
         self._reward_rows[rows] = np.where(which, 0.0, self._reward_rows[rows])
         self._flag_rows[rows] = np.where(which, 0, self._flag_rows[rows])
 
-    def _fill(self, rows: slice, obs: Any, which: Any = True) -> None:
+    def _actions_of(self, rows: slice, loose: Sequence[Any]) -> list[NDArray[Any]]:
+        """The actions of these rows, leaf by leaf; `loose` as in `step`."""
+        columns: list[NDArray[Any]] = []
+        for index, leaf in enumerate(self._action.leaves):
+            given = loose[index] if loose else None
+            if given is None:
+                columns.append(self._actions_in[index][rows].copy())
+            else:
+                columns.append(np.array(given[rows], leaf.dtype))
+        return columns
+
+    def _fill(self, rows: slice, obs: Any, extras: Extras, which: Any = True) -> None:
         """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
 
         The others belong to the parent.
         """
+        try:
+            values, undeclared = self._obs.split(obs)
+        except (KeyError, TypeError, IndexError) as error:
+            raise RowError("the observations", str(self._obs.space), str(error.args[0])) from None
+        self._note_undeclared(rows.start, undeclared, extras)
         arrays: list[NDArray[Any]] = []
-        for leaf in self._obs.leaves:
-            value = obs
-            for part in leaf.path:
-                value = value[part]
+        for leaf, value in zip(self._obs.leaves, values):
             array = np.asarray(value)
             expected = (rows.stop - rows.start, *leaf.shape)
+            numbers = array.shape == expected and array.dtype.kind in "iufb"
+            if (
+                numbers
+                and self.settings.casting == "unsafe"
+                and not np.can_cast(array.dtype, leaf.dtype, "safe")
+            ):
+                self._note_cast(rows.start, leaf, array.dtype, extras)
+                with np.errstate(all="ignore"):
+                    array = array.astype(leaf.dtype)
             if array.shape != expected or not np.can_cast(array.dtype, leaf.dtype, "safe"):
                 raise RowError(
                     f"obs{leaf}", f"{leaf.dtype} {expected}", f"{array.dtype} {array.shape}", f"obs{leaf}"
@@ -207,7 +230,7 @@ class VectorEnvGroup(EnvGroup):
             row = rows.start + j
             info = _row_of(infos, j)
             if self._same_step and done[j]:
-                self._final_row(row, j, final_obs)
+                self._final_row(row, j, final_obs, extras)
                 final = _row_of(final_infos or {}, j)
                 if final:
                     self._info(row, final, extras, edge=True, kind="final_infos")
@@ -221,7 +244,7 @@ class VectorEnvGroup(EnvGroup):
                 if begins and "task" in info and isinstance(self.settings.info, tuple):
                     extras.setdefault("tasks", []).append((row, info["task"]))
 
-    def _final_row(self, row: int, j: int, final_obs: Any) -> None:
+    def _final_row(self, row: int, j: int, final_obs: Any, extras: Extras) -> None:
         """Write the last observation of a row, from an array of them or from a batch as the space says."""
         singly = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
         if final_obs is None or (singly and final_obs[j] is None):
@@ -231,7 +254,7 @@ class VectorEnvGroup(EnvGroup):
             for part in leaf.path:
                 value = value[part]
             try:
-                fitting = fit(leaf, value if singly else value[j], self.settings.check == "finite")
+                fitting = self._fit(row, leaf, value if singly else value[j], extras)
             except RowError as error:
                 raise RowError(f"final_obs{leaf}", error.expected, error.got, error.leaf) from None
             assert column is not None

@@ -13,19 +13,23 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
 from curriculum import CurriculumEnv, Level, LevelSet
 
 __all__ = [
+    "Chatty",
     "CountEnv",
     "CustomSpace",
     "CustomSpaceEnv",
+    "Echo",
     "Faulty",
     "Heeding",
     "OneStep",
     "RandomEnv",
     "TwoArguments",
     "curriculum_env",
+    "typed",
 ]
 
 Reset = tuple[Any, dict[str, Any]]
@@ -180,6 +184,59 @@ class OneStep(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Step:
         return np.zeros(1, np.float32), float(action), True, False, {"success": bool(action)}
+
+
+class Echo(gym.Env[Any, Any]):
+    """Its info says what it was given, types included; `shown` is what it observes."""
+
+    def __init__(
+        self, actions: spaces.Space[Any], observed: spaces.Space[Any] | None = None, shown: Any = None
+    ) -> None:
+        self.action_space = actions
+        self.observation_space = spaces.Box(-9, 9, (1,), np.float32) if observed is None else observed
+        self.shown = np.zeros(1, np.float32) if observed is None else shown
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.shown, {}
+
+    def step(self, action: Any) -> Any:
+        return self.shown, 0.0, False, False, {"given": typed(action)}
+
+
+def typed(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {typed(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(map(typed, value))})"
+    return f"{type(value).__name__} {getattr(value, 'dtype', '')} {value}"
+
+
+class Chatty(gym.vector.VectorEnv[Any, Any, Any]):
+    """Two rows that observe `shown`."""
+
+    def __init__(self, observed: spaces.Space[Any], shown: Any) -> None:
+        self.num_envs, self.shown = 2, shown
+        self.single_observation_space, self.single_action_space = observed, spaces.Discrete(2)
+        self.observation_space, self.action_space = (
+            batch_space(observed, 2),
+            batch_space(spaces.Discrete(2), 2),
+        )
+        self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return _twice(self.shown), {}
+
+    def step(self, actions: Any) -> Any:
+        return _twice(self.shown), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {}
+
+
+def _twice(value: Any) -> Any:
+    return (
+        {key: _twice(part) for key, part in value.items()}
+        if isinstance(value, dict)
+        else np.stack([value] * 2)
+    )
 
 
 def curriculum_env() -> gym.Env[Any, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -11,16 +12,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv
 from aio_vecenv.adapters.sb3 import VecEnv
 from aio_vecenv.testing import ScriptedBackend, stamp_envs
-from tests.adapters.envs import CountEnv
+from tests.adapters.envs import Chatty, CountEnv, Echo, typed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
 LIMITED = partial(gym.wrappers.TimeLimit, max_episode_steps=5)
@@ -120,3 +124,276 @@ def test_once_the_restart_budget_is_spent_every_call_says_so() -> None:
         with pytest.raises(av.WorkerLost, match="restarts are off"):
             call()
     venv.close()
+
+
+# -- values: what reaches the envs, and what comes back from them ------------------------------------------------------
+
+
+ACTIONS: list[tuple[spaces.Space[Any], Any]] = [
+    (spaces.Box(0, 1, (), np.float32), [0.1, 0.25]),
+    (spaces.Box(0, 1, (), np.float32), np.array([0.1, 0.25])),
+    (spaces.Box(0, 1, (), np.float64), (0.5, 1)),
+    (spaces.Box(0, 1, (2,), np.float32), np.array([[0.1, 0.2], [0.3, 0.4]])),
+    (spaces.Box(0, 1, (2,), np.float32), np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)),
+    (spaces.Box(0, 1, (2,), np.float32), [[0.1, 0.2], (0.3, 1)]),
+    (spaces.Box(0, 9, (2,), np.uint8), np.array([[1, 2], [3, 4]], np.int64)),
+    (spaces.Discrete(3), np.array([1, 2])),
+    (spaces.Discrete(3), np.array([1, 2], np.int32)),
+    (spaces.Discrete(3), [1, 2]),
+    (spaces.Discrete(3), np.array([1.0, 2.0], np.float32)),
+    (spaces.MultiBinary(2), np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)),
+    (spaces.MultiBinary(2), np.array([[True, False], [False, True]])),
+    (spaces.MultiDiscrete([3, 4]), np.array([[1.0, 0.0], [2.0, 3.0]])),
+    (spaces.MultiDiscrete([3, 4]), [[1, 0], [2, 3]]),
+    (spaces.Text(4), ("a", "bc")),
+]
+NESTED: list[tuple[spaces.Space[Any], Any]] = [
+    (
+        spaces.Dict(a=spaces.Discrete(3), b=spaces.Dict(c=spaces.Box(0, 1, (2,), np.float32))),
+        {"a": [1, 2], "b": {"c": np.array([[0.1, 0.2], [0.3, 0.4]])}},
+    ),
+    (
+        spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1, (), np.float64), spaces.Text(3))),
+        (np.array([1, 0]), [0.1, 0.2], ["a", "b"]),
+    ),
+]
+
+
+@pytest.mark.parametrize(("space", "actions"), ACTIONS + NESTED, ids=repr)
+def test_actions_reach_the_envs_as_in_gymnasium(space: Any, actions: Any) -> None:
+    """Values and their types: of a float64, a list, a whole float, an array of the space's own dtype."""
+    ours = VectorEnv([partial(Echo, space)] * 2, num_workers=1, backend="inline")
+    theirs = SyncVectorEnv([partial(Echo, space)] * 2)
+    given = [envs.reset() and envs.step(actions)[4]["given"].tolist() for envs in (ours, theirs)]
+    ours.close()
+    theirs.close()
+    assert given[0] == given[1]
+
+
+@pytest.mark.parametrize(("space", "actions"), ACTIONS + NESTED, ids=repr)
+def test_actions_reach_the_envs_as_in_stable_baselines3(space: Any, actions: Any) -> None:
+    """One per env, in whatever holds them: dicts and tuples, too."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        space.seed(4)
+        actions = [space.sample() for _ in range(2)]
+    with VecEnv([partial(Echo, space)] * 2, num_workers=2, backend="inline") as ours:
+        ours.reset()
+        infos = ours.step(actions)[3]
+        ours.step_async(tuple(actions) if isinstance(actions, list) else actions)
+        ours.step_wait()
+    assert [info["given"] for info in infos] == [typed(action) for action in actions]
+
+
+@pytest.mark.parametrize(
+    ("space", "actions"),
+    [
+        (spaces.Discrete(3), 0),
+        (spaces.Discrete(3), None),
+        (spaces.Discrete(3), [1]),
+        (spaces.Box(0, 1, (2,), np.float32), 0.5),
+        (spaces.Dict(a=spaces.Discrete(3)), 0),
+        (spaces.Dict(a=spaces.Discrete(3)), {"b": [0, 0]}),
+        (spaces.Dict(a=spaces.Discrete(3)), [{"a": 0}, {"a": 0}]),
+        (spaces.Tuple((spaces.Discrete(3), spaces.Discrete(2))), ([0, 0],)),
+        (spaces.Tuple((spaces.Discrete(3),)), 0),
+    ],
+    ids=repr,
+)
+def test_actions_that_the_original_refuses_are_an_error_of_its_type(space: Any, actions: Any) -> None:
+    """And one of ours: nothing was sent, and the next step is as if nothing had been."""
+    ours = VectorEnv([partial(Echo, space)] * 2, num_workers=1, backend="inline")
+    theirs = SyncVectorEnv([partial(Echo, space)] * 2)
+    ours.reset(), theirs.reset()
+    with pytest.raises((TypeError, KeyError, IndexError, ValueError)) as refused:
+        theirs.step(actions)
+    for step in (ours.step, ours.step_async):
+        with pytest.raises(av.BadActions) as caught:
+            step(actions)
+        assert isinstance(caught.value, refused.type)
+    ours.step(ours.action_space.sample())
+    ours.close()
+
+
+def test_values_that_are_none_of_the_space_are_refused_at_both_doors() -> None:
+    for make in (VectorEnv, VecEnv):
+        for space, wrong in (
+            (spaces.Discrete(3), [0.5, 1.0]),
+            (spaces.MultiBinary(2), np.array([[0.5, 1], [1, 1]])),
+            (spaces.MultiBinary(2), np.array([[np.nan, 1], [1, 1]])),
+            (spaces.Box(0, 1, (2,), np.float32), np.zeros((2, 3))),
+            (spaces.Tuple((spaces.Discrete(3), spaces.Discrete(2))), [(0, 1), 3]),
+        ):
+            envs: Any = make([partial(Echo, space)] * 2, num_workers=1, backend="inline")
+            envs.reset()
+            with pytest.raises(av.BadActions, match="nothing was sent"):
+                envs.step(wrong)
+            envs.close()
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_algorithms_that_give_actions_as_floats(algorithm: Any) -> None:
+    """MultiBinary actions are floats in Stable-Baselines3."""
+    with VecEnv([partial(Echo, spaces.MultiBinary(4))] * 2, num_workers=1) as venv:
+        more = {"batch_size": 16} if algorithm is PPO else {}
+        algorithm("MlpPolicy", venv, n_steps=8, device="cpu", seed=1, **more).learn(16)
+
+
+def test_float64_actions_give_the_same_transitions() -> None:
+    """Nothing is rounded on the way: Pendulum to its end, bit for bit."""
+    ours, theirs = (make([partial(gym.make, "Pendulum-v1")] * 2) for make in (VectorEnv, SyncVectorEnv))
+    obs = [envs.reset(seed=3)[0] for envs in (ours, theirs)]
+    random = np.random.default_rng(1)
+    for _ in range(199):
+        actions = random.uniform(-2, 2, (2, 1))
+        (mine, reward, *_), (other, expected, *_) = ours.step(actions), theirs.step(actions)
+        assert np.array_equal(mine, other)
+        assert np.array_equal(reward, expected)
+    ours.close()
+    theirs.close()
+    assert np.array_equal(*obs)
+
+
+WIDE: list[tuple[spaces.Space[Any], Any, str]] = [
+    (
+        spaces.Box(-9, 9, (2,), np.float32),
+        np.array([0.1, 0.2]),
+        "obs is float64 where its space says float32",
+    ),
+    (spaces.Box(0, 255, (2,), np.uint8), np.array([1, 300]), "obs is int64 where its space says uint8"),
+    (spaces.Discrete(5), 2.0, "obs is float64 where its space says int64"),
+    (
+        spaces.Dict(a=spaces.Box(-9, 9, (), np.float32), b=spaces.Discrete(3)),
+        {"a": np.float64(0.1), "b": 1},
+        r'obs\["a"\] is float64 where its space says float32',
+    ),
+]
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+@pytest.mark.parametrize(("space", "shown", "text"), WIDE, ids=repr)
+def test_observations_of_another_width_are_cast_with_one_warning(
+    space: Any, shown: Any, text: str, shared_memory: bool
+) -> None:
+    """As Gymnasium's shared memory casts them, and Stable-Baselines3's buffers; natively nothing is."""
+    factories = [partial(Echo, spaces.Discrete(2), space, shown)] * 3
+    backend: Any = "process" if shared_memory and isinstance(space, spaces.Dict) else "inline"
+    theirs = DummyVecEnv([lambda f=f: f() for f in factories])  # type: ignore[misc]
+    makers: list[Callable[[], Any]] = [
+        lambda: VectorEnv(factories, num_workers=2, shared_memory=shared_memory, backend=backend),
+        lambda: VecEnv(factories, num_workers=2, backend=backend),
+    ]
+    for make in makers:
+        envs = make()
+        with pytest.warns(UserWarning, match=rf"env \d: {text}: it is cast") as caught:
+            obs = _through(envs)
+        assert len(caught) == 1
+        expected = theirs.reset()
+        for mine, other in zip(_leaves(obs), _leaves(expected)):
+            assert mine.dtype == other.dtype
+            assert np.array_equal(mine, other)
+    with pytest.raises(ExceptionGroup) as refused:
+        av.run(_reset(factories, backend="inline"))
+    assert all(isinstance(error, av.SpaceMismatch) for error in refused.value.exceptions)
+
+
+def _leaves(obs: Any) -> list[Any]:
+    return list(obs.values()) if isinstance(obs, dict) else [obs]
+
+
+async def _reset(factories: Any, **options: Any) -> Any:
+    async with av.AsyncVecEnv(factories, num_workers=2, **options) as envs:
+        obs, _ = await envs.reset()
+        await envs.step(np.zeros(envs.num_envs, np.int64))
+        return obs
+
+
+DECLARED = spaces.Dict(a=spaces.Discrete(3), b=spaces.Dict(c=spaces.Box(0, 1, (2,), np.float32)))
+TOLD = {"a": 1, "more": "x", "b": {"c": np.ones(2, np.float32), "d": np.zeros(3)}}
+
+
+def _through(envs: Any) -> Any:
+    with contextlib.closing(envs):
+        obs = envs.reset()
+        envs.step(np.zeros(envs.num_envs, np.int64))
+        return obs[0] if isinstance(obs, tuple) else obs
+
+
+def _echoes(observed: Any, shown: Any) -> list[Any]:
+    return [partial(Echo, spaces.Discrete(2), observed, shown)] * 3
+
+
+DOORS: dict[str, Callable[[Any, Any], Any]] = {
+    "native": lambda *shown: av.run(_reset(_echoes(*shown))),
+    "inline": lambda *shown: av.run(_reset(_echoes(*shown), backend="inline")),
+    "VectorEnv factories": lambda *shown: av.run(_reset([partial(Chatty, *shown)] * 2)),
+    "Gymnasium": lambda *shown: _through(VectorEnv(_echoes(*shown), num_workers=2, backend="inline")),
+    "Stable-Baselines3": lambda *shown: _through(VecEnv(_echoes(*shown), num_workers=2, backend="inline")),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_keys_that_a_space_does_not_declare_are_dropped_with_one_warning(door: str) -> None:
+    """At any depth; the warning names them all. A key that is missing stays an error, which names it."""
+    with pytest.warns(UserWarning, match=r'declare obs\["more"\], obs\["b"\]\["d"\]: dropped') as caught:
+        obs = DOORS[door](DECLARED, TOLD)
+    assert len(caught) == 1
+    assert obs.keys() == {"a", "b"}
+    assert obs["b"].keys() == {"c"}
+    less = {"a": 1, "more": "x", "b": {}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises((av.SpaceMismatch, ExceptionGroup)) as caught_errors:
+            DOORS[door](DECLARED, less)
+    for error in getattr(caught_errors.value, "exceptions", [caught_errors.value]):
+        assert isinstance(error, av.SpaceMismatch)
+        assert """obs["b"]: missing keys ['c']""" in str(error)
+
+
+def test_vector_envs_behind_an_adapter_cast_and_take_actions_as_they_are() -> None:
+    """Factories of VectorEnvs keep the same promises: float64 rows, float actions with whole values."""
+    observed = spaces.Box(-9, 9, (2,), np.float32)
+    with pytest.warns(UserWarning, match="is float64 where its space says float32: it is cast"):
+        assert (
+            _through(VectorEnv([partial(Chatty, observed, np.array([0.1, 0.2]))] * 2, backend="inline")).dtype
+            == np.float32
+        )
+    envs = VectorEnv(
+        [partial(Chatty, observed, np.zeros(2, np.float32))] * 2, num_workers=1, backend="inline"
+    )
+    envs.reset()
+    assert envs.step([1.0, 0.0, 1.0, 0.0])[0].shape == (4, 2)
+    envs.close()
+
+
+def test_what_an_env_says_wrong_is_told_with_its_shape() -> None:
+    """A reward of shape (1,) is a number in the wrong shape."""
+
+    class Boxed(Echo):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, np.array([0.5]), *rest
+
+    with pytest.raises(ExceptionGroup) as caught:
+        av.run(_reset([partial(Boxed, spaces.Discrete(2))] * 2, backend="inline"))
+    for error in caught.value.exceptions:
+        assert isinstance(error, av.SpaceMismatch)
+        assert "the reward: expected a number, got an array of shape (1,)" in str(error)
+
+
+@pytest.mark.parametrize(
+    "empty", [spaces.Dict({}), spaces.Tuple(()), spaces.Dict(a=spaces.Tuple(()))], ids=repr
+)
+def test_spaces_without_a_single_number(empty: Any) -> None:
+    """An empty Dict or Tuple: nothing to see, and envs that are stepped all the same."""
+    nothing = empty.sample()
+
+    async def main() -> None:
+        async with av.AsyncVecEnv(
+            [partial(Echo, empty, empty, nothing)] * 3, num_workers=2, check="finite"
+        ) as envs:
+            assert (await envs.reset())[0] == nothing
+            batch = await envs.step(envs.action_space.sample())
+            assert batch.obs == nothing
+            assert batch.infos["given"].tolist() == [typed(nothing)] * 3
+
+    av.run(main())
