@@ -22,7 +22,10 @@ TOPIC = "curriculum"
 
 
 class EventBatchLike(Protocol):
-    """The events that one hand-out of the vec env released together."""
+    """The events that one hand-out of the vec env released together.
+
+    It may also have `beginning`: the orders of episodes whose reset is under way.
+    """
 
     @property
     def number(self) -> int: ...
@@ -75,6 +78,7 @@ class Coordinator:
         self._owns_journal = journal is not None and not isinstance(journal, Journal)
         self._journal = journal if isinstance(journal, Journal) or journal is None else Journal(journal)
         self._started = self._optional("started")
+        self._beginning = self._optional("beginning")
         self._settle = self._optional("settle")
         self._published = self._optional("published")
         self._result: Callable[[Any], Any] | None = self._optional("success") or self._optional("score")
@@ -182,18 +186,21 @@ class Coordinator:
             (ended if hasattr(event, "outcome") else started).append(event)
         if len(ended) > 1:
             ended.sort(key=_by_order)
+        beginning: Sequence[int] = getattr(batch, "beginning", ())
         if self._journal is not None:
             result = self._result
             results = [
                 (e, None if result is None or e.outcome == "aborted" else float(result(e))) for e in ended
             ]
-            self._journal.batch(batch.number, batch.watermark, started, results)
+            self._journal.batch(batch.number, batch.watermark, started, results, beginning)
         if self._started is not None:
             for event in started:
                 self._started(event)
         observe = self.strategy.observe
         for event in ended:
             observe(event)
+        if self._beginning is not None:
+            self._beginning(beginning)
         if self._settle is not None:
             for decision in self._settle(batch.watermark) or ():
                 self._decide(decision)

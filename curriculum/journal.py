@@ -60,13 +60,19 @@ class Journal:
             self._file.write(line)
 
     def batch(
-        self, number: int, watermark: int | None, started: Sequence[Any], ended: Sequence[tuple[Any, Any]]
+        self,
+        number: int,
+        watermark: int | None,
+        started: Sequence[Any],
+        ended: Sequence[tuple[Any, Any]],
+        beginning: Sequence[int] = (),
     ) -> None:
-        """One hand-out: the starts, and each ended episode with its success or score."""
+        """One hand-out: the starts, each ended episode with its success or score, and which are `beginning`."""
         self.write(
             "batch",
             number=number,
             watermark=watermark,
+            **({"beginning": list(beginning)} if beginning else {}),
             started=[[e.env_id, e.index, e.order, e.version, e.task] for e in started],
             ended=[
                 [

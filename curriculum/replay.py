@@ -92,6 +92,7 @@ def _build(kind: type[Staged], record: Mapping[str, Any], where: str, changes: M
     config = dict(record["config"])
     if config.pop("strategy", None) != "Staged":
         raise JournalError(f"{where}: config: only journals of Staged can be replayed")
+    config.setdefault("start_order", "run")  # version 0.1 knew no other, and named none
     if changes.get("rules") == "sequential" and "window" not in changes:
         changes = {**changes, "window": "started"}
     try:
@@ -109,6 +110,7 @@ def _fold(staged: Staged, record: Mapping[str, Any], where: str) -> list[Decisio
     ended = sorted((episode_of(row, where) for row in record["ended"]), key=lambda episode: episode.order)
     for episode in ended:
         staged.observe(episode)
+    staged.beginning(record.get("beginning", ()))
     return list(staged.settle(record["watermark"]))
 
 

@@ -39,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv/testing": {"__init__", "policies"},
     "curriculum": {
         "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "decision_stream", "directive", "errors",
-        "journal", "level_files", "levels", "replay", "rules", "stages", "windows",
+        "journal", "level_files", "levels", "replay", "rules", "stages", "start_order", "windows",
     },
     "curriculum/strategies": {
         "__init__", "base", "learnability", "learning_progress", "prioritised_replay", "stage_counts", "staged",

@@ -48,6 +48,7 @@ class EventBatch(NamedTuple):
     number: int  # Batch.number
     watermark: int  # Batch.watermark
     events: tuple[EpisodeStarted | Episode, ...]
+    beginning: tuple[int, ...] = ()  # orders of the episodes whose first command was under way
 
 
 class Batch(NamedTuple):

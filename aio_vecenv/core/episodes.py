@@ -36,6 +36,7 @@ class EpisodeBook:
         self._task: list[Any] = [None] * num_envs
         self._open: dict[int, int] = {}  # env id -> order of its episode that runs, or is about to begin
         self._oldest: int | None = _NEVER  # smallest of these; None: look again
+        self._beginning: dict[int, int] = {}  # env id -> order of the episode that a command under way begins
 
     def executed(self, rows: Any, rewards: NDArray[np.float64], not_these: Sequence[int]) -> None:
         """One more step of the envs that `rows` picks, with these rewards; but not of `not_these` among them.
@@ -82,8 +83,9 @@ class EpisodeBook:
 
     def about_to_begin(self, env_id: int, call: int) -> None:
         """A command that begins an episode is on its way: the watermark must not pass it."""
+        order = self._beginning[env_id] = call * self._num_envs + env_id
         if not self._running[env_id]:
-            self._opens(env_id, call * self._num_envs + env_id)
+            self._opens(env_id, order)
 
     def begin(self, env_id: int, call: int, version: int, task: Any, seed: int | None) -> EpisodeStarted:
         """An episode of this env began under the send or reset of number `call`.
@@ -95,6 +97,7 @@ class EpisodeBook:
         self._running[env_id] = True
         self._index[env_id] = index = self._index[env_id] + 1
         self._order[env_id] = order
+        self._beginning.pop(env_id, None)
         self._opens(env_id, order)
         self._length[env_id] = 0
         self._return[env_id] = 0.0
@@ -107,7 +110,7 @@ class EpisodeBook:
         """The running episode of this env ended in the batch of that number."""
         length, episode_return = self.totals(env_id)
         self._running[env_id] = False
-        self.forget(env_id)
+        self._closes(env_id)
         self.outcomes[outcome] += 1
         return Episode(
             env_id,
@@ -124,7 +127,17 @@ class EpisodeBook:
         )
 
     def forget(self, env_id: int) -> None:
-        """No episode of this env is open: what was about to begin did not."""
+        """What was about to begin in this env did not."""
+        self._beginning.pop(env_id, None)
+        if not self._running[env_id]:
+            self._closes(env_id)
+
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """The orders of the episodes that are about to begin."""
+        return tuple(self._beginning.values())
+
+    def _closes(self, env_id: int) -> None:
         if self._open.pop(env_id, None) == self._oldest:
             self._oldest = None
 

@@ -219,8 +219,7 @@ class Ledger:
         self._remove_ready(env_ids)
         self._settle(env_ids)
         for env_id in env_ids.tolist():
-            if not self.book.runs(env_id):  # nor will it, before the next reset
-                self.book.forget(env_id)
+            self.book.forget(env_id)  # nothing begins before the next reset
 
     def _begin_anew(self, env_id: int, key: str, reason: str, seed: int | None) -> None:
         self._anew_why[env_id] = (key, reason)
@@ -360,7 +359,7 @@ class Ledger:
             else None,
             self.join_infos(ids, final_infos) if final_infos else {},
         )
-        return batch, EventBatch(number, watermark, tuple(events)) if events else None
+        return batch, EventBatch(number, watermark, tuple(events), book.beginning) if events else None
 
     def observations(self) -> Any:
         """The newest observation of every env."""

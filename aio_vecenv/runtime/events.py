@@ -55,9 +55,7 @@ class EventStream(AsyncIterator[EpisodeStarted | Episode]):
         events = batch.events[self._position :]
         self._position = 0
         self._read(len(events))
-        return (
-            batch if len(events) == len(batch.events) else EventBatch(batch.number, batch.watermark, events)
-        )
+        return batch if len(events) == len(batch.events) else batch._replace(events=events)
 
     async def aclose(self) -> None:
         """End the stream; what was not read is dropped. Never waits; can be called twice."""

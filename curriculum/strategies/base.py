@@ -79,6 +79,7 @@ class Strategy(Protocol):
 
     - `attached(num_envs)`: it now serves these envs; their orders and versions start anew.
     - `started(event)`: an episode began.
+    - `beginning(orders)`: of the episodes whose reset is under way, before `settle`.
     - `settle(watermark) -> Sequence[Decision] | None`: all events of one hand-out have been given; decide.
     - `published(version)`: its newest directive is out, under that version.
     - `set_stage(name)`, `set_mixing_ratio(stage, ratio)`, `hold()`, `release()`: an operator's commands.

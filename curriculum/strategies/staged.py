@@ -11,6 +11,7 @@ from curriculum.directive import Directive
 from curriculum.errors import CommandError, PlanError, StampError
 from curriculum.rules import BASE_RATIO, CHECK_EVERY
 from curriculum.stages import FloatOverride, IntOverride, Stage, StagePlan
+from curriculum.start_order import Entry, StartOrder
 from curriculum.strategies.base import (
     Decision,
     EpisodeLike,
@@ -22,13 +23,12 @@ from curriculum.strategies.base import (
 from curriculum.strategies.staged_progress import explanation, progress_rows
 from curriculum.strategies.staged_state import StagedState
 from curriculum.strategies.verdict import advance_reasons, regress_reason
-from curriculum.windows import Entry
 
 __all__ = ["Staged"]
 
 _PATIENCE = 20  # later-started episodes per env that may end before the oldest unfinished one is passed over
 _CONFIG = (
-    *("rules", "window", "early", "trend"),
+    *("rules", "window", "start_order", "early", "trend"),
     *("adaptive_mixing", "stage_mixing", "probe", "mix_by"),
 )
 
@@ -42,10 +42,13 @@ class Staged:
     hold.
 
     `rules`: "reference", or "sequential" (only with window="started"). `window`: "started" admits outcomes in
-    the order in which their episodes started, "completed" as they end. Switches, all on: `early` (nine of ten
-    of at least 30 outcomes advance, whatever the stage's threshold and minimum), `trend`, `adaptive_mixing`
-    (off: ratio .20), `stage_mixing` (off: ratio 0). `probe`: probability of an episode of any earlier stage;
-    `mix_by="steps"` makes the ratio the share of steps instead of episodes. `success`: episode → bool.
+    the order in which their episodes started, "completed" as they end. `start_order`: "stage" keeps that order
+    stage by stage; "run", over all stages, is the rule of version 0.1, for replaying its journals.
+
+    Switches, all on: `early` (nine of ten of at least 30 outcomes advance, whatever the stage's threshold and
+    minimum), `trend`, `adaptive_mixing` (off: ratio .20), `stage_mixing` (off: ratio 0). `probe`: probability of
+    an episode of any earlier stage; `mix_by="steps"` makes the ratio the share of steps instead of episodes.
+    `success`: episode → bool.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Staged:
         *,
         rules: Literal["reference", "sequential"] = "reference",
         window: Literal["started", "completed"] = "started",
+        start_order: Literal["stage", "run"] = "stage",
         early: bool = True,
         trend: bool = True,
         adaptive_mixing: bool = True,
@@ -69,6 +73,7 @@ class Staged:
         for key, value, allowed in (
             ("rules", rules, ("reference", "sequential")),
             ("window", window, ("started", "completed")),
+            ("start_order", start_order, ("stage", "run")),
             ("mix_by", mix_by, ("episodes", "steps")),
         ):
             if value not in allowed:
@@ -87,15 +92,17 @@ class Staged:
         self.plan = (plan if isinstance(plan, StagePlan) else StagePlan(plan)).override(
             threshold=threshold, min_episodes=min_episodes, floor=floor, max_episodes=max_episodes
         )
-        self.rules, self.window, self.mix_by, self.probe = rules, window, mix_by, float(probe)
+        self.rules, self.window, self.start_order = rules, window, start_order
+        self.mix_by, self.probe = mix_by, float(probe)
         self.early, self.trend = early, trend
         self.adaptive_mixing, self.stage_mixing = adaptive_mixing, stage_mixing
         self.success = success
         self._sequential = rules == "sequential"
         self._places = {name: place for place, name in enumerate(self.plan.names)}
-        self._state = StagedState.begin(self.plan)
+        self._state = StagedState.begin(self.plan, StartOrder(start_order))
         self._state.ratios = self._rule_ratios()
         self._directive: Directive | None = None
+        self._beginning: Sequence[int] = ()
 
     # ---- episodes in
 
@@ -146,6 +153,10 @@ class Staged:
         self._admit(Entry(place, "current", self._state.stay_version or 0, bool(success)), recorded=True)
         self._refresh()
 
+    def beginning(self, orders: Sequence[int]) -> None:
+        """Episodes whose reset is under way, by order: of which stage they are is not known yet."""
+        self._beginning = orders
+
     def settle(self, watermark: int | None = None) -> Sequence[Decision]:
         """All events of one hand-out are in: admit what may be admitted, check if one is due, renew the
         directive.
@@ -154,7 +165,8 @@ class Staged:
         """
         state = self._state
         if self.window == "started":
-            for entry, passed_over in state.order.release(watermark, _PATIENCE * state.num_envs):
+            patience = _PATIENCE * state.num_envs
+            for entry, passed_over in state.order.release(watermark, patience, self._beginning):
                 if passed_over:
                     self._pass_over(entry)
                 else:
@@ -378,8 +390,8 @@ class Staged:
         return self._state.total
 
     def progress(self) -> list[dict[str, Any]]:
-        """One row per stage: success rate, outcomes, threshold, what is missing to advance,
-        ratio, trend, …
+        """One row per stage: success rate, outcomes, threshold, what is missing to advance, ratio, trend, how many
+        outcomes are `waiting` for an older episode of the stage, `waiting_for` which env, …
         """
         ratios, met = self.directive().ratios, bool(self._advance_reasons())
         return progress_rows(self._state, ratios, sequential=self._sequential, met=met)
@@ -404,5 +416,5 @@ class Staged:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as if it had not stopped. StateError, and nothing changed, if the state does not fit."""
-        self._state = StagedState.from_dict(state, self.plan, self.window)
+        self._state = StagedState.from_dict(state, self.plan, self.window, StartOrder(self.start_order))
         self._directive = None

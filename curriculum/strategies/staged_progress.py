@@ -21,11 +21,13 @@ def progress_rows(
 
     `ratios`: the mixing ratios in force. `met`: the current stage meets a rule to advance.
     """
+    waits = state.order.waits()
     rows = []
     for place, counts in enumerate(state.stages):
         window, probed = counts.window, counts.regression.window
         k, length = window.successes, len(window)
         is_current = place == state.current
+        waiting = waits.get(place)
         rows.append(
             {
                 "stage": counts.stage.name,
@@ -45,6 +47,9 @@ def progress_rows(
                 if is_current or not len(probed)
                 else probed.successes / len(probed),
                 **counts.totals,
+                "waiting": 0 if waiting is None else waiting.outcomes,
+                # an order is a command's number × num_envs + the env's id
+                "waiting_for": None if waiting is None else waiting.order % state.num_envs,
             }
         )
     return rows

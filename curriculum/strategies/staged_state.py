@@ -9,9 +9,9 @@ from typing import Any
 
 from curriculum.errors import StateError
 from curriculum.stages import StagePlan
+from curriculum.start_order import StartOrder
 from curriculum.strategies.base import need
 from curriculum.strategies.stage_counts import StageCounts
-from curriculum.windows import StartOrder
 
 __all__ = ["StagedState"]
 
@@ -25,7 +25,7 @@ class StagedState:
     """The fields; `Staged` folds episodes into them, and its progress table reads them."""
 
     stages: list[StageCounts]
-    order: StartOrder = field(default_factory=StartOrder)
+    order: StartOrder
     num_envs: int = 1
     current: int = 0  # place of the current stage
     stay_version: int | None = None  # the version that began the stay; None: not published yet
@@ -43,9 +43,9 @@ class StagedState:
     last_verdict: dict[str, Any] | None = None
 
     @classmethod
-    def begin(cls, plan: StagePlan) -> StagedState:
+    def begin(cls, plan: StagePlan, order: StartOrder) -> StagedState:
         """The state of a run that begins."""
-        return cls([StageCounts(stage) for stage in plan])
+        return cls([StageCounts(stage) for stage in plan], order)
 
     @property
     def here(self) -> StageCounts:
@@ -75,8 +75,12 @@ class StagedState:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], plan: StagePlan, window: str) -> StagedState:
-        """What `as_dict` gave; StateError that names what does not fit this plan and window."""
+    def from_dict(
+        cls, data: Mapping[str, Any], plan: StagePlan, window: str, order: StartOrder
+    ) -> StagedState:
+        """What `as_dict` gave, with `order`, which is empty, filled from it; StateError that names what does not fit
+        this plan and window.
+        """
         schema, strategy = need(data, "schema", int, _WHERE), need(data, "strategy", str, _WHERE)
         if (schema, strategy) != (1, "Staged"):
             raise StateError(f"{_WHERE}: expected schema 1 of Staged, got {schema} of {strategy}")
@@ -90,7 +94,8 @@ class StagedState:
             [
                 StageCounts.from_dict(stage, counts, f"{_WHERE}: stage {stage.name!r}")
                 for stage, counts in zip(plan, saved)
-            ]
+            ],
+            order,
         )
         state.order.load(need(data, "order", dict, _WHERE), len(plan), f"{_WHERE}: order")
         state.current = need(data, "current", int, _WHERE)

@@ -17,7 +17,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from aio_vecenv import AsyncVecEnv, Batch, ClosedError, Episode, EpisodeStarted
-from aio_vecenv.testing import StampEnv, check_aligned, check_episodes, stamp_envs
+from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
 from .harness import until, wait_until
 
@@ -574,6 +574,61 @@ async def test_the_watermark_is_exact() -> None:
             low = batch.watermark
             marks.append((low, set(running)))
         assert len({mark for mark, _ in marks}) > 20
+
+
+@pytest.mark.asyncio
+async def test_what_is_beginning_is_told_with_each_batch_of_events() -> None:
+    """No episode begins below one that was seen, unless its order was told: all of them, not just the oldest."""
+    dice = random.Random(2)
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(stamp_envs(6, lengths), num_workers=6, backend=backend) as envs:
+        stream = envs.events()
+        await envs.reset(seed=1)
+        backend.automatic = False
+        told: set[int] = set()
+        most, highest = 0, -1
+        owing: set[int] = set()
+        for _ in range(300):
+            free = [i for i in range(6) if i not in owing and dice.random() < 0.8]
+            if free:
+                envs.send(zeros(len(free)), free)
+                owing |= set(free)
+            for env_id in dice.sample(
+                sorted(owing), max(1, len(owing) - 3)
+            ):  # three owe their reply at a time
+                backend.deliver(env_id)
+            batch = await envs.recv(min_envs=1)
+            owing -= set(batch.env_ids.tolist())
+            while stream.behind:
+                events = await stream.next_batch()
+                begun = [event.order for event in events.events if isinstance(event, EpisodeStarted)]
+                assert all(order in told or order > highest for order in begun)
+                highest = max(highest, *(event.order for event in events.events))
+                told, most = set(events.beginning), max(most, len(events.beginning))
+        assert most >= 2
+
+
+@pytest.mark.asyncio
+async def test_a_reset_that_was_cancelled_is_beginning_no_more() -> None:
+    backend = ScriptedBackend(automatic=True)
+    async with AsyncVecEnv(stamp_envs(2, 3), num_workers=2, backend=backend) as envs:
+        stream = envs.events()
+        await envs.reset(seed=1)
+        backend.automatic = False
+        resetting = asyncio.ensure_future(envs.reset(env_ids=[0]))  # in the middle of its episode
+        await asyncio.sleep(0)
+        resetting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await resetting
+        seen = []
+        for _ in range(8):  # env 1 ends an episode, and begins one
+            envs.send(zeros(1), [1])
+            backend.deliver(0)
+            backend.deliver(1)
+            await envs.recv()
+            while stream.behind:
+                seen.append((await stream.next_batch()).beginning)
+        assert seen == [()] * 5
 
 
 @both

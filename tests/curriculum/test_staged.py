@@ -626,3 +626,35 @@ def test_a_state_that_does_not_fit_is_refused_whole(change: Any, message: str) -
     with pytest.raises(StateError, match=message):
         staged.load_state_dict(state)
     assert staged.state_dict() == before
+
+
+def test_a19_the_table_says_how_many_outcomes_wait_and_for_which_env() -> None:
+    staged = Staged(PLAN)
+    staged.attached(4)
+    for order in (5, 6, 7, 10):  # the second command of envs 1, 2 and 3, and the third of env 2
+        staged.started(Started(order % 4, order // 4, order, 1, stamp("near")))
+    for order in (6, 10):
+        staged.observe(episode(order, "near", env_id=2, version=1))
+    staged.settle(5)
+    waits = [(row["outcomes"], row["waiting"], row["waiting_for"]) for row in staged.progress()]
+    assert waits == [(0, 2, 1), (0, 0, None), (0, 0, None)]
+    staged.observe(episode(5, "near", env_id=1, version=1))
+    staged.settle(7)
+    assert [row["waiting"] for row in staged.progress()] == [1, 0, 0]
+    assert staged.progress()[0]["waiting_for"] == 3
+
+
+def test_a_state_of_either_start_order_loads_under_the_other() -> None:
+    """Kind: a checkpoint of before: what waited in it is there still, whatever the rule it waited under."""
+    saved = Staged(PLAN, start_order="run")
+    saved.started(Started(0, 0, 0, 1, stamp("near")))
+    saved.observe(episode(1, "middle", version=1))
+    saved.settle(0)
+    state = saved.state_dict()
+    assert state["order"]["by"] == "run"
+    fresh = Staged(PLAN)
+    fresh.load_state_dict(state)
+    assert fresh.state_dict()["order"]["by"] == "stage"
+    assert fresh.progress()[1]["outcomes"] == 0
+    fresh.settle(0)
+    assert fresh.progress()[1]["outcomes"] == 1

@@ -27,6 +27,7 @@ from curriculum import (
     StagePlan,
     Strategy,
 )
+from curriculum.replay import replay
 from tests.curriculum.helpers import PLAN, ActionEnv, level_set
 
 Backend = Literal["process", "inline"]
@@ -302,3 +303,33 @@ async def test_a_directive_over_100_000_levels_reaches_the_workers_and_is_drawn_
         for _ in range(40):
             ids |= {e.task["level"] for e in (await step(envs, coordinator, 1)).episodes}
         assert ids == {f"all-{i}" for i in range(99_995, 100_000)}
+
+
+@pytest.mark.asyncio
+async def test_a19_a_long_episode_that_is_mixed_in_holds_back_nothing_of_the_current_stage(
+    tmp_path: Path,
+) -> None:
+    """Kind: outcomes of the current stage wait for an env that plays another one, and nothing says so."""
+    lengths = {"near": 10**6, "middle": 2, "far": 2}
+    levels = LevelSet([Level(name, name, {"length": length}) for name, length in lengths.items()])
+    journal = tmp_path / "journal.jsonl"
+    strategy = Staged(PLAN, early=False, min_episodes=10**6)
+    async with deciding(
+        strategy, lambda: CurriculumEnv(ActionEnv(), levels), 4, backend="inline", journal=journal
+    ) as (envs, coordinator):
+        coordinator.set_stage("middle")
+        coordinator.set_mixing_ratio("middle", 0.1)
+        await envs.reset(seed=1)
+        await coordinator.settled()
+        while not any(task["stage"] == "near" for task in await envs.call("get_wrapper_attr", "task")):
+            await step(envs, coordinator, 1)
+        coordinator.set_mixing_ratio("middle", 0.0)
+        for _ in range(150):
+            await step(envs, coordinator, 1)
+        near, middle, _ = coordinator.progress()
+        assert (near["outcomes"], near["waiting"]) == (0, 0)
+        assert middle["outcomes"] == middle["ended"] >= 40
+        assert (middle["waiting"], middle["waiting_for"]) == (0, None)
+    result = replay(journal)
+    assert result.same
+    assert [d.kind for d in result.logged] == ["set_stage", "set_mixing_ratio", "set_mixing_ratio"]

@@ -18,7 +18,7 @@ from trainers.config import ConfigError
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import MetricsFile, Report, StageReport, Timing, percentile, read_metrics
 from trainers.record.plot import draw
-from trainers.record.progress import LivePanel
+from trainers.record.progress import LivePanel, PlainLines
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import StageEntry, Summary, wilson
 
@@ -155,6 +155,22 @@ def test_the_panel_shows_names_as_they_are() -> None:
     text = console.export_text()
     assert "▸ [red]near[/]" in text
     assert "[bold]game · seed 0" in text
+
+
+def test_the_panel_and_the_lines_say_how_many_outcomes_wait_and_for_which_env(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Kind: outcomes that are held back, and nothing says so."""
+    shown = report("near")
+    stage = dataclasses.replace(shown.stages[0], waiting=47, waiting_for=3)
+    shown = dataclasses.replace(shown, stages=(stage,))
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(LivePanel()._panel(shown))
+    assert "47 for env 3" in console.export_text()
+    PlainLines().show(shown)
+    assert "47 outcomes wait for env 3" in capsys.readouterr().out
+    PlainLines().show(report("near"))
+    assert "wait" not in capsys.readouterr().out
 
 
 @pytest.mark.asyncio

@@ -47,6 +47,10 @@ class StageReport:
     """Probability that an episode that begins now is drawn from it."""
     missing: str
     """What keeps it from advancing, in words; empty where nothing does, or where it never would."""
+    waiting: int = 0
+    """Outcomes that do not count yet: an episode of the stage that started earlier has not ended (`window`)."""
+    waiting_for: int | None = None
+    """The env that plays this episode; None: nothing waits."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ __all__ = ["Progress", "make_progress", "print_table", "summary_lines"]
 
 PANEL_EVERY_S = 0.25  # drawing takes some milliseconds of the event loop
 LINE_EVERY_S = 1.0
+MANY_WAITING = 20  # outcomes; where some envs are slower than others, a few always wait
 
 
 class Progress(Protocol):
@@ -80,7 +81,7 @@ class PlainLines:
         print(
             f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  {_drawn(report)}"
             f"  return {_return(report)}  {speed:,.0f} steps/s"
-            f"  directives applied {report.timing.applied}/{report.timing.published}",
+            f"  directives applied {report.timing.applied}/{report.timing.published}{_waiting(report)}",
             flush=True,
         )
 
@@ -130,7 +131,16 @@ class LivePanel:
 
     def _panel(self, report: Report) -> Panel:
         table = Table(box=None, pad_edge=False, expand=True)
-        for heading in ("stage", "success", "outcomes", "episodes", "draws", "mixing", "missing to advance"):
+        for heading in (
+            "stage",
+            "success",
+            "outcomes",
+            "episodes",
+            "draws",
+            "mixing",
+            "waiting",
+            "missing to advance",
+        ):
             table.add_column(heading, justify="left" if heading[0] in "s" or heading[0] == "m" else "right")
         staged = _staged(report)
         for row in report.stages:
@@ -142,6 +152,7 @@ class LivePanel:
                 f"{row.episodes:,}",
                 f"{row.share:4.0%}",
                 f"{row.mixing_ratio:.2f}" if staged else "",
+                f"{row.waiting} for env {row.waiting_for}" if row.waiting else "",
                 row.missing if current else "",
                 style="bold" if current else "dim",
             )
@@ -176,6 +187,14 @@ def _drawn(report: Report) -> str:
     if _staged(report):
         return f"mix {report.mixing_ratio:.2f}"
     return "draws " + "/".join(f"{100 * row.share:.0f}" for row in report.stages)
+
+
+def _waiting(report: Report) -> str:
+    """Outcomes of the current stage that an older episode has held back for long, if there are any."""
+    for row in report.stages:
+        if row.name == report.stage and row.waiting >= MANY_WAITING:
+            return f"  {row.waiting} outcomes wait for env {row.waiting_for}"
+    return ""
 
 
 class Smooth:

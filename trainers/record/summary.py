@@ -164,6 +164,8 @@ def stage_reports(
             mixing_ratio=row["mixing_ratio"],
             share=_share(row["stage"], directive),
             missing=row["missing"],
+            waiting=row["waiting"],
+            waiting_for=row["waiting_for"],
         )
         for row in rows
     )
