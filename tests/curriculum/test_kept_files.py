@@ -69,6 +69,12 @@ def test_a_journal_of_0_1_0_replays_to_the_same_decisions(name: str) -> None:
     assert name == "completed" or "regress" in kinds
 
 
+def table_of(staged: Staged) -> list[dict[str, Any]]:
+    """As version 0.1.0 showed it: without the columns that came since."""
+    new = {"waiting", "waiting_for"}
+    return [{key: value for key, value in row.items() if key not in new} for row in staged.progress()]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_state_of_0_1_0_shows_and_becomes_what_it_did(name: str) -> None:
     saved, staged = saved_of(name), staged_of(name)
@@ -76,11 +82,11 @@ def test_a_state_of_0_1_0_shows_and_becomes_what_it_did(name: str) -> None:
         assert all(saved["coordinator"]["strategy"]["order"].values())  # some wait, run, were passed over
     staged.load_state_dict(saved["coordinator"]["strategy"])
     assert state_of(staged) == saved["coordinator"]["strategy"]
-    assert staged.progress() == saved["progress"]
+    assert table_of(staged) == saved["progress"]
     assert saved["explain"].endswith(staged.explain())
     go_on(staged, name, saved["line"])
     assert state_of(staged) == saved["end"]["strategy"]
-    assert staged.progress() == saved["end_progress"]
+    assert table_of(staged) == saved["end_progress"]
     assert saved["end_explain"].endswith(staged.explain())
 
 
