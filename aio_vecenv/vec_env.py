@@ -668,11 +668,21 @@ class AsyncVecEnv:
             for env_id, report in together:
                 if report not in counted:
                     counted.add(report)
-                    text = f"env {env_id} raised {report.type_name} in {report.op}: {report.message}"
-                    if not self._crew.count_loss(text, shift):
+                    if not self._may_retry(env_id, report, shift):
                         return
-                    self._retried += 1
             self._post_reset(self._ledger.retry(command, together))
+
+    def _may_retry(self, env_id: int, report: ErrorReport, shift: Shift) -> bool:
+        """Whether an env that failed to reset may try again; False: the restart budget is spent, it is all over."""
+        log = self._log
+        times = log.failed_reset(env_id, self._ledger.book.index(env_id))
+        if log.budget is not None and times <= log.budget.failed_resets:
+            return True
+        again = f" ({times} times in a row)" if times > 1 else ""
+        text = f"env {env_id} raised {report.type_name} in {report.op}{again}: {report.message}"
+        allowed = self._crew.count_loss(text, shift)
+        self._retried += allowed
+        return allowed
 
     # -- inside --------------------------------------------------------------------------------------------------
 

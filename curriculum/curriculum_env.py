@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 
 from curriculum.directive import Directive, Draws
 from curriculum.errors import DirectiveError, LevelError
@@ -45,6 +46,9 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._directive: Directive | None = None
         self._version = 0
         self._task: dict[str, str] = {}
+        self._seed: int | None = None  # the newest that a reset brought
+        # (stage, level, error) of resets that raised since the last one that did not: its info says so
+        self._failed_resets: list[tuple[str, str, str]] = []
         # index, length, return, version; while one runs, and only with a strategy of its own to tell them to
         self._episode: tuple[int, int, float, int] | None = None
         self._episodes = 0
@@ -93,11 +97,19 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Draw a task, load its level, reset the env inside, stamp the info."""
+        """Draw a task, load its level, reset the env inside, stamp the info.
+
+        Where resets raised since the last one that did not, its `failed_resets` lists stage, level and error of each.
+        Tried again with the same seed, the next level is drawn, and the env inside gets a seed derived from it.
+        """
         self._end("aborted", {})
         directive = self.directive
-        if seed is not None:
-            self._draws = Draws(int(seed))
+        if seed is not None and self._failed_resets and seed == self._seed:
+            # tried again: the same level under the same seed would only fail again
+            seed = int(np.random.SeedSequence([seed, len(self._failed_resets)]).generate_state(1)[0])
+        elif seed is not None:
+            self._seed = int(seed)
+            self._draws = Draws(self._seed)
         number, stage, generator, role = self._draws.next(directive, self.levels)
         level = self.levels[number]
         try:
@@ -110,12 +122,16 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise
         except Exception as error:
             error.add_note(f"while starting level {level.id!r} of stage {stage!r} ({generator})")
+            self._failed_resets.append((stage, level.id, f"{type(error).__name__}: {error}"))
             raise
         self._task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
         if self.strategy is not None:
             self._episode = (self._episodes, 0, 0.0, self._version)
             self._episodes += 1
             self._call("started", self._finished("", {}))
+        if self._failed_resets:
+            info = {**info, "failed_resets": self._failed_resets}
+            self._failed_resets = []
         return obs, {**info, "task": self.task, **self._flat()}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:

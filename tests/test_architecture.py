@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXTRA: dict[str, set[str]] = {
     "aio_vecenv/loop.py": {"uvloop"},
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
-    "trainers/record/metrics.py": {"tensorboard"},
+    "trainers/record/loggers.py": {"tensorboard"},
     "trainers/record/plot.py": {"matplotlib"},
     "trainers/presets/doorkey.py": {"minigrid"},
 }
@@ -46,12 +46,14 @@ ROOMS: dict[str, set[str]] = {
         "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {
-        "__init__", "__main__", "cli", "config", "evaluate", "jobs", "loop_monitor", "malloc", "run", "trained",
+        "__init__", "__main__", "cli", "config", "evaluate", "jobs", "loop_monitor", "malloc", "opening", "run",
+        "trained",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
     "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout", "thread"},
     "trainers/record": {
-        "__init__", "checkpoint", "folder", "metrics", "outcomes", "plot", "progress", "report_stream", "summary",
+        "__init__", "checkpoint", "env_errors", "folder", "loggers", "metrics", "outcomes", "plot", "progress",
+        "report_stream", "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
 }  # fmt: skip

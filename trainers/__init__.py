@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
     from trainers.malloc import keep_freed_memory
+    from trainers.opening import train, training
     from trainers.presets import Job, Preset, load_preset
     from trainers.record.checkpoint import CheckpointError
+    from trainers.record.env_errors import TooManyEnvErrors
     from trainers.record.metrics import Report, StageReport, Timing
     from trainers.record.summary import StageEntry, Summary
-    from trainers.run import Run, train, training
+    from trainers.run import Run
     from trainers.trained import TrainedPolicy, load_policy
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "StageReport",
     "Summary",
     "Timing",
+    "TooManyEnvErrors",
     "TrainConfig",
     "TrainedPolicy",
     "keep_freed_memory",
@@ -42,9 +45,11 @@ _ROOMS = {
     "record.checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
     "malloc": ("keep_freed_memory",),
+    "record.env_errors": ("TooManyEnvErrors",),
     "record.metrics": ("Report", "StageReport", "Timing"),
     "presets": ("Job", "Preset", "load_preset"),
-    "run": ("Run", "train", "training"),
+    "opening": ("train", "training"),
+    "run": ("Run",),
     "record.summary": ("StageEntry", "Summary"),
     "trained": ("TrainedPolicy", "load_policy"),
 }

@@ -190,8 +190,8 @@ def _train(command: Train) -> int:
 async def _train_until_signal(command: Train) -> signal.Signals | None:
     """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
     from trainers.malloc import keep_freed_memory
+    from trainers.opening import training
     from trainers.record.progress import make_progress
-    from trainers.run import training
 
     keep_freed_memory()
     logging.getLogger("trainers").addHandler(logging.NullHandler())  # the progress and the summary say it

@@ -169,6 +169,17 @@ class TrainConfig:
     """first_ready: act once this many envs are ready; None: a quarter of them."""
     step_timeout_s: float | None = None
     """A step or reset that takes longer costs the worker its life; None: no limit."""
+    on_env_error: Literal["reset", "raise"] = "reset"
+    """An env that raises is reset: its episode is aborted and counted, and the run goes on; or the run ends."""
+    max_error_share: float = 0.5
+    """on_env_error="reset": more than this share of the newest 100 episodes failing with an error ends the run."""
+    restarts: int = 10
+    """Workers that died, or envs that failed to reset 20 times in a row, in any `restart_period_s`; one more ends the
+    run."""
+    restart_period_s: float = 600.0
+    """See `restarts`."""
+    spares: int = 0
+    """Processes kept ready to take the place of workers that die."""
 
     deterministic: bool = False
     """Lockstep and one torch thread: same seed, same metrics, bit for bit, for any number of workers."""
@@ -207,6 +218,16 @@ class TrainConfig:
             self.step_timeout_s is None or self.step_timeout_s > 0,
             f"step_timeout_s must be positive, got {self.step_timeout_s}",
         )
+        _require(
+            0 <= self.max_error_share <= 1, f"max_error_share must lie in [0, 1], got {self.max_error_share}"
+        )
+        _require(
+            0 < self.restart_period_s < math.inf,
+            f"restart_period_s must be positive and finite, got {self.restart_period_s}",
+        )
+        for name in ("restarts", "spares"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
         _require(
             self.torch_threads is None or self.torch_threads >= 1,
             f"torch_threads must be at least 1, got {self.torch_threads}",

@@ -17,11 +17,11 @@ import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError
-from trainers.jobs import has_no_plan, levels_of, planned, resolve_job
+from trainers.jobs import has_no_plan, levels_of, make_envs, planned, resolve_job
 from trainers.learn.learner import EVAL, Learner, env_seeds, stream, torch_threads
-from trainers.learn.networks import MASK
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoints
+from trainers.record.env_errors import EnvErrors
 from trainers.record.folder import RunFolder
 from trainers.record.summary import wilson
 
@@ -71,14 +71,7 @@ async def evaluate(
     per_env = math.ceil(episodes / config.num_envs)
     results = []
     threads_before = torch.get_num_threads()
-    async with av.AsyncVecEnv(
-        job.make_env,
-        config.num_envs,
-        num_workers=config.num_workers,
-        backend=config.backend,
-        info=[MASK],
-        check="finite",
-    ) as envs:
+    async with make_envs(config, job) as envs:
         if has_no_plan(job):
             job = planned(job, config, await levels_of(envs))
         names = job.plan.names
@@ -102,7 +95,14 @@ async def evaluate(
                 rng = stream(seed, EVAL, number)
                 played: list[list[Any]] = [[] for _ in collector.everyone]
 
-                async def look(batch: av.Batch, played: list[list[Any]] = played) -> bool:
+                errors = EnvErrors(config.max_error_share)
+                errors.resets(infos)
+
+                async def look(
+                    batch: av.Batch, played: list[list[Any]] = played, errors: EnvErrors = errors
+                ) -> bool:
+                    errors.batch(batch)
+                    errors.check()
                     for episode in batch.episodes:
                         if episode.outcome != "aborted" and len(played[episode.env_id]) < per_env:
                             played[episode.env_id].append(episode)

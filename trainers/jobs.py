@@ -16,9 +16,13 @@ import gymnasium as gym
 import aio_vecenv as av
 import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
+from trainers.learn.networks import MASK
 from trainers.presets import Job, load_preset
+from trainers.record.env_errors import FAILED_RESETS
 
-__all__ = ["has_no_plan", "levels_of", "make_strategy", "planned", "resolve_job"]
+__all__ = ["has_no_plan", "levels_of", "make_envs", "make_strategy", "planned", "resolve_job"]
+
+RESETS = 20  # so many in a row an env may fail: then it is not this level or that
 
 
 def resolve_job(config: TrainConfig) -> Job:
@@ -41,6 +45,22 @@ def resolve_job(config: TrainConfig) -> Job:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
     assert job is not None
     return planned(replace(job, plan=plan if plan is not None else job.plan), config)
+
+
+def make_envs(config: TrainConfig, job: Job, **options: Any) -> av.AsyncVecEnv:
+    """The envs of a run, to be opened; `options` of `AsyncVecEnv` win over those that the config says."""
+    settings: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "backend": config.backend,
+        # what else envs say stays with them; tasks and final infos always come
+        "info": [MASK, FAILED_RESETS],
+        "check": "finite",
+        "timeouts": av.Timeouts(reset=config.step_timeout_s, step=config.step_timeout_s),
+        "on_env_error": config.on_env_error,
+        "restart": av.RestartBudget(config.restarts, config.restart_period_s, RESETS),
+        "spares": config.spares,
+    }
+    return av.AsyncVecEnv(job.make_env, config.num_envs, **{**settings, **options})
 
 
 async def levels_of(envs: av.AsyncVecEnv) -> Any:

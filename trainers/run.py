@@ -1,5 +1,5 @@
-"""The composition root: opens the envs, starts the coordinator, closes the loop, and learns in a thread."""
-# async: `training()` is the only place where the three packages meet
+"""A run in progress: collect, learn, count, report, save, until it is solved, spent or stopped."""
+# async: one task; the learner works in a thread
 
 from __future__ import annotations
 
@@ -8,140 +8,33 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import aio_vecenv as av
 import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError, TrainConfig
-from trainers.jobs import has_no_plan, levels_of, make_strategy, planned, resolve_job
-from trainers.learn.learner import ACT, Learner, env_seeds, stream, torch_threads
-from trainers.learn.networks import MASK
+from trainers.learn.learner import ACT, Learner, env_seeds, stream
 from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints
+from trainers.record.env_errors import EnvErrors, TooManyEnvErrors
 from trainers.record.folder import RunFolder
-from trainers.record.metrics import Logger, MetricsFile, Report, StageReport, TensorBoard, Timing, percentile
+from trainers.record.metrics import Report, StageReport, Timing, percentile
 from trainers.record.outcomes import Outcomes
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import RunTally, Summary, stage_reports, stages_seen
 
-__all__ = ["Run", "train", "training"]
+__all__ = ["Run"]
 
 log = logging.getLogger("trainers")
 SILENT = 100  # episodes
-
-
-def train(
-    config: TrainConfig, *, job: Job | None = None, on_report: Callable[[Report], object] | None = None
-) -> Summary:
-    """Train to the end, in an event loop of its own; `on_report` is called after every update."""
-
-    async def main() -> Summary:
-        async with training(config, job=job) as run:
-            async for report in run.reports():
-                if on_report is not None:
-                    on_report(report)
-            return await run.wait()
-
-    return av.run(main())
-
-
-@contextlib.asynccontextmanager
-async def training(
-    config: TrainConfig | None = None, *, resume: Path | str | None = None, job: Job | None = None
-) -> AsyncIterator[Run]:
-    """A run inside the caller's loop: no signals, no prints, no policy changes. It goes on until it is solved or
-    spent, `stop()` is called, or the context is left; leaving saves its state and closes everything.
-
-    `resume`: a run folder to go on with; its own config holds unless `config` is given. `job`: an env factory
-    (with a `CurriculumEnv` inside) and a plan, instead of those that `config` names. Entering raises
-    `ConfigError`, `CheckpointError` or what the other packages raise, and leaves nothing open. Leaving raises what
-    ended the run, if that was an error that nobody has seen. Cancelling closes everything, too.
-    """
-    if config is None and resume is None:
-        raise ConfigError("training() needs a config, or a run folder to resume")
-    folder = RunFolder.open(Path(resume)) if resume is not None else None
-    if config is None and folder is not None:
-        config = folder.config()
-    assert config is not None
-    job = resolve_job(config) if job is None else job
-    async with contextlib.AsyncExitStack() as stack:
-        checkpoints, saved = None, None
-        if folder is not None:
-            stack.enter_context(folder.held())
-            checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-            saved = checkpoints.load_newest()
-        envs = await stack.enter_async_context(_make_envs(config, job))
-        asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
-        levels = await levels_of(envs) if asked else None
-        job = planned(job, config, levels)
-        strategy = make_strategy(config, job, levels)
-        space = envs.single_observation_space
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(torch_threads(config, envs.num_workers, space))  # of this thread: it acts
-        # of the learner's: the workers wait for it
-        thread = LearnerThread(torch_threads(config, 0, space))
-        stack.push_async_callback(thread.aclose)
-        began = False
-        if folder is None:
-            folder = RunFolder.create(config)
-            stack.enter_context(folder.held())
-            stack.callback(lambda made: None if began else made.remove(), folder)
-            checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-        assert checkpoints is not None
-        loggers = _open_loggers(config, folder, stack)
-        journal = cu.Journal(folder.journal, wait=True)
-        stack.callback(journal.close)
-        coordinator = cu.Coordinator(strategy, envs, journal=journal)
-        run = Run(config, job, levels, folder, checkpoints, envs, coordinator, thread, ReportStream(loggers))
-        stack.push_async_callback(run._quiet)
-        await run._open(saved)
-        # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
-        if saved is not None:
-            folder.cut_logs(saved[0].sizes)
-        journal.begin()
-        folder.save_config(config)
-        began = True
-        try:
-            yield run
-        except BaseException:
-            run.request_stop()
-            await asyncio.wait([run._task])
-            raise
-        if not run._error_seen:
-            await run.stop()
-
-
-def _make_envs(config: TrainConfig, job: Job) -> av.AsyncVecEnv:
-    limit = config.step_timeout_s
-    return av.AsyncVecEnv(
-        job.make_env,
-        config.num_envs,
-        num_workers=config.num_workers,
-        backend=config.backend,
-        info=[MASK],  # what else envs say stays with them; tasks and final infos always come
-        copy=False,  # the rollout keeps copies of its own
-        check="finite",
-        timeouts=av.Timeouts(reset=limit, step=limit),
-    )
-
-
-def _open_loggers(config: TrainConfig, folder: RunFolder, stack: contextlib.AsyncExitStack) -> list[Logger]:
-    """Where reports go; `stack` closes them."""
-    loggers: list[Logger] = [MetricsFile(folder.metrics)]
-    stack.callback(loggers[0].close)
-    if config.tensorboard:
-        loggers.append(TensorBoard(folder.path / "tensorboard"))
-        stack.callback(loggers[1].close)
-    return loggers
+FEW = 3  # levels
 
 
 class Run:
@@ -163,7 +56,7 @@ class Run:
         self.warnings: list[str] = []  # what went wrong without ending the run
         self._job, self._levels = job, levels
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
-        self._tally, self._monitor = RunTally(), LoopMonitor()
+        self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
         self._outcomes = Outcomes(
             job.success or cu.is_success, config.num_envs, in_order=config.window == "started"
         )
@@ -247,6 +140,11 @@ class Run:
         """Rows collected so far, reset rows included."""
         return self._tally.env_steps
 
+    @property
+    def env_errors(self) -> EnvErrors:
+        """Episodes that failed with an error of their env, by level."""
+        return self._tally.errors
+
     def summary(self) -> Summary:
         """The run so far; once it has ended, as it ended."""
         return self._summary if self._summary is not None else self._summarise("running")
@@ -270,6 +168,7 @@ class Run:
         space = self.envs.single_observation_space
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
+        self._warn_of_errors(tally.errors.resets(infos))
         self._learner = await self._thread.run(  # torch loads much on first use: not on the loop
             partial(Learner, config, space, self.envs.single_action_space, masked=is_masked(space, infos))
         )
@@ -289,7 +188,7 @@ class Run:
                 await self._checkpoint()  # a disk that cannot take it is better known now
             try:
                 reason = await self._train()
-            except (av.VecEnvError, ExceptionGroup, ConfigError):
+            except (av.VecEnvError, TooManyEnvErrors, ExceptionGroup, ConfigError):
                 # An error of the envs (ConfigError: of their masks): the model is as good as before.
                 if not self.config.exact_resume:
                     with contextlib.suppress(OSError):  # what ended the run is what there is to tell
@@ -340,7 +239,7 @@ class Run:
         stopped; what was collected is not learned from."""
         await self.coordinator.settled()  # what is decided on this batch holds for the very next step
         tally = self._tally
-        tally.batch(len(batch.env_ids), batch.episodes)
+        self._warn_of_errors(tally.batch(batch))
         self._outcomes.batch(batch.episodes, batch.watermark)
         self._note_stage()
         if batch.episodes:
@@ -361,6 +260,14 @@ class Run:
                 f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last "
                 "step's info needs is_success (or success), or the Job a success=…"
             )
+
+    def _warn_of_errors(self, first: list[str]) -> None:
+        """Levels whose first error of their env this is; the first few are named as they come."""
+        for text in first:
+            if (known := len(self._tally.errors.total)) <= FEW:
+                self._warn(f"an env raised, its episode is aborted: {text}")
+            elif known == FEW + 1:
+                self._warn("envs raised on more levels: metrics.jsonl and the summary name them")
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -405,6 +312,7 @@ class Run:
             obs, infos = await self.envs.reset(seed=self._seeds())
             await self.coordinator.settled()
             await self._collector.follow()
+            self._warn_of_errors(self._tally.errors.resets(infos))
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
 

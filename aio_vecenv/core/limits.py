@@ -16,10 +16,15 @@ class RestartBudget:
 
     restarts: int = 3
     per_s: float = 60.0
+    failed_resets: int = (
+        0  # on_env_error="reset": so many resets in a row an env may fail before each one counts, too
+    )
 
     def __post_init__(self) -> None:
-        if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 0:
-            raise ValueError(f"RestartBudget: restarts is {self.restarts!r}, not a whole number ≥ 0")
+        for name in ("restarts", "failed_resets"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"RestartBudget: {name} is {value!r}, not a whole number ≥ 0")
         _check_limit("RestartBudget: per_s", self.per_s)
 
 
@@ -51,6 +56,14 @@ class RestartLog:
         self.budget = budget
         self.total = 0
         self._recent: deque[tuple[float, str]] = deque()
+        self._failed: dict[int, tuple[int, int]] = {}  # env → (its newest episode, resets that failed since)
+
+    def failed_reset(self, env_id: int, episode: int) -> int:
+        """An env whose newest episode is `episode` failed to reset: how often in a row."""
+        newest, count = self._failed.get(env_id, (episode, 0))
+        count = count + 1 if newest == episode else 1
+        self._failed[env_id] = episode, count
+        return count
 
     def allow(self, now: float, reason: str) -> bool:
         """Count a loss at `now` seconds; whether its worker may be replaced."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import Any
 
@@ -190,3 +191,52 @@ def test_alone_an_episode_that_is_cut_short_is_aborted() -> None:
 def test_c01_c06_an_env_with_a_strategy_of_its_own_refuses_a_second_writer() -> None:
     with pytest.raises(DirectiveError, match="has a strategy of its own"):
         make(strategy=Staged(PLAN)).on_broadcast(directive("near"), 1)
+
+
+class Picky(gym.Env[Any, Any]):
+    """Cannot be reset on some levels, nor under some seeds."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.seeds: list[int | None] = []
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self.seeds.append(seed)
+        assert options is not None
+        if options["level"] == "bad" or len(set(self.seeds)) < 3:
+            raise OSError("no map")
+        return 0, {}
+
+
+def test_a_reset_that_is_tried_again_draws_anew_and_the_next_info_says_what_failed() -> None:
+    """The same level under the same seed would fail for ever; what a seed leads to stays reproducible."""
+    levels = LevelSet([Level("a", f"{n}", "bad" if n % 2 else "good") for n in range(8)])
+
+    def begin() -> tuple[list[int | None], dict[str, Any]]:
+        env = CurriculumEnv(Picky(), levels)
+        env.on_broadcast(Directive(stages=("a",), stage="a", ratios=(0.0,)), 1)
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                _, info = env.reset(seed=11)
+                return env.unwrapped.seeds, info  # type: ignore[attr-defined]
+        raise AssertionError("never")
+
+    seeds, info = begin()
+    assert (seeds, info) == begin()
+    assert seeds[0] == 11
+    assert len(set(seeds)) == len(seeds) >= 3
+    failed = info["failed_resets"]
+    assert len(failed) == len(seeds) - 1
+    assert {(stage, error) for stage, _, error in failed} == {("a", "OSError: no map")}
+    env = CurriculumEnv(Picky(), levels)
+    env.on_broadcast(Directive(stages=("a",), stage="a", ratios=(0.0,)), 1)
+    env.unwrapped.seeds = [1, 2, 3]  # type: ignore[attr-defined]
+    for seed in range(40):
+        with contextlib.suppress(OSError):
+            _, info = env.reset(seed=seed)
+            _, again = env.reset(seed=seed)
+            assert again["task"] == info["task"], "after one that did not fail a seed means what it meant"
+            assert "failed_resets" not in again

@@ -450,6 +450,6 @@ def test_the_command_line_lets_its_process_keep_memory(monkeypatch: pytest.Monke
         raise ConfigError("enough")
 
     monkeypatch.setattr("trainers.malloc.keep_freed_memory", keep)
-    monkeypatch.setattr("trainers.run.training", training)
+    monkeypatch.setattr("trainers.opening.training", training)
     assert cli.main(["train"]) == 1
     assert called == ["keep_freed_memory"]

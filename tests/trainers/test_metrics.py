@@ -16,7 +16,8 @@ from rich.console import Console
 
 from trainers.config import ConfigError
 from trainers.record.folder import RunFolder
-from trainers.record.metrics import MetricsFile, Report, StageReport, Timing, percentile, read_metrics
+from trainers.record.loggers import MetricsFile
+from trainers.record.metrics import Report, StageReport, Timing, percentile, read_metrics
 from trainers.record.plot import draw
 from trainers.record.progress import LivePanel, PlainLines
 from trainers.record.report_stream import ReportStream
@@ -95,8 +96,8 @@ def report(name: str, ratio: float = 0.0) -> Report:
     stage = StageReport(name, 0.5, 10, 20, ratio, 1.0, "")
     timing = Timing(1.0, 100.0, 0.5, 0.5, 0.1, 0.0, 0.0, 1, 1)
     return Report(
-        update=1, env_steps=64, episodes=20, aborted=0, stage=name, mixing_ratio=ratio, episode_return=None,
-        episode_length=None, valid_rows=60, passes=4, stages=(stage,), timing=timing,
+        update=1, env_steps=64, episodes=20, aborted=0, env_errors={}, stage=name, mixing_ratio=ratio,
+        episode_return=None, episode_length=None, valid_rows=60, passes=4, stages=(stage,), timing=timing,
         policy_loss=0.1, value_loss=0.1, entropy=0.1, approx_kl=0.1, clip_fraction=0.1, grad_norm=0.1,
         explained_variance=0.1, learning_rate=0.1,
     )  # fmt: skip

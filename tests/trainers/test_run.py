@@ -337,10 +337,11 @@ def make_faulty() -> Any:
 @pytest.mark.asyncio
 async def test_an_error_of_the_env_ends_the_run_and_reaches_whoever_waits(tmp_path: Path) -> None:
     job = Job(cu.StagePlan([cu.Stage("one")]), make_faulty)
+    config = tiny(tmp_path, on_env_error="raise")
     with pytest.raises((av.EnvError, ExceptionGroup)):
-        async with training(tiny(tmp_path), job=job) as run:
+        async with training(config, job=job) as run:
             await asyncio.wait([run._task])  # nobody asks what came of it: leaving raises it
-    async with training(tiny(tmp_path), job=job) as run:
+    async with training(config, job=job) as run:
         with pytest.raises((av.EnvError, ExceptionGroup)):
             await anext(run.reports())
         with pytest.raises((av.EnvError, ExceptionGroup)):
@@ -364,7 +365,7 @@ async def test_what_was_learned_outlives_an_error_of_the_env(tmp_path: Path) -> 
     levels = cu.LevelSet(LEVELS)
     mortal = Job(PLAN, lambda: cu.CurriculumEnv(Mortal(), levels))
     with pytest.raises((av.EnvError, ExceptionGroup)):
-        async with training(tiny(tmp_path, checkpoint_every=1000), job=mortal) as run:
+        async with training(tiny(tmp_path, checkpoint_every=1000, on_env_error="raise"), job=mortal) as run:
             await run.wait()
     assert run.last_report is not None
     async with training(resume=run.folder.path, job=corridor_job()) as again:
@@ -385,7 +386,7 @@ class Blank(Corridor):
 @pytest.mark.asyncio
 async def test_no_observation_that_is_no_number_reaches_the_network(tmp_path: Path) -> None:
     blank = Job(PLAN, lambda: cu.CurriculumEnv(Blank(), cu.LevelSet(LEVELS)))
-    config = tiny(tmp_path, num_envs=1)
+    config = tiny(tmp_path, num_envs=1, on_env_error="raise")
     with pytest.raises(av.SpaceMismatch, match="finite numbers, got NaN"):
         await finish(config, blank)
     _, folder = await finish(config)
@@ -482,8 +483,12 @@ async def test_a_start_that_fails_leaves_no_folder(tmp_path: Path) -> None:
         return cu.CurriculumEnv(Unready(), cu.LevelSet(LEVELS))
 
     config = tiny(tmp_path, name="mine")
-    with pytest.raises((av.EnvError, ExceptionGroup)):
-        await finish(config, Job(PLAN, make_unready))
+    for settings, error in (
+        (config, av.WorkerLost),
+        (replace(config, on_env_error="raise"), (av.EnvError, ExceptionGroup)),
+    ):
+        with pytest.raises(error, match=r"no display|4 envs raised"):
+            await finish(settings, Job(PLAN, make_unready))
     assert os.listdir(tmp_path) == []
     summary, _ = await finish(config)
     assert summary.reason == "steps"

@@ -276,9 +276,9 @@ def test_scores_are_means_over_whole_episodes_however_rollouts_cut_them(
             learner.learn = copying  # type: ignore[method-assign, assignment]
             tally = run._tally.batch
 
-            def noting(rows: int, episodes: Any) -> None:
-                tally(rows, episodes)
-                ended.update({(e.env_id, e.index): e for e in episodes})
+            def noting(batch: Any) -> list[str]:
+                ended.update({(e.env_id, e.index): e for e in batch.episodes})
+                return tally(batch)
 
             run._tally.batch = noting  # type: ignore[method-assign]
             await run.wait()

@@ -1,27 +1,20 @@
-"""What a run reports, number by number, and the files it goes to."""
-# resource: owns metrics.jsonl of one run folder, and TensorBoard's event file if asked
+"""What a run reports, number by number."""
+# pure: plain data
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 
-from trainers.config import ConfigError
-
 __all__ = [
-    "Logger",
-    "MetricsFile",
     "Report",
     "StageReport",
-    "TensorBoard",
     "Timing",
     "percentile",
     "wall_clock",
@@ -88,8 +81,10 @@ class Report:
     episodes: int
     """Episodes ended so far, aborted ones not counted."""
     aborted: int
-    """Episodes of this update that were lost with a worker: neither success nor failure. Those that a reset of all
-    envs ends are not counted."""
+    """Episodes of this update that were lost with a worker or to an error of their env: neither success nor failure.
+    Those that a reset of all envs ends are not counted."""
+    env_errors: dict[str, int]
+    """Errors of envs in this update by level (STAGE/LEVEL): episodes that they ended, or kept from beginning."""
     stage: str
     """The current stage; "all" for strategies without one."""
     mixing_ratio: float
@@ -123,69 +118,6 @@ class Report:
     """Every stage, in order."""
     timing: Timing
     """Everything that is not reproducible."""
-
-
-class Logger(Protocol):
-    """Where reports go."""
-
-    def write(self, report: Report) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class MetricsFile:
-    """metrics.jsonl: one report per line, flushed with each, so that a crash loses nothing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-
-    def write(self, report: Report) -> None:
-        self._file.write(json.dumps(dataclasses.asdict(report), ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class TensorBoard:
-    """The same numbers as scalars over env steps (extra `tensorboard`)."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "tensorboard=True needs the extra: pip install 'aio-vecenv[tensorboard]'"
-            ) from None
-        self._writer: Any = SummaryWriter(str(folder))
-
-    def write(self, report: Report) -> None:
-        for name, value in _scalars(dataclasses.asdict(report)):
-            self._writer.add_scalar(name, value, report.env_steps)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _scalars(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            found += _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                found += _scalars(item, f"{prefix}{key}/{item['name']}/")
-        elif isinstance(value, (int, float)):
-            found.append((prefix + key, float(value)))
-    return found
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

@@ -80,7 +80,7 @@ class PlainLines:
         rates = "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
         print(
             f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  {_drawn(report)}"
-            f"  return {_return(report)}  {speed:,.0f} steps/s"
+            f"  return {_return(report)}  {speed:,.0f} steps/s{_errors(report)}"
             f"  directives applied {report.timing.applied}/{report.timing.published}{_waiting(report)}",
             flush=True,
         )
@@ -164,7 +164,7 @@ class LivePanel:
             f" · at most {_duration(left_s)} left\n"
             f"return {_return(report)} · entropy {report.entropy:.2f}"
             f" · directives applied {timing.applied}/{timing.published}"
-            f" · loop lag p99 {1000 * timing.loop_lag_p99_s:.1f} ms"
+            f" · loop lag p99 {1000 * timing.loop_lag_p99_s:.1f} ms{_errors(report)}"
         )
         for warning in self._warnings:
             facts.append(f"\nwarning: {warning}", "yellow")
@@ -175,6 +175,12 @@ class LivePanel:
 def _return(report: Report) -> str:
     """Mean return of the update's episodes."""
     return "–" if report.episode_return is None else f"{report.episode_return:.3g}"
+
+
+def _errors(report: Report) -> str:
+    """How many episodes of the update failed with an error of their env, where any did."""
+    count = sum(report.env_errors.values())
+    return f"  {count} env error{'s' * (count > 1)}" if count else ""
 
 
 def _staged(report: Report) -> bool:
@@ -228,6 +234,7 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
         ),
         f"  speed      {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
         f"  directives {summary.published} published, {summary.applied} applied by every worker",
+        *(f"  env error  {line}" for line in run.env_errors.lines()),
         *(f"  warning    {warning}" for warning in run.warnings),
         f"  run        {run.folder.path}",
     ]

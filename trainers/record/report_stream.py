@@ -7,7 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from trainers.record.metrics import Logger, Report
+from trainers.record.loggers import Logger
+from trainers.record.metrics import Report
 
 __all__ = ["ReportStream"]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.learn.ppo import UpdateStats
+from trainers.record.env_errors import EnvErrors
 from trainers.record.metrics import Report, StageReport, Timing
 from trainers.record.outcomes import Outcomes
 
@@ -45,6 +46,8 @@ class Summary:
     """Each entry into a stage, in order."""
     stages: tuple[StageReport, ...]
     """Every stage at the end."""
+    env_errors: dict[str, int]
+    """Episodes that an error of their env ended, or kept from beginning, by level; whatever the stage."""
     wall_s: float
     """Seconds from the first reset to the end, over all parts of the run."""
     steps_per_s: float
@@ -68,17 +71,21 @@ class Summary:
 class RunTally:
     """What a run has added up so far; survives in the checkpoint as plain data."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_error_share: float = 1.0) -> None:
+        self.errors = EnvErrors(max_error_share)
         self.updates = self.env_steps = self.episodes = self.resumes = 0
         self.solved_at: int | None = None
         self.timeline: list[StageEntry] = []
         self._ended = self._aborted = self._steps = 0  # of this update
         self._return = 0.0
 
-    def batch(self, rows: int, episodes: Iterable[Any]) -> None:
-        """Take in what one recv handed out."""
-        self.env_steps += rows
-        for episode in episodes:
+    def batch(self, batch: Any) -> list[str]:
+        """Take in a `Batch`; returns the levels that failed with an error of their env for the first time.
+
+        Raises `TooManyEnvErrors` if more episodes fail so than are allowed to.
+        """
+        self.env_steps += len(batch.env_ids)
+        for episode in batch.episodes:
             if episode.outcome == "aborted":
                 self._aborted += 1
             else:
@@ -86,6 +93,11 @@ class RunTally:
                 self._return += episode.episode_return
                 self._steps += episode.length
                 self.episodes += 1
+        known = self.errors.total.total()
+        first = self.errors.batch(batch)
+        if self.errors.total.total() > known:
+            self.errors.check()
+        return first
 
     def enter(self, stage: str) -> None:
         """Note the current stage, if it is not the one noted last."""
@@ -101,6 +113,7 @@ class RunTally:
             env_steps=self.env_steps,
             episodes=self.episodes,
             aborted=self._aborted,
+            env_errors=self.errors.take(),
             stage=stage,
             mixing_ratio=next((row.mixing_ratio for row in stages if row.name == stage), 0.0),
             episode_return=self._return / ended if ended else None,
@@ -121,6 +134,7 @@ class RunTally:
             episodes=self.episodes,
             solved_at=self.solved_at,
             timeline=tuple(self.timeline),
+            env_errors=dict(self.errors.total),
             wall_s=wall_s,
             steps_per_s=self.env_steps / wall_s,
             resumes=self.resumes,
@@ -136,6 +150,7 @@ class RunTally:
             "resumes": self.resumes,
             "solved_at": self.solved_at,
             "timeline": [dataclasses.asdict(entry) for entry in self.timeline],
+            "env_errors": dict(self.errors.total),
             "of_update": [self._ended, self._aborted, self._steps, self._return],
         }
 
@@ -146,6 +161,7 @@ class RunTally:
         self.solved_at = state["solved_at"]
         self.timeline = [StageEntry(**entry) for entry in state["timeline"]]
         self._ended, self._aborted, self._steps, self._return = state["of_update"]
+        self.errors.total.update(state.get("env_errors", {}))  # not in the oldest checkpoints
 
 
 def stage_reports(

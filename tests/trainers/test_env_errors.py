@@ -1,0 +1,235 @@
+"""A bad level does not end a day's training: counted, survived, and ended where there are too many of them."""
+# async: real envs that raise, real workers that are killed
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import aio_vecenv as av
+import curriculum as cu
+from tests.trainers.helpers import Corridor, corridor_job, tiny
+from trainers import Job, Summary, TooManyEnvErrors, TrainConfig, training
+from trainers.evaluate import evaluate
+from trainers.record.checkpoint import Checkpoints
+from trainers.record.env_errors import EnvErrors
+from trainers.record.folder import RunFolder
+from trainers.record.metrics import read_metrics
+from trainers.record.progress import PlainLines, summary_lines
+
+
+class Treacherous(Corridor):
+    """Raises where its level says: in the first step, in reset, or by an observation that is no number."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        level = (options or {}).get("level") or {}
+        self.bad = level.get("bad", "")
+        if self.bad == "reset":
+            raise OSError("no such map")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        if self.bad == "step":
+            raise ZeroDivisionError("a hole in the map")
+        return (np.full_like(obs, np.nan) if self.bad == "nan" else obs, *rest)
+
+
+def treacherous(good: int, *bad: str, stages: tuple[str, ...] = ("only",)) -> Job:
+    """Levels of each stage: `good` good ones, and one for each of `bad`, called by its number."""
+    levels = cu.LevelSet(
+        [
+            cu.Level(stage=stage, id=f"{stage}-{number}", data={"goal": 1 + number % 2, "bad": kind})
+            for stage in stages
+            for number, kind in enumerate([*[""] * good, *bad])
+        ]
+    )
+    plan = cu.StagePlan([cu.Stage(name) for name in stages])
+    return Job(plan, lambda: cu.CurriculumEnv(Treacherous(), levels))
+
+
+def config(tmp_path: Path, **changes: Any) -> TrainConfig:
+    return tiny(tmp_path, **{"strategy": "uniform", "total_steps": 64 * 20, "name": "run", **changes})
+
+
+async def finish(config: TrainConfig, job: Job, **options: Any) -> Summary:
+    async with training(config, job=job, **options) as run:
+        return await run.wait()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("backend", ["inline", "process"])
+@pytest.mark.parametrize("bad", ["step", "reset"])
+async def test_a_bad_level_among_many_is_counted_and_survived(
+    tmp_path: Path, backend: Any, bad: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = PlainLines()
+    async with training(config(tmp_path, backend=backend), job=treacherous(6, bad)) as run:
+        shown.start(run)
+        async for report in run.reports():
+            shown._next_s = 0.0
+            shown.show(report)
+        summary = await run.wait()
+    level, error = "only/only-6", "no such map" if bad == "reset" else "a hole in the map"
+    assert summary.reason == "steps"
+    assert list(summary.env_errors) == [level]
+    assert summary.env_errors[level] >= 5
+    lines = read_metrics(run.folder.metrics)
+    assert sum((Counter(line["env_errors"]) for line in lines), Counter()) == summary.env_errors
+    assert sum(line["aborted"] for line in lines) == (0 if bad == "reset" else summary.env_errors[level])
+    assert json.loads(run.folder.summary.read_text())["env_errors"] == summary.env_errors
+    kind = "OSError" if bad == "reset" else "ZeroDivisionError"
+    assert run.warnings == [f"an env raised, its episode is aborted: {level}: {kind}: {error}"]
+    assert re.search(r"  \d env errors?  ", capsys.readouterr().out)
+    assert f"  env error  {level}: {summary.env_errors[level]} × {kind}: {error}" in summary_lines(
+        summary, run
+    )
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("bad", ["step", "nan"])
+async def test_raise_ends_the_run_at_the_first_error(tmp_path: Path, bad: str) -> None:
+    kind = av.EnvError if bad == "step" else av.SpaceMismatch
+    with pytest.raises((kind, ExceptionGroup)):
+        await finish(config(tmp_path, on_env_error="raise"), treacherous(2, bad))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("bad", ["step", "reset", "nan"])
+async def test_too_many_errors_end_the_run_and_say_of_which_level(tmp_path: Path, bad: str) -> None:
+    """Two of three episodes fail; what was learned is saved, and the run goes on once the levels are mended."""
+    job = treacherous(2, *[bad] * 4)
+    with pytest.raises(
+        TooManyEnvErrors, match=r"of the newest \d+ episodes failed with an error of their env"
+    ) as caught:
+        await finish(config(tmp_path, total_steps=10**6), job)
+    assert "max_error_share allows 50%" in str(caught.value)
+    folder = RunFolder.open(tmp_path / "run")
+    tally = Checkpoints(folder.checkpoints).load_newest()[0].tally
+    assert sum(tally["env_errors"].values()) >= 10
+    summary = await finish(
+        replace(folder.config(), total_steps=tally["env_steps"] + 64), treacherous(6), resume=folder.path
+    )
+    assert summary.env_errors == tally["env_errors"], "what was counted before stays counted"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("bad", ["step", "reset"])
+@pytest.mark.parametrize("backend", ["inline", "process"])
+async def test_a_stage_all_of_whose_levels_fail_ends_the_run(tmp_path: Path, bad: str, backend: Any) -> None:
+    """Where not one episode can begin, no row ever comes: the restart budget ends that, without an end of patience."""
+    settings = config(tmp_path, strategy="staged", backend=backend, total_steps=10**6)
+    with pytest.raises(TooManyEnvErrors if bad == "step" else av.WorkerLost) as caught:
+        await finish(settings, treacherous(0, bad))
+    if bad == "reset":
+        assert re.match(
+            r"env \d raised OSError in reset \(\d\d times in a row\): no such map; "
+            r"the restart budget of 10 in 600 s is spent",
+            str(caught.value),
+        )
+
+
+@pytest.mark.asyncio
+async def test_workers_that_are_killed_again_and_again_end_the_run_by_the_budget_only(tmp_path: Path) -> None:
+    """Four within seconds are survived, one more than the budget is not."""
+    settings = config(
+        tmp_path, backend="process", num_workers=2, strategy="staged", restarts=4, spares=1, total_steps=10**6
+    )
+    async with training(settings, job=corridor_job()) as run:
+        kills = 0
+
+        async def kill() -> None:
+            nonlocal kills
+            async for _ in run.reports():
+                if run.envs.statistics().restarts == kills <= 4:
+                    os.kill((await run.envs.apply(lambda env: os.getpid()))[kills % 4], signal.SIGKILL)
+                    kills += 1
+
+        with pytest.raises(av.WorkerLost, match="the restart budget of 4 in 600 s is spent"):
+            await kill()
+    assert kills == 5
+    assert run.summary().env_errors == {}, "a lost worker is no error of an env"
+
+
+@pytest.mark.asyncio
+async def test_an_evaluation_survives_a_bad_level_too(tmp_path: Path) -> None:
+    await finish(config(tmp_path), treacherous(4))
+    rows = await evaluate(tmp_path / "run", episodes=12, job=treacherous(4, "step"))
+    assert [(row.stage, row.episodes) for row in rows] == [("only", 12)]
+    with pytest.raises(TooManyEnvErrors, match="a hole in the map"):
+        await evaluate(tmp_path / "run", episodes=12, job=treacherous(0, "step"))
+
+
+class Episodes:
+    """A batch of ended episodes."""
+
+    env_ids = np.arange(1)
+    infos: dict[str, Any]
+
+    def __init__(self, failed: bool) -> None:
+        task = {"stage": "a", "level": "b"}
+        self.episodes = [
+            av.Episode(0, 0, 0, 1, 0.0, "aborted" if failed else "terminated", 1, task, {}, None, 0)
+        ]
+        marked = np.ones(1, bool)
+        self.infos = {"env_error": np.array(["E: x"], object), "_env_error": marked} if failed else {}
+
+
+def test_the_share_is_of_the_newest_hundred() -> None:
+    def play(errors: EnvErrors, *failed: bool) -> None:
+        for one in failed:
+            errors.batch(Episodes(one))
+            errors.check()
+
+    errors = EnvErrors(0.25)
+    play(errors, *[number % 4 == 3 for number in range(400)])
+    with pytest.raises(TooManyEnvErrors, match=r"26 of the newest 100 episodes .* a/b: 26 × E: x"):
+        play(errors, *[True] * 4)
+    few = EnvErrors(0.0)
+    play(few, *[True] * 19)
+    with pytest.raises(TooManyEnvErrors, match="20 of the newest 20"):
+        play(few, True)
+
+
+class Flaky(gym.Env[Any, Any]):
+    """Every other reset fails."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,), np.float32), gym.spaces.Discrete(2)
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.resets += 1
+        if self.resets % 2:
+            raise OSError("busy")
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), 0.0, True, False, {}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("backend", ["inline", "process"])
+async def test_only_failed_resets_in_a_row_count_against_the_budget(backend: Any) -> None:
+    async def play(allowed: int) -> None:
+        budget = av.RestartBudget(2, per_s=60, failed_resets=allowed)
+        async with av.AsyncVecEnv(Flaky, 1, backend=backend, on_env_error="reset", restart=budget) as envs:
+            await envs.reset(seed=1)
+            for _ in range(40):
+                await envs.step(np.zeros(1, np.int64))
+            assert envs.statistics().restarts == 0
+
+    await play(1)
+    with pytest.raises(av.WorkerLost, match="raised OSError in reset: busy"):
+        await play(0)

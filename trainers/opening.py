@@ -1,0 +1,109 @@
+"""The composition root: opens envs, curriculum, learner and folder of a run, starts it, and closes them all."""
+# async: `training()` is the only place where the three packages meet
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import torch
+
+import aio_vecenv as av
+import curriculum as cu
+from trainers.config import ConfigError, TrainConfig
+from trainers.jobs import has_no_plan, levels_of, make_envs, make_strategy, planned, resolve_job
+from trainers.learn.learner import torch_threads
+from trainers.learn.thread import LearnerThread
+from trainers.presets import Job
+from trainers.record.checkpoint import Checkpoints
+from trainers.record.folder import RunFolder
+from trainers.record.loggers import open_loggers
+from trainers.record.metrics import Report
+from trainers.record.report_stream import ReportStream
+from trainers.record.summary import Summary
+from trainers.run import Run
+
+__all__ = ["train", "training"]
+
+
+def train(
+    config: TrainConfig, *, job: Job | None = None, on_report: Callable[[Report], object] | None = None
+) -> Summary:
+    """Train to the end, in an event loop of its own; `on_report` is called after every update."""
+
+    async def main() -> Summary:
+        async with training(config, job=job) as run:
+            async for report in run.reports():
+                if on_report is not None:
+                    on_report(report)
+            return await run.wait()
+
+    return av.run(main())
+
+
+@contextlib.asynccontextmanager
+async def training(
+    config: TrainConfig | None = None, *, resume: Path | str | None = None, job: Job | None = None
+) -> AsyncIterator[Run]:
+    """A run inside the caller's loop: no signals, no prints, no policy changes. It goes on until it is solved or
+    spent, `stop()` is called, or the context is left; leaving saves its state and closes everything.
+
+    `resume`: a run folder to go on with; its own config holds unless `config` is given. `job`: an env factory
+    (with a `CurriculumEnv` inside) and a plan, instead of those that `config` names. Entering raises
+    `ConfigError`, `CheckpointError` or what the other packages raise, and leaves nothing open. Leaving raises what
+    ended the run, if that was an error that nobody has seen. Cancelling closes everything, too.
+    """
+    if config is None and resume is None:
+        raise ConfigError("training() needs a config, or a run folder to resume")
+    folder = RunFolder.open(Path(resume)) if resume is not None else None
+    if config is None and folder is not None:
+        config = folder.config()
+    assert config is not None
+    job = resolve_job(config) if job is None else job
+    async with contextlib.AsyncExitStack() as stack:
+        checkpoints, saved = None, None
+        if folder is not None:
+            stack.enter_context(folder.held())
+            checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+            saved = checkpoints.load_newest()
+        envs = await stack.enter_async_context(make_envs(config, job, copy=False))  # the rollout keeps copies
+        asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
+        levels = await levels_of(envs) if asked else None
+        job = planned(job, config, levels)
+        strategy = make_strategy(config, job, levels)
+        space = envs.single_observation_space
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(torch_threads(config, envs.num_workers, space))  # of this thread: it acts
+        # of the learner's: the workers wait for it
+        thread = LearnerThread(torch_threads(config, 0, space))
+        stack.push_async_callback(thread.aclose)
+        began = False
+        if folder is None:
+            folder = RunFolder.create(config)
+            stack.enter_context(folder.held())
+            stack.callback(lambda made: None if began else made.remove(), folder)
+            checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+        assert checkpoints is not None
+        loggers = open_loggers(config, folder, stack)
+        journal = cu.Journal(folder.journal, wait=True)
+        stack.callback(journal.close)
+        coordinator = cu.Coordinator(strategy, envs, journal=journal)
+        run = Run(config, job, levels, folder, checkpoints, envs, coordinator, thread, ReportStream(loggers))
+        stack.push_async_callback(run._quiet)
+        await run._open(saved)
+        # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
+        if saved is not None:
+            folder.cut_logs(saved[0].sizes)
+        journal.begin()
+        folder.save_config(config)
+        began = True
+        try:
+            yield run
+        except BaseException:
+            run.request_stop()
+            await asyncio.wait([run._task])
+            raise
+        if not run._error_seen:
+            await run.stop()

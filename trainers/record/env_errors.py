@@ -1,0 +1,111 @@
+"""Errors of envs that a run survives: counted by level, and when they are too many to go on."""
+# pure: batches come in, counts go out
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["FAILED_RESETS", "EnvErrors", "TooManyEnvErrors"]
+
+FAILED_RESETS = "failed_resets"  # the info in which a CurriculumEnv says which levels could not begin
+NEWEST = 100  # episodes that the share is taken of
+FEWEST = 20  # … once there are so many: one error among the first two says little
+
+
+class TooManyEnvErrors(RuntimeError):
+    """So many episodes fail with an error of their env that the run has ended; the message names level and error."""
+
+
+class EnvErrors:
+    """Episodes that an error of their env ended, or kept from beginning, by level.
+
+    A level is called STAGE/LEVEL, or by one name where both are the same.
+    """
+
+    def __init__(self, max_share: float) -> None:
+        self.total: Counter[str] = Counter()
+        self._since: Counter[str] = Counter()  # the last `take`
+        self._text: dict[str, str] = {}  # the newest error of each level
+        self._newest: deque[str | None] = deque(
+            maxlen=NEWEST
+        )  # the level of those that failed; None: it ended
+        self._max_share = max_share
+
+    def batch(self, batch: Any) -> list[str]:
+        """Take in a `Batch`: what ended in it, and what its infos say. Returns the levels that failed for the first
+        time, each with its error."""
+        errors = _column(batch.infos, "env_error")
+        if not errors and FAILED_RESETS not in batch.infos:
+            self._newest.extend(None for episode in batch.episodes if episode.outcome != "aborted")
+            return []
+        env_ids = batch.env_ids.tolist()
+        unknown = {env_ids[row]: text for row, text in errors.items()}
+        first: list[str] = []
+        for episode in batch.episodes:
+            if episode.outcome != "aborted":
+                self._newest.append(None)
+            elif episode.env_id in unknown:
+                first += self._count(_level(episode.task), unknown.pop(episode.env_id))
+        for row in _column(batch.infos, FAILED_RESETS):
+            unknown.pop(env_ids[row], None)
+        first += self.resets(batch.infos)
+        for text in unknown.values():  # its reset gave what does not fit: nothing says which level that was
+            first += self._count("unknown", text)
+        return first
+
+    def resets(self, infos: Mapping[str, Any]) -> list[str]:
+        """Take in what the infos of a reset say of levels that could not begin; returns as `batch`."""
+        first: list[str] = []
+        for failed in _column(infos, FAILED_RESETS).values():
+            for stage, level, text in failed:
+                first += self._count(_level({"stage": stage, "level": level}), text)
+        return first
+
+    def _count(self, level: str, text: str) -> list[str]:
+        known = level in self.total
+        self.total[level] += 1
+        self._since[level] += 1
+        self._newest.append(level)
+        self._text[level] = text
+        return [] if known else [f"{level}: {text}"]
+
+    def check(self) -> None:
+        """Raise `TooManyEnvErrors` if more than the allowed share of the newest episodes failed."""
+        failed = Counter(level for level in self._newest if level is not None)
+        if len(self._newest) >= FEWEST and failed.total() > self._max_share * len(self._newest):
+            worst = "; ".join(
+                f"{level}: {count} × {self._text[level]}" for level, count in failed.most_common(3)
+            )
+            raise TooManyEnvErrors(
+                f"{failed.total()} of the newest {len(self._newest)} episodes failed with an error of their env "
+                f"(max_error_share allows {self._max_share:.0%}): {worst}; --on-env-error raise shows the traceback "
+                "of the first one"
+            )
+
+    def take(self) -> dict[str, int]:
+        """Errors by level since the last call."""
+        since, self._since = dict(self._since), Counter()
+        return since
+
+    def lines(self) -> list[str]:
+        """The levels with the most errors, in words; at most 5."""
+        found = [
+            f"{level}: {count:,} × {self._text.get(level, 'error')}"
+            for level, count in self.total.most_common(5)
+        ]
+        return [*found, *([f"and {len(self.total) - 5} levels more"] if len(self.total) > 5 else [])]
+
+
+def _column(infos: Mapping[str, Any], key: str) -> dict[int, Any]:
+    """What the rows that have this info say."""
+    if key not in infos:
+        return {}
+    values, given = infos[key], infos[f"_{key}"]
+    return {row: values[row] for row in range(len(given)) if given[row]}
+
+
+def _level(task: Any) -> str:
+    stage, level = str(task["stage"]), str(task["level"])
+    return stage if stage == level else f"{stage}/{level}"
