@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .adapters.gymnasium import make_vec
     from .core.batch import Batch, Episode, EpisodeStarted, EventBatch
+    from .core.env_state import restore_state
     from .core.limits import RestartBudget, Timeouts
     from .core.policy import Policy
     from .core.statistics import Statistics
@@ -60,6 +61,7 @@ __all__ = [
     "WorkerTimeout",
     "WrongLoopError",
     "make_vec",
+    "restore_state",
     "run",
 ]
 
@@ -76,6 +78,7 @@ _HOME = {
     "Statistics": "core.statistics",
     "Timeouts": "core.limits",
     "make_vec": "adapters.gymnasium",
+    "restore_state": "core.env_state",
     "run": "loop",
 }
 

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -26,6 +26,7 @@ from .core import framing as wire
 from .core.actions import ActionPort
 from .core.assignment import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
 from .core.batch import Batch
+from .core.env_state import EnvState
 from .core.framing import Kind, Message
 from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
 from .core.limits import RestartBudget, RestartLog, Timeouts
@@ -39,6 +40,7 @@ from .core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from .core.updates import Apply
 from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
 from .runtime.calls import Calls, whole_workers
+from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
 from .runtime.policies import ParentPolicy
 from .runtime.publisher import Receipt
@@ -216,6 +218,7 @@ class AsyncVecEnv:
         self.spec = self._spaces.spec
         self._ledger = Ledger(self.num_envs, slab, obs, self._settings.autoreset, copy=self._copy)
         self._port = ActionPort(action, slab, as_given=self._settings.casting == "unsafe")
+        self._states = EnvStates(self._crew, len(self._factories) if self._deal.whole else self.num_envs)
         self._crew.channel.mark = slab.mark
         await self._crew.attach(self._deal.rows, self.num_envs, fields, size_bytes)
         stock = getattr(self._backend, "stock", None)
@@ -547,6 +550,23 @@ class AsyncVecEnv:
         name = getattr(function, "__name__", "a function")
         return await self._ask("apply", name, env_ids, lambda rows: function)
 
+    async def get_state(self) -> EnvState:
+        """The state that lives in the envs and their wrappers, merged over all envs: plain data by wrapper, {} if none.
+
+        Running statistics such as those of Gymnasium's `NormalizeObservation` and `NormalizeReward` are known; others
+        have `get_state()`, `set_state(state)`, `merge_states(states)` and, if merging counts something,
+        `split_state(state, parts)`. From now on replaced workers begin with it. Errors and cancelling as for `call`.
+        """
+        return await self._states.get(self.apply)
+
+    async def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
+        """Give all envs a state that `get_state` returned, here or elsewhere; each gets its share of what is counted.
+
+        `frozen`: statistics stay what they are from now on (`update_running_mean = False`), as for judging. Raises
+        ValueError if no env has a wrapper that it is of. Errors and cancelling as for `call`.
+        """
+        await self._states.set(self.apply, state, frozen=frozen)
+
     async def render(self) -> tuple[Any, ...]:
         """One frame per env, as its `render()` gives it. Errors and cancelling as for `call`."""
         return await self.call("render")
@@ -647,7 +667,7 @@ class AsyncVecEnv:
         seeds = [derive_seed(self._seed[env_id], env_id, restarts) for env_id in shift.rows]
         if self._deal.whole and (first := seeds[0]) is not None and None not in seeds:
             seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
-        self._ledger.made_anew(shift.rows, reason, seeds)
+        self._ledger.made_anew(shift.rows, reason + self._states.age(), seeds)
         for command in shift.commands.values():
             if command.kind is Kind.RESET:
                 self._ledger.reseed(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NoReturn, TypeVar
@@ -375,6 +375,16 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> Any:
         """The seed of each env's random generator."""
         return self.call("np_random_seed")
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of the envs' wrappers, merged over all envs. See `AsyncVecEnv.get_state`."""
+        self._check_running()
+        return self._session.run(self.native.get_state())
+
+    def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
+        """Give all envs a state that `get_state` returned. See `AsyncVecEnv.set_state`."""
+        self._check_running()
+        self._session.run(self.native.set_state(state, frozen=frozen))
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

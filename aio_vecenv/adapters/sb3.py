@@ -310,6 +310,14 @@ class VecEnv:
             return f"{type(self).__module__}.{type(self).__name__}"
         return None
 
+    def get_state(self) -> dict[str, Any]:
+        """The state of the envs' wrappers, merged over all envs. See `AsyncVecEnv.get_state`."""
+        return self._session.run(self.native.get_state())
+
+    def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
+        """Give all envs a state that `get_state` returned. See `AsyncVecEnv.set_state`."""
+        self._session.run(self.native.set_state(state, frozen=frozen))
+
     # -- telling ---------------------------------------------------------------------------------------------------
 
     def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .env_state import EnvState
 from .layout import Field, SharedMemory
 from .options import Settings
 
@@ -19,6 +20,7 @@ class Setup(NamedTuple):
     env_ids: list[int]  # for messages: the index of each factory
     settings: Settings
     shared_memory: SharedMemory
+    state: tuple[EnvState, int, bool] | None = None  # of a replacement's envs: for `env_state.restore`
 
 
 class Spaces(NamedTuple):

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..backends.memory import SharedBlock
 from ..core import framing as wire
+from ..core.env_state import restore
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message
 from ..core.messages import Attachment, Setup, Spaces
 from ..core.report import describe
@@ -340,6 +341,10 @@ def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:
             with suppress(Exception):  # the first failure is the one to tell
                 env.close()
         raise
+    if setup.state is not None:
+        state, parts, frozen = setup.state
+        for env in envs:
+            restore(env, state, parts=parts, frozen=frozen)
     assert spaces is not None, "a worker has at least one env"
     return envs, Spaces(
         spaces.observation, spaces.action, spaces.metadata, spaces.spec, rows, spaces.vectorised

@@ -380,6 +380,22 @@ def test_what_an_env_says_wrong_is_told_with_its_shape() -> None:
         assert "the reward: expected a number, got an array of shape (1,)" in str(error)
 
 
+def test_the_state_of_wrappers_is_there_at_both_doors() -> None:
+    """Read, merged over all envs, and put back."""
+    for adapter in (VectorEnv, VecEnv):
+        factories = [lambda: gym.wrappers.NormalizeObservation(Echo(spaces.Discrete(2)))] * 2
+        envs: Any = adapter(factories, num_workers=1, backend="inline")
+        envs.reset()
+        state = envs.get_state()
+        assert state["NormalizeObservation"]["running statistics"]["obs_rms"]["count"] == pytest.approx(
+            2, abs=1e-3
+        )
+        envs.set_state(state, frozen=True)
+        envs.reset()
+        assert envs.get_state() == state
+        envs.close()
+
+
 @pytest.mark.parametrize(
     "empty", [spaces.Dict({}), spaces.Tuple(()), spaces.Dict(a=spaces.Tuple(()))], ids=repr
 )
