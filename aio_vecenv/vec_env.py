@@ -27,25 +27,25 @@ from .core.actions import ActionPort
 from .core.assignment import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
 from .core.batch import Batch
 from .core.env_state import EnvState
-from .core.framing import Kind, Message
+from .core.framing import Kind
 from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
 from .core.limits import RestartBudget, RestartLog, Timeouts
-from .core.messages import Setup, Spaces
+from .core.messages import ERROR, URGENT, WARNING, Reset, Setup, Spaces, Step, encode, failed
 from .core.options import Settings
 from .core.policy import Policy
 from .core.pool import Command, Ledger
-from .core.report import ErrorReport, describe, raise_all, rebuild
+from .core.report import ErrorReport, raise_all, rebuild
 from .core.spaces import same_space
 from .core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from .core.updates import Apply
 from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
+from .memory import check_room
 from .runtime.calls import Calls, whole_workers
 from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
 from .runtime.policies import ParentPolicy
 from .runtime.publisher import Receipt
 from .runtime.supervisor import Boss, Crew, Shift, derive_seed
-from .worker.main import PICKLED, SUBSET
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
@@ -153,7 +153,7 @@ class AsyncVecEnv:
         self._need = 0
         self._watchers: list[asyncio.Future[None]] = []
         self._dropped: set[int] = set()
-        self._notes: dict[
+        self._warnings: dict[
             tuple[str, ...], str
         ] = {}  # what to warn of, by what it is about; "" once that was said
         self._retried = 0  # errors that on_env_error="reset" counted against the restart budget
@@ -328,7 +328,7 @@ class AsyncVecEnv:
             if not isinstance(options, dict):
                 raise TypeError(f"options is {options!r:.80}, not a dict; nothing was sent")
             packed = wire.dumps(options, "options")
-            wire.check_size(packed, "the options", room=64 * len(ids))
+            check_room("the options", len(packed), len(self._deal.by_worker(np.sort(ids))))
         self._in_reset.update(ids.tolist())
         try:
             return await self._reset(ids, seeds, packed)
@@ -366,7 +366,7 @@ class AsyncVecEnv:
             if not self._closed:
                 self._drop_reset(in_order)
             raise
-        if self._notes:
+        if self._warnings:
             self._warn()
         self._raise_errors(self._ledger.take_errors(ids))
         batch, events = self._ledger.hand_out(self._ledger.select(ids))
@@ -380,7 +380,7 @@ class AsyncVecEnv:
         """Send one action to each env of `env_ids` (default: all); never waits.
 
         Raises BadActions or BusyError before anything is sent; TypeError or ValueError if actions that travel pickled
-        cannot, or are over 16 MiB for one worker.
+        cannot, or find no memory.
         """
         if (
             _get_running_loop() is not self._home
@@ -397,11 +397,8 @@ class AsyncVecEnv:
         loose = self._port.put(actions, len(share.env_ids), share.given)
         number = ledger.next_number
         commands: list[Command] = []
-        for worker, mine, rows, local in share.parts:
-            if local is None:
-                commands.append(Command(_STEP, number, worker, mine, rows))
-            else:
-                commands.append(Command(_STEP, number, worker, mine, rows, local, SUBSET))
+        for worker, mine, rows, _, (payload, flags) in share.parts:
+            commands.append(Command(_STEP, number, worker, mine, rows, payload, flags))
         if loose:
             self._load(commands, share, loose)
         ledger.sent(share)
@@ -448,7 +445,7 @@ class AsyncVecEnv:
                     self._check_alive()
         finally:
             self._receiving = False
-        if self._notes:
+        if self._warnings:
             self._warn()
         if ledger.any_errors:
             self._raise_errors(ledger.take_errors())
@@ -498,7 +495,7 @@ class AsyncVecEnv:
         step sent after it runs after its worker has taken it. Envs get it in `on_broadcast(payload, version)`:
         apply="reset": each just before its next reset; "now": all before their worker's next command.
 
-        Raises TypeError or ValueError if the payload cannot be pickled or is over 16 MiB; nothing was published.
+        Raises TypeError or ValueError if the payload cannot be pickled or finds no memory; nothing was published.
         """
         if self._closed:
             raise ClosedError("the vec env is closed, or not open yet")
@@ -626,25 +623,19 @@ class AsyncVecEnv:
 
     # -- what the crew says (Boss) -------------------------------------------------------------------------------
 
-    def replied(self, command: Command, message: Message) -> None:
+    def replied(self, command: Command) -> None:
         """A reply is in: store it, and wake who waits for it."""
         if command.kind is _CALL:
-            self._calls.answered(command, message)
+            self._calls.answered(command)
             return
         if self._dropped and command.sequence in self._dropped:
             self._dropped.discard(command.sequence)
             return
-        if message.payload:
-            start = self._deal.rows[command.worker].start
-            try:
-                extras = wire.loads(message.payload)
-            except Exception as error:  # whatever unpickling runs; which env it came from cannot be told
-                unread = describe(error, "reading the infos of its worker")
-                extras = {"errors": [(int(env_id) - start, unread) for env_id in command.env_ids]}
-            command.extras = {k: [(start + i, v) for i, v in items] for k, items in extras.items()}
-            for env_id, note in command.extras.pop("notes", ()):
-                self._notes.setdefault(note[0], f"env {env_id}: {note[1]}")
-            if "errors" in command.extras and self._settings.on_env_error == "reset":
+        if command.unread is not None:  # which env it came from cannot be told
+            command.notes = [(env_id, 0, ERROR, command.unread) for env_id in command.env_ids.tolist()]
+        if command.notes and command.notes[0][2] in URGENT:
+            self._keep_warnings(command)
+            if failed(command.notes) and self._settings.on_env_error == "reset":
                 self._retry_resets(command)
         ledger = self._ledger
         ledger.replied(command)
@@ -652,6 +643,14 @@ class AsyncVecEnv:
             self._waiter.set_result(None)
         if self._watchers:
             self._wake_watchers()
+
+    def _keep_warnings(self, command: Command) -> None:
+        """Take the warnings out of a reply; what each is about is said once."""
+        for env_id, _, kind, value in command.notes:
+            if kind == WARNING:
+                about, text = value
+                self._warnings.setdefault(about, f"env {env_id}: {text}")
+        command.notes = [note for note in command.notes if note[2] != WARNING]
 
     def lost(self, shift: Shift, reason: str) -> list[int | None]:
         """A worker is about to be replaced."""
@@ -683,8 +682,8 @@ class AsyncVecEnv:
         """on_env_error="reset", and an env failed to reset: try again, within the restart budget."""
         shift = self._crew.shifts[command.worker]
         counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
-        failed = list(command.extras["errors"])
-        for together in [failed] if self._deal.whole else [[one] for one in failed]:
+        errors = [(env_id, report) for env_id, _, kind, report in command.notes if kind == ERROR]
+        for together in [errors] if self._deal.whole else [[one] for one in errors]:
             for env_id, report in together:
                 if report not in counted:
                     counted.add(report)
@@ -736,9 +735,9 @@ class AsyncVecEnv:
 
     def _warn(self) -> None:
         """Say what the workers had to say, once. Nothing is lost where warnings are errors."""
-        for about, text in self._notes.items():
+        for about, text in self._warnings.items():
             if text:
-                self._notes[about] = ""
+                self._warnings[about] = ""
                 warnings.warn(f"{text} (said once)", stacklevel=3)
 
     def _end_calls(self, error: VecEnvError) -> None:
@@ -789,7 +788,7 @@ class AsyncVecEnv:
         raise_all(errors, "a step or reset")
 
     def _check_whole_workers(self, share: Share) -> None:
-        for worker, mine, _, local in share.parts:
+        for worker, mine, _, local, _ in share.parts:
             if local is not None:
                 raise BadActions(
                     f"worker {worker} holds VectorEnvs, whose envs {self._deal.rows[worker]} are stepped together; "
@@ -804,13 +803,13 @@ class AsyncVecEnv:
         wire.dumps(loose, "actions")
         order = range(len(share.env_ids)) if share.order is None else share.order.tolist()
         at = 0
-        for command, (_, mine, _, local) in zip(commands, share.parts):
+        for command, (_, mine, _, local, _) in zip(commands, share.parts):
             rows = order[at : at + len(mine)]
             at += len(mine)
             picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in loose]
-            indices = None if local is None else np.frombuffer(local, np.uint32).tolist()
-            command.flags, command.payload = PICKLED, wire.dumps((indices, wire.dumps(picked, "actions")))
-            wire.check_size(command.payload, f"the actions for worker {command.worker}")
+            envs = None if local is None else local.tolist()
+            command.payload, command.flags = encode(Step(envs, wire.dumps(picked, "actions")))
+        check_room("the actions", sum(len(command.payload) for command in commands))
 
     def _post_reset(self, command: Command) -> None:
         self._pack_reset(command)
@@ -818,7 +817,7 @@ class AsyncVecEnv:
 
     def _pack_reset(self, command: Command) -> None:
         local = self._deal.local(command.worker, command.env_ids).tolist()
-        command.payload = wire.dumps((local, list(command.seeds), command.options))
+        command.payload, command.flags = encode(Reset(local, list(command.seeds), command.options))
 
     async def _ask(
         self,

@@ -28,8 +28,11 @@ class Listener(Protocol):
     lock: threading.RLock  # held around everything that touches the broadcast pipes
     thread_id: int  # of the loop
 
+    def part(self, worker: Worker, message: Message) -> None:
+        """The beginning of a reply came in."""
+
     def replied(self, worker: Worker, message: Message) -> None:
-        """A reply came in."""
+        """A reply came in, to its end."""
 
     def took(self, worker: Worker, version: int) -> None:
         """The worker acknowledged an update."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..core.messages import Attachment, Setup, Spaces
 from ..core.protocol import Conversation
 from ..core.report import describe, rebuild
 from ..core.updates import Inbox
+from ..memory import bytes_left
 from ..worker import env_groups
 from ..worker.env_group import EnvGroup
 from ..worker.main import execute, interrupted, make_envs, take_update
@@ -84,6 +86,7 @@ class InlineWorker:
             self._backend.block,
             self._inbox,
             self._catch_up,
+            bytes_left,
         )
         self.conversation.received(Kind.ATTACHED)
 
@@ -113,17 +116,21 @@ class InlineWorker:
         if message.version > self._inbox.covered:
             self._catch_up(message.version)
         try:
-            payload = execute(self._group, message)
+            payloads = execute(self._group, message)
         except BaseException as error:
             # Ctrl-C: the command is answered all the same, or it would be owed for ever
             self._answer(message, interrupted(self._group, message, error))
             raise
-        self._answer(message, payload)
+        self._answer(message, payloads)
         return True
 
-    def _answer(self, message: Message, payload: bytes) -> None:
-        self.conversation.received(Kind.REPLY, message.number)
-        self._listener.replied(self, Message(Kind.REPLY, message.number, self._inbox.covered, payload))
+    def _answer(self, message: Message, payloads: Sequence[bytes]) -> None:
+        number = message.number
+        for payload in payloads[:-1]:
+            self.conversation.received(Kind.PART, number)
+            self._listener.part(self, Message(Kind.PART, number, 0, payload))
+        self.conversation.received(Kind.REPLY, number)
+        self._listener.replied(self, Message(Kind.REPLY, number, self._inbox.covered, payloads[-1]))
 
     def poll(self) -> None:
         pass

@@ -8,22 +8,23 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from ..core import framing as wire
-from ..core.framing import Decoder, Kind, Message, ProtocolError, encode
-from ..core.messages import Attachment, Setup, Spaces
+from ..core.framing import LARGE_BYTES, Decoder, Kind, Message, ProtocolError, encode, pieces
+from ..core.messages import Attachment, Setup, Spaces, decode, decode_notes
+from ..core.messages import encode as encode_body
 from ..core.protocol import Conversation, State
 from ..core.report import describe, rebuild
 from ..errors import WorkerTimeout
+from ..memory import SharedBlock, check_room, oom_kills
 from .base import Listener, Loss
 from .launcher import Child, check_descriptors, launch
-from .memory import SharedBlock, oom_kills
 
 __all__ = ["ProcessBackend", "ProcessWorker"]
 
-_REPLY = Kind.REPLY
+_REPLY, _PART = Kind.REPLY, Kind.PART
 
 _READ_BYTES = 1 << 17  # read into one buffer: a fresh one of this size costs more than the read
 _STACK_GRACE_S = 0.1  # for a stuck worker's faulthandler to write its stack: it takes about a millisecond
@@ -80,15 +81,15 @@ class ProcessWorker:
         self._loop = asyncio.get_running_loop()
         self._decoder, self._acks = Decoder(), Decoder()
         self._buffer = bytearray(_READ_BYTES)
-        self._out = bytearray()  # of the data pipe: at most one command per env
-        self._news_out = bytearray()  # of the broadcast pipe: at most one update per topic
+        self._out = _Outbox()  # of the data pipe: at most one command per env
+        self._news_out = _Outbox()  # of the broadcast pipe: at most one update per topic
         self._flushing_news = False
         self._waiter: asyncio.Future[Message] | None = None  # of make and attach
         self._gone: asyncio.Future[Loss] = self._loop.create_future()
         self._burial: asyncio.Task[None] | None = None
         self._verdict = ""  # why we killed it, where we did
         self._attached = False
-        self._farewell = b""  # what the envs said when they were closed
+        self._farewell: bytes | bytearray = b""  # what the envs said when they were closed
         self._env_ids: list[int] = []
         self._oom_kills = 0
 
@@ -99,7 +100,8 @@ class ProcessWorker:
     # -- set-up ------------------------------------------------------------------------------------------------
 
     async def make(self, setup: Setup) -> Spaces:
-        payload, self._env_ids = wire.dumps(setup, "envs"), setup.env_ids
+        (payload, _), self._env_ids = encode_body(setup), setup.env_ids
+        check_room(f"the factories of worker {self.index}", len(payload))
         self._oom_kills = oom_kills()
         if self._child is None:
             self._child = launch(self._block_fd)
@@ -109,15 +111,16 @@ class ProcessWorker:
             self._loop.add_reader(self._child.pidfd, self._exited)
         await self._answer()  # HELLO
         self.send(Message(Kind.SETUP, payload=payload, incarnation=self.conversation.incarnation))
-        payload = (await self._answer()).payload
+        del payload
+        answer = await self._answer()
         try:
-            spaces: Spaces = wire.loads(payload)
+            spaces: Spaces = decode(answer)
         except Exception as error:  # whatever unpickling runs
             raise rebuild(describe(error, "reading its spaces"), setup.env_ids[0], self.index) from error
         return spaces
 
     async def attach(self, attachment: Attachment) -> None:
-        self.send(Message(Kind.ATTACH, payload=wire.dumps(attachment)))
+        self.send(Message(Kind.ATTACH, payload=encode_body(attachment)[0]))
         await self._answer()  # ATTACHED
         self._attached = True
 
@@ -130,48 +133,52 @@ class ProcessWorker:
         finally:
             self._waiter = None
         if message.kind is Kind.FAILED:
-            env_id, report = wire.loads(message.payload)
+            env_id, report = decode(message)
             raise rebuild(report, -1 if env_id is None else env_id, self.index)
         return message
 
     # -- sending -------------------------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        data = encode(message)
         self.conversation.sent(message.kind, message.number)
         child = self._child
         if child is None or self._burial is not None or self._gone.done():
             return  # its loss is on the way to the listener
-        if not self._out:
+        out = self._out
+        if not out.waiting and len(message.payload) < LARGE_BYTES:  # as nearly always
+            data = encode(message)
             try:
                 sent = child.data.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
-                return  # as of `_send`
+                return  # as of `_Outbox.flush`
             if sent == len(data):
                 return
-            data = data[sent:]
-            self._loop.add_writer(child.data.fileno(), self._flush)
-        self._out += data
+            out.put(data[sent:])
+        else:
+            waited = bool(out.waiting)
+            for piece in pieces(message):
+                out.put(piece)
+            if waited or out.flush(child.data):
+                return
+        self._loop.add_writer(child.data.fileno(), self._flush)
 
     def _flush(self) -> None:
         assert self._child is not None
-        del self._out[: _send(self._child.data, self._out)]
-        if not self._out:
+        if self._out.flush(self._child.data):
             self._loop.remove_writer(self._child.data.fileno())
 
     def push(self, message: Message) -> None:
         child = self._child
         if child is None or not child.alive or self._burial is not None:
             return
-        data = encode(message)
-        if not self._news_out:
-            sent = _send(child.news, data)
-            if sent == len(data):
-                return
-            data = data[sent:]
-        self._news_out += data
+        out = self._news_out
+        waited = bool(out.waiting)
+        for piece in pieces(message):
+            out.put(piece)
+        if not waited and out.flush(child.news):
+            return
         if not self._flushing_news:
             self._flushing_news = True
             self._on_loop(self._start_flushing_news)
@@ -189,8 +196,7 @@ class ProcessWorker:
     def _flush_news(self) -> None:
         assert self._child is not None
         with self._listener.lock:
-            del self._news_out[: _send(self._child.news, self._news_out)]
-            if not self._news_out:
+            if self._news_out.flush(self._child.news):
                 self._flushing_news = False
                 self._loop.remove_writer(self._child.news.fileno())
 
@@ -229,6 +235,10 @@ class ProcessWorker:
                 if kind is _REPLY:
                     self.conversation.received(kind, message.number, message.incarnation)
                     self._listener.replied(self, message)
+                    continue
+                if kind is _PART:
+                    self.conversation.received(kind, message.number, message.incarnation)
+                    self._listener.part(self, message)
                     continue
                 self.conversation.received(kind, message.number)
                 if kind is Kind.GOODBYE:
@@ -336,8 +346,8 @@ class ProcessWorker:
                 if self._burial is not None:
                     self._burial.cancel()
                 self._child.close()  # waits for a killed process: a few milliseconds
-        reports = wire.loads(self._farewell) if self._farewell else []
-        errors = [rebuild(report, self._env_ids[i], self.index) for i, report in reports]
+        notes = decode_notes(self._farewell)
+        errors = [rebuild(report, self._env_ids[i], self.index) for i, _, _, report in notes]
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("closing envs", errors)
 
@@ -359,14 +369,32 @@ class ProcessWorker:
             ) from None
 
 
-def _send(sock: Any, data: bytes | bytearray) -> int:
-    """How many bytes went out. A dead peer takes everything: its end-of-file tells."""
-    try:
-        return int(sock.send(data))
-    except (BlockingIOError, InterruptedError):
-        return 0
-    except OSError:
-        return len(data)
+class _Outbox:
+    """Bytes that wait for a full pipe, not copied: a large update that goes to all workers is there once."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[memoryview] = deque()
+
+    def put(self, data: bytes | bytearray) -> None:
+        self.waiting.append(memoryview(data))
+
+    def flush(self, sock: Any) -> bool:
+        """Send what fits; whether that was all. A dead peer takes everything: its end-of-file tells."""
+        waiting = self.waiting
+        while waiting:
+            data = waiting[0]
+            try:
+                sent = sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError:
+                waiting.clear()
+                return True
+            if sent < len(data):
+                waiting[0] = data[sent:]
+                return False
+            waiting.popleft()
+        return True
 
 
 def describe_exit(status: int | None) -> str:

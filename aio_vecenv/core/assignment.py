@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .messages import Encoded, Step, encode
+
 __all__ = ["Deal", "EnvIds", "Part", "Share", "deal_out", "rows_of", "seeds_for"]
 
 EnvIds = NDArray[np.int64]
@@ -27,7 +29,8 @@ class Part(NamedTuple):
     worker: int
     env_ids: EnvIds  # sorted
     rows: Any  # what picks these rows: a slice where they stand side by side, else the ids
-    local: bytes | None  # their indices among the worker's own, as uint32; None: all that it has
+    local: EnvIds | None  # their indices among the worker's own; None: all that it has
+    step: Encoded  # the command to step them: parts are kept
 
 
 class Share(NamedTuple):
@@ -109,11 +112,16 @@ class Deal:
     def _parts(self, ids: EnvIds) -> list[Part]:
         if self._singly:
             return [self._all.parts[env_id] for env_id in ids.tolist()]
-        return [self._part(worker, mine) for worker, mine in self.by_worker(ids)]
+        rows, whole = self.rows, self._all.parts
+        return [
+            whole[worker] if len(mine) == len(rows[worker]) else self._part(worker, mine)
+            for worker, mine in self.by_worker(ids)
+        ]
 
     def _part(self, worker: int, ids: EnvIds) -> Part:
-        local = None if self.is_all_of(worker, ids) else self.local(worker, ids).astype(np.uint32).tobytes()
-        return Part(worker, ids, rows_of(ids), local)
+        local = None if self.is_all_of(worker, ids) else self.local(worker, ids)
+        step = encode(Step(local))  # type: ignore[arg-type]  # an array is as good
+        return Part(worker, ids, rows_of(ids), local, step)
 
     def _side_by_side(self, start: int, stop: int) -> Share:
         ids, rows = self.everyone[start:stop], slice(start, stop)

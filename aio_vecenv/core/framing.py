@@ -1,14 +1,14 @@
 """The messages that cross a pipe, and their bytes; any chunking decodes the same.
 
-A message is a fixed header and a payload. The numeric data of a step is in shared memory, so the payload of an
-ordinary step is empty. Payloads are pickles between a parent and the children that it started itself, over
+A message is a fixed header and a payload of any size. The numeric data of a step is in shared memory, so the payload
+of an ordinary step is empty. A receiver keeps what has come of one message; whether there is memory for it all is
+asked by whoever sends it. Payloads are pickles between a parent and the children that it started itself, over
 inherited descriptors; nothing here ever listens.
 """
 # pure: bytes in, messages out; no loop, no process, no clock
 
 from __future__ import annotations
 
-import io
 import pickle
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -20,22 +20,26 @@ import cloudpickle
 
 __all__ = [
     "HEADER_BYTES",
+    "LARGE_BYTES",
     "MAX_PAYLOAD",
     "Decoder",
     "Kind",
     "Message",
     "ProtocolError",
-    "check_size",
     "dumps",
     "encode",
     "loads",
     "new_message",
+    "pieces",
 ]
 
-MAX_PAYLOAD = 16 * 1024 * 1024  # bytes; refused by the sender, so that a receiver never has to buffer more
+MAX_PAYLOAD = 1 << 40  # bytes: more than any machine has; a header that claims it is none
+LARGE_BYTES = (
+    1 << 16
+)  # bytes: a payload of this size is not copied to go beside its header, or out of the buffer
 _MAGIC = 0xA5E1
 _DEPTH = 16  # levels of a nest that are searched for what does not pickle
-_HEADER = struct.Struct("<HBBIIQQ")  # magic, kind, flags, incarnation, payload bytes, number, version
+_HEADER = struct.Struct("<HBBIQQQ")  # magic, kind, flags, incarnation, payload bytes, number, version
 _unpack_header = _HEADER.unpack_from
 HEADER_BYTES = _HEADER.size
 
@@ -61,6 +65,7 @@ class Kind(IntEnum):
     FAILED = 12  # child: set-up failed; the payload says why
     UPDATE = 13  # parent, broadcast pipe: a payload under a topic
     TAKEN = 14  # child, broadcast pipe: the update of this version has been taken over
+    PART = 15  # child: the beginning of the reply of this number, which follows
 
     __hash__ = (
         int.__hash__
@@ -76,30 +81,38 @@ class Message(NamedTuple):
     kind: Kind
     number: int = 0
     version: int = 0  # commands: the newest update at sending; replies: what the worker has taken
-    payload: bytes = b""
+    payload: bytes | bytearray = b""
     flags: int = 0
     incarnation: int = 0
 
 
 # As `Message(…)`, but all in C: a function of Python's costs microseconds when it was not called for a while.
-new_message: Callable[[tuple[Kind, int, int, bytes, int, int]], Message] = partial(tuple.__new__, Message)
+new_message: Callable[[tuple[Kind, int, int, bytes | bytearray, int, int]], Message] = partial(
+    tuple.__new__, Message
+)
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of `message`. Raises ValueError if the payload is over MAX_PAYLOAD."""
+    """The bytes of `message`."""
     kind, number, version, payload, flags, incarnation = message
     size = len(payload)
-    if size > MAX_PAYLOAD:
-        raise ValueError(f"a message of {size} bytes is over the limit of {MAX_PAYLOAD}")
     header = _HEADER.pack(_MAGIC, kind, flags, incarnation, size, number, version)
     return header + payload if size else header
+
+
+def pieces(message: Message) -> tuple[bytes | bytearray, ...]:
+    """The same one after the other; a large payload is not copied."""
+    if len(message.payload) < LARGE_BYTES:
+        return (encode(message),)
+    kind, number, version, payload, flags, incarnation = message
+    return _HEADER.pack(_MAGIC, kind, flags, incarnation, len(payload), number, version), payload
 
 
 class Decoder:
     """Turns a stream of bytes, cut anywhere, into messages.
 
-    Holds at most one unfinished message: HEADER_BYTES + MAX_PAYLOAD bytes. After a ProtocolError the stream
-    has no meaning any more, and every further call raises it again.
+    Holds at most one unfinished message, as much of it as has come. After a ProtocolError the stream has no meaning
+    any more, and every further call raises it again.
     """
 
     def __init__(self) -> None:
@@ -136,9 +149,18 @@ class Decoder:
             end = HEADER_BYTES + size
             if len(self._buffer) < end:
                 return
-            payload = bytes(self._buffer[HEADER_BYTES:end])
-            del self._buffer[:end]
-            yield message._replace(payload=payload)
+            yield message._replace(payload=self._take(end))
+
+    def _take(self, end: int) -> bytes | bytearray:
+        """The payload of the first message, which ends there; a large one is not copied."""
+        buffer = self._buffer
+        if end < LARGE_BYTES:
+            payload = bytes(memoryview(buffer)[HEADER_BYTES:end])
+            del buffer[:end]
+            return payload
+        self._buffer = buffer[end:]
+        del buffer[end:], buffer[:HEADER_BYTES]
+        return buffer
 
     def _header(self, data: bytes | bytearray) -> tuple[Message, int]:
         magic, kind, flags, incarnation, size, number, version = _HEADER.unpack(data)
@@ -152,30 +174,28 @@ class Decoder:
 def dumps(value: Any, name: str = "object") -> bytes:
     """Pickle `value`; by value what lives in `__main__`, since the other side does not import that.
 
-    Raises TypeError naming the path of the part that cannot be pickled, as in `infos["a"]["b"]`.
+    Raises TypeError naming the path of the part that cannot be pickled, as in `infos["a"]["b"]`; MemoryError.
     """
     try:
         data = pickle.dumps(value, protocol=5)
         if b"__main__" not in data:
             return data
+    except MemoryError:
+        raise MemoryError(f"{name}: not enough memory to pickle it") from None
     except Exception:  # a plain pickle was the cheap attempt
         pass
     try:
         return bytes(cloudpickle.dumps(value, protocol=5))
+    except MemoryError:
+        raise MemoryError(f"{name}: not enough memory to pickle it") from None
     except Exception as error:
         path, part = _culprit(value, name)
         raise TypeError(f"{path} cannot be pickled ({type(part).__name__}): {error}") from error
 
 
-def check_size(payload: bytes, name: str, room: int = 0) -> None:
-    """Raise ValueError if `name`, pickled to `payload`, does not fit a message that needs `room` more bytes."""
-    if len(payload) + room > MAX_PAYLOAD:
-        raise ValueError(f"{name}: {len(payload)} bytes pickled, the limit of a message is {MAX_PAYLOAD}")
-
-
-def loads(data: bytes) -> Any:
+def loads(data: bytes | bytearray | memoryview) -> Any:
     """Undo `dumps`. Raises whatever the pickle raises."""
-    return pickle.Unpickler(io.BytesIO(data)).load()
+    return pickle.loads(data)
 
 
 def _culprit(value: Any, path: str) -> tuple[str, Any]:

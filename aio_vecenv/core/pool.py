@@ -1,16 +1,15 @@
 """Who owes what: the commands, replies and rows of every env, and how they become batches.
 
-What a row means is decided when its batch is handed out, from the block and the extras of the replies; so the same
+What a row means is decided when its batch is handed out, from the block and the notes of the replies; so the same
 replies give the same batches and events, whatever the order in which they arrived.
 """
 # pure: arrays and plain data; no loop, no process, no clock
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,19 @@ from .episodes import EpisodeBook
 from .framing import Kind
 from .infos import batch_infos
 from .layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree
+from .messages import (
+    END_INFO,
+    ERROR,
+    FINAL_INFO,
+    FINAL_OBS,
+    INFO,
+    OBS,
+    RESTARTED,
+    TASK,
+    Note,
+    by_kind,
+    failed,
+)
 from .report import ErrorReport
 
 __all__ = ["Command", "Ledger"]
@@ -34,6 +46,7 @@ _TRUNCATED = bytes(bool(flags & TRUNCATED) for flags in range(256))
 _ENDED = bytes(bool(flags) for flags in range(256))
 _BOOL = np.dtype(np.bool_)
 _by_sequence = attrgetter("sequence")
+_NOTED_NOTHING = by_kind([])  # nobody writes to it
 
 
 class Command:
@@ -46,7 +59,8 @@ class Command:
     asked: Sequence[int | None] = ()  # RESET: the seeds that its caller gave
     seeds: Sequence[int | None] = ()  # RESET: those that it is sent with
     options: bytes | None = None  # RESET, pickled
-    extras: Mapping[str, list[tuple[int, Any]]] = MappingProxyType({})  # of the reply; rows are env ids
+    notes: Sequence[Note] = ()  # of the reply, as far as it is in
+    unread: ErrorReport | None = None  # why notes could not be unpickled
 
     def __init__(
         self,
@@ -148,7 +162,7 @@ class Ledger:
         """A reply is in; its rows wait to be handed out."""
         self.ready.append(command)
         self.ready_rows += len(command.env_ids)
-        if command.extras and "errors" in command.extras:
+        if command.notes and failed(command.notes):
             self.any_errors = True
 
     def is_ready(self, env_id: int) -> bool:
@@ -201,8 +215,7 @@ class Ledger:
                 self._begin_anew(env_id, "env_error", why, self.seed_due(env_id))
         gone = {env_id for env_id, _ in failed}
         asked = dict(zip(command.env_ids.tolist(), command.asked))
-        for items in command.extras.values():
-            items[:] = [item for item in items if item[0] not in gone]
+        command.notes = [note for note in command.notes if note[0] not in gone]
         ids = np.array(sorted(gone), np.int64)
         if asked:
             command.asked = [seed for env_id, seed in asked.items() if env_id not in gone]
@@ -240,15 +253,18 @@ class Ledger:
         wanted = None if env_ids is None else set(env_ids.tolist())
         errors: list[tuple[Command, int, ErrorReport]] = []
         for command in self.ready:
-            failed = command.extras.get("errors", [])
-            mine = [(e, report) for e, report in failed if wanted is None or e in wanted]
+            if not failed(command.notes):
+                continue
+            mine = [(e, report) for e, _, kind, report in command.notes if kind == ERROR]
+            if wanted is not None:
+                mine = [(e, report) for e, report in mine if e in wanted]
             for env_id, report in mine:
                 self._fail(command, env_id, report)
             errors += [(command, env_id, report) for env_id, report in mine]
         gone = np.array([env_id for _, env_id, _ in errors], np.int64)
         self._remove_ready(gone)
         self._settle(gone)
-        self.any_errors = any("errors" in command.extras for command in self.ready)
+        self.any_errors = any(failed(command.notes) for command in self.ready)
         return sorted(errors, key=lambda item: item[1])
 
     def _fail(self, command: Command, env_id: int, report: ErrorReport) -> None:
@@ -267,8 +283,8 @@ class Ledger:
         if flags and command.kind is Kind.STEP:  # SAME_STEP
             self.book.executed_one(env_id, self._slab.rewards.item(env_id))
             outcome = "terminated" if flags & TERMINATED else "truncated"
-            info = _gather([command.extras], "final_infos").get(env_id, {})
-            info = _gather([command.extras], "ends").get(env_id, info)
+            noted = by_kind([command.notes])
+            info = noted[END_INFO].get(env_id) or noted[FINAL_INFO].get(env_id, {})
         self._unreleased.append(self.book.end(env_id, outcome, info, -1))
 
     # -- hand-out ----------------------------------------------------------------------------------------------
@@ -301,20 +317,18 @@ class Ledger:
         self.owed -= n
         number = self.batches
         self.batches = number + 1
-        extras: list[Mapping[str, list[tuple[int, Any]]]] = []
+        replies: list[Sequence[Note]] = []
         for command in commands:
-            if command.extras:
-                extras.append(command.extras)  # noqa: PERF401 - a comprehension is a function, made each time
-        infos: dict[int, dict[str, Any]] = {}
-        final_infos: dict[int, dict[str, Any]] = {}
+            if command.notes:
+                replies.append(command.notes)  # noqa: PERF401 - a comprehension is a function, made each time
+        noted = by_kind(replies) if replies else _NOTED_NOTHING
+        infos: dict[int, dict[str, Any]] = noted[INFO] if replies else {}
+        final_infos: dict[int, dict[str, Any]] = noted[FINAL_INFO]
         anew: set[int] = set()
-        if extras:
-            self._loosen(extras)
-            infos = _gather(extras, "infos")
-            if self._same_step:
-                final_infos = _gather(extras, "final_infos")
-        if extras or self._anew_why:
-            anew = self._made_anew_rows(extras, ids, infos)
+        if replies:
+            self._loosen(noted)
+        if self._anew_why or noted[RESTARTED]:
+            anew = self._made_anew_rows(noted[RESTARTED], ids, infos)
         # Bytes rather than arrays: there is little to do, and each kind of array work costs.
         first = bytearray(n)
         flags = bytearray(slab.flag_bytes[rows] if is_view else slab.flags[rows].data)
@@ -335,7 +349,7 @@ class Ledger:
                 events += [episode._replace(batch=number) for episode in self._unreleased]
                 self._unreleased.clear()
             turning = sorted({*ends, *begins}) if begins else ends
-            self._turn(turning, commands, extras, ids, first, flags, anew, infos, final_infos, number, events)
+            self._turn(turning, commands, noted, ids, first, flags, anew, infos, number, events)
             if self._anew_later:
                 for env_id in self._anew_later.keys() & set(ids.tolist()):  # from its next row on
                     reason, seed = self._anew_later.pop(env_id)
@@ -376,7 +390,7 @@ class Ledger:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _made_anew_rows(
-        self, extras: Sequence[Mapping[str, Any]], ids: EnvIds, infos: dict[int, dict[str, Any]]
+        self, restarted: dict[int, ErrorReport], ids: EnvIds, infos: dict[int, dict[str, Any]]
     ) -> set[int]:
         """The envs whose row begins a replacement: their worker was lost under it, or they raised and were reset.
 
@@ -384,7 +398,7 @@ class Ledger:
         """
         why = {
             env_id: ("env_error", f"{report.type_name}: {report.message}")
-            for env_id, report in _gather(extras, "env_errors").items()
+            for env_id, report in restarted.items()
         }
         for env_id in self._anew_why.keys() & set(ids.tolist()):
             why[env_id] = self._anew_why.pop(env_id)
@@ -396,19 +410,18 @@ class Ledger:
         self,
         positions: Sequence[int],
         commands: Sequence[Command],
-        extras: Sequence[Mapping[str, list[tuple[int, Any]]]],
+        noted: list[dict[int, Any]],
         ids: EnvIds,
         first: bytearray,
         flags: bytearray,
         anew: set[int],
         infos: dict[int, dict[str, Any]],
-        final_infos: dict[int, dict[str, Any]],
         number: int,
         events: list[EpisodeStarted | Episode],
     ) -> None:
         """End and begin episodes, env by env, in the rows at `positions`."""
-        tasks = _gather(extras, "tasks") if extras else {}
-        ends = _gather(extras, "ends") if extras else {}
+        tasks, ends = noted[TASK], noted[END_INFO]
+        last_infos = noted[FINAL_INFO] if self._same_step else infos
         call_of: dict[int, int] = {}  # where not all rows are of one call
         for command in commands:
             if command.number != commands[0].number:
@@ -419,7 +432,7 @@ class Ledger:
             env_id, begins, flag = ids.item(position), first[position], flags[position]
             if flag and env_id not in anew:
                 outcome: Outcome = "terminated" if flag & TERMINATED else "truncated"
-                info = ends.get(env_id) or (final_infos if self._same_step else infos).get(env_id, {})
+                info = ends.get(env_id) or last_infos.get(env_id, {})
                 events.append(book.end(env_id, outcome, info, number))
                 if self._next_step:
                     self._due.add(env_id)
@@ -472,16 +485,15 @@ class Ledger:
                 kept.append(rest)
         self.ready = kept
 
-    def _loosen(self, extras: Sequence[Mapping[str, list[tuple[int, Any]]]]) -> None:
+    def _loosen(self, noted: list[dict[int, Any]]) -> None:
         """Store observations that came pickled."""
         loose = [index for index, column in enumerate(self._slab.obs) if column is None]
         if not loose:
             return
-        for kind, store in (("objects", self._loose), ("final_objects", self._loose_final)):
-            for extra in extras:
-                for env_id, values in extra.get(kind, ()):
-                    for index, value in zip(loose, values):
-                        store[index][env_id] = value
+        for kind, store in ((OBS, self._loose), (FINAL_OBS, self._loose_final)):
+            for env_id, values in noted[kind].items():
+                for index, value in zip(loose, values):
+                    store[index][env_id] = value
 
     def _observations(
         self,
@@ -546,17 +558,12 @@ def _part(command: Command, mask: NDArray[np.bool_]) -> Command | None:
         return command
     ids = command.env_ids[mask]
     keep = set(ids.tolist())
-    extras = {kind: [item for item in items if item[0] in keep] for kind, items in command.extras.items()}
     part = copy(command)
     part.env_ids, part.rows = ids, rows_of(ids)
-    part.extras = {kind: items for kind, items in extras.items() if items}
+    part.notes = [note for note in command.notes if note[0] in keep]
     return part
 
 
 def _list(env_ids: EnvIds) -> str:
     ids = env_ids.tolist()
     return str(ids) if len(ids) <= 8 else f"[{', '.join(map(str, ids[:8]))}, …] ({len(ids)} envs)"
-
-
-def _gather(extras: Sequence[Mapping[str, list[tuple[int, Any]]]], kind: str) -> dict[int, Any]:
-    return {env_id: value for extra in extras for env_id, value in extra.get(kind, ())}

@@ -37,8 +37,10 @@ MOVES: dict[tuple[State, Kind], State] = {
     (State.READY, Kind.STEP): State.READY,
     (State.READY, Kind.RESET): State.READY,
     (State.READY, Kind.CALL): State.READY,
+    (State.READY, Kind.PART): State.READY,
     (State.READY, Kind.REPLY): State.READY,
     (State.READY, Kind.TAKEN): State.READY,
+    (State.CLOSING, Kind.PART): State.CLOSING,
     (State.CLOSING, Kind.REPLY): State.CLOSING,
     (State.CLOSING, Kind.TAKEN): State.CLOSING,
     (State.CLOSING, Kind.GOODBYE): State.CLOSED,
@@ -54,11 +56,11 @@ MOVES: dict[tuple[State, Kind], State] = {
 }
 
 FROM_CHILD = frozenset(
-    {Kind.HELLO, Kind.SPACES, Kind.ATTACHED, Kind.REPLY, Kind.GOODBYE, Kind.FAILED, Kind.TAKEN}
+    {Kind.HELLO, Kind.SPACES, Kind.ATTACHED, Kind.PART, Kind.REPLY, Kind.GOODBYE, Kind.FAILED, Kind.TAKEN}
 )
 
 
-_REPLY = Kind.REPLY
+_REPLY, _PART = Kind.REPLY, Kind.PART
 _COMMANDS = frozenset({Kind.STEP, Kind.RESET, Kind.CALL})
 
 
@@ -92,11 +94,12 @@ class Conversation:
         state = MOVES.get((self.state, kind))
         if state is None:
             raise self._illegal(kind)
-        if kind is _REPLY:
+        if kind is _REPLY or kind is _PART:
             oldest = next(iter(self.owed), None)
             if number != oldest:
                 raise ProtocolError(f"a reply to command {number} where {oldest} is owed")
-            del self.owed[number]
+            if kind is _REPLY:
+                del self.owed[number]
         self.state = state
 
     def lost(self) -> None:

@@ -8,19 +8,15 @@ stuck worker costs one slot per topic, however often is published.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from .framing import MAX_PAYLOAD, Kind, Message, ProtocolError, new_message
+from .framing import ProtocolError
 
-__all__ = ["Apply", "Inbox", "Unreadable", "Update", "Updates", "decode_update", "encode_update"]
+__all__ = ["Apply", "Frame", "Inbox", "Unreadable", "Update", "Updates"]
 
 Apply = Literal["reset", "now"]
-_TOPIC = struct.Struct("<H")  # bytes of the topic's name
-NOW_FLAG = 1
-_UPDATE = Kind.UPDATE
 
 
 class Update(NamedTuple):
@@ -153,35 +149,6 @@ class Updates:
 
     def _sorted(self) -> list[tuple[int, _Worker]]:
         return sorted(self._workers.items(), key=lambda item: item[0])
-
-
-def encode_update(topic: str, payload: bytes) -> bytes:
-    """The body of an update. Raises ValueError if it is too large for a message; nothing was published then."""
-    name = topic.encode()
-    body = _TOPIC.pack(len(name)) + name + payload
-    if len(body) > MAX_PAYLOAD:
-        raise ValueError(
-            f"an update of {len(body)} bytes is over the limit of {MAX_PAYLOAD}: nothing was published"
-        )
-    return body
-
-
-def decode_update(body: bytes) -> tuple[str, bytes]:
-    """Topic and pickled payload. Raises ProtocolError."""
-    try:
-        (size,) = _TOPIC.unpack_from(body)
-        start = _TOPIC.size
-        if len(body) < start + size:
-            raise ProtocolError("an update without its topic")
-        return body[start : start + size].decode(), body[start + size :]
-    except (struct.error, UnicodeDecodeError) as error:
-        raise ProtocolError(f"an update without its topic: {error}") from None
-
-
-def update_message(frame: Frame, incarnation: int) -> Message:
-    """The message that carries `frame`; `number` holds what it covers."""
-    update, covers, now = frame
-    return new_message((_UPDATE, covers, update.version, update.body, NOW_FLAG if now else 0, incarnation))
 
 
 class Unreadable(NamedTuple):

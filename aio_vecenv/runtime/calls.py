@@ -4,23 +4,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core import framing as wire
 from ..core.assignment import EnvIds
-from ..core.framing import Kind, Message
+from ..core.framing import Kind
+from ..core.messages import ERROR, Call, Note, Packed, encode
 from ..core.pool import Command
-from ..core.report import describe, raise_all, rebuild
+from ..core.report import raise_all, rebuild
 from ..errors import VecEnvError, WorkerLost
-from ..worker.env_group import Packed
+from ..memory import check_room
 from .supervisor import Crew, Shift
 
 __all__ = ["Calls"]
 
-Answers = list[tuple[bool, Any]]  # per env: ok, and the result or an error report
+Answers = Sequence[Note]  # one per env, in their order: its result, or an error
 
 
 class Calls:
@@ -48,9 +49,11 @@ class Calls:
         commands: list[Command] = []
         for worker, mine, local in parts:
             rows = [positions[env_id] for env_id in mine.tolist()]
-            payload = wire.dumps((op, name, local, _pack(op, values(rows), f"the arguments of {name!r}")))
-            wire.check_size(payload, f"the arguments of {name!r} for worker {worker}")
-            commands.append(Command(Kind.CALL, -1, worker, mine, None, payload))
+            packed = _pack(op, values(rows), f"the arguments of {name!r}")
+            commands.append(
+                Command(Kind.CALL, -1, worker, mine, None, *encode(Call(op, name, local, packed)))
+            )
+        check_room(f"the arguments of {name!r}", sum(len(command.payload) for command in commands))
         futures: list[asyncio.Future[Answers]] = [loop.create_future() for _ in commands]
         self._waiting.update(zip(commands, futures))
         self._crew.post(commands)
@@ -66,24 +69,22 @@ class Calls:
         results: list[Any] = [None] * len(ids)
         errors: list[VecEnvError] = []
         for command, future in zip(commands, futures):
-            for env_id, (ok, result) in zip(command.env_ids.tolist(), future.result()):
-                if ok:
-                    results[positions[env_id]] = result
+            for env_id, (_, _, kind, value) in zip(command.env_ids.tolist(), future.result()):
+                if kind == ERROR:
+                    errors.append(rebuild(value, env_id, command.worker))
                 else:
-                    errors.append(rebuild(result, env_id, command.worker))
+                    results[positions[env_id]] = value
         raise_all(errors, f"{op} {name!r}")
         return tuple(results)
 
-    def answered(self, command: Command, message: Message) -> None:
+    def answered(self, command: Command) -> None:
         """A reply is in; nobody may wait for it any more."""
         future = self._waiting.pop(command, None)
         if future is None or future.done():
             return
-        try:
-            future.set_result(wire.loads(message.payload))
-        except Exception as error:  # whatever unpickling runs
-            unread = describe(error, "reading the result of a call")
-            future.set_result([(False, unread)] * len(command.env_ids))
+        if command.unread is not None:
+            command.notes = [(row, 0, ERROR, command.unread) for row in range(len(command.env_ids))]
+        future.set_result(command.notes)
 
     def lost(self, command: Command, shift: Shift, reason: str) -> None:
         """The worker was lost with this call under way."""

@@ -12,9 +12,11 @@ from typing import Any
 
 from ..backends.base import Worker
 from ..core import framing as wire
+from ..core.messages import encode_update, update_message
 from ..core.protocol import State
-from ..core.updates import Apply, Update, Updates, encode_update, update_message
+from ..core.updates import Apply, Update, Updates
 from ..errors import ClosedError, WrongLoopError
+from ..memory import check_room
 
 __all__ = ["Channel", "Receipt"]
 
@@ -90,6 +92,7 @@ class Channel:
     def publish(self, payload: Any, topic: str, apply: Apply) -> Receipt:
         """Publish now; never waits. Raises TypeError or ValueError if the payload cannot travel."""
         body = encode_update(topic, wire.dumps(payload, "payload"))
+        check_room("the payload", len(body), len(self._workers))
         with self.lock:
             if self.closed:
                 raise ClosedError("the vec env is closed")
@@ -172,8 +175,11 @@ class Channel:
         if conversation.state is not _READY and conversation.state is not _CLOSING:
             return
         while frame := updates.next_frame(index):
-            self.bytes_sent += len(frame.update.body)
-            worker.push(update_message(frame, conversation.incarnation))
+            body = frame.update.body
+            self.bytes_sent += len(body)
+            worker.push(
+                update_message(frame.update.version, frame.covers, body, frame.now, conversation.incarnation)
+            )
 
     def _wake(self) -> None:
         for topic, version, future in self._waiters:

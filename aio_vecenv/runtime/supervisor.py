@@ -16,8 +16,9 @@ from ..backends.base import Backend, Loss, Worker
 from ..core.framing import HEADER_BYTES, Kind, Message, new_message
 from ..core.layout import Field
 from ..core.limits import RestartLog, Timeouts
-from ..core.messages import Attachment, Setup, Spaces
+from ..core.messages import Attachment, Setup, Spaces, decode_notes
 from ..core.pool import Command
+from ..core.report import describe
 from ..core.statistics import Recorder
 from ..errors import VecEnvError, WorkerLost, WorkerTimeout
 from .publisher import Channel
@@ -50,8 +51,8 @@ class Shift:
 class Boss(Protocol):
     """The vec env, as its crew sees it."""
 
-    def replied(self, command: Command, message: Message) -> None:
-        """A command was answered."""
+    def replied(self, command: Command) -> None:
+        """A command was answered: its notes are in."""
 
     def lost(self, shift: Shift, reason: str) -> list[int | None]:
         """A worker is being replaced: the seeds of its envs' next episodes. Calls in flight have been taken off."""
@@ -195,6 +196,13 @@ class Crew:
 
     # -- what workers say (Listener) -----------------------------------------------------------------------------
 
+    def part(self, worker: Worker, message: Message) -> None:
+        shift = self.shifts[worker.index]
+        shift.progress_at = time.monotonic()  # who sends is not stuck
+        self._recorder.bytes_received += HEADER_BYTES + len(message.payload)
+        if not self._closing:
+            _read(shift.commands[message.number], message)
+
     def replied(self, worker: Worker, message: Message) -> None:
         shift = self.shifts[worker.index]
         command = shift.commands.pop(message.number)
@@ -214,7 +222,9 @@ class Crew:
             return
         if self._timed and shift.commands:
             self._arm(shift)
-        self._boss.replied(command, message)
+        if message.payload:
+            _read(command, message)
+        self._boss.replied(command)
 
     def took(self, worker: Worker, version: int) -> None:
         self.channel.took(worker, version)
@@ -222,6 +232,8 @@ class Crew:
     def lost(self, worker: Worker, loss: Loss) -> None:
         shift = self.shifts[worker.index]
         shift.ready = False
+        for command in shift.commands.values():
+            command.notes, command.unread = (), None  # of a reply that did not come to its end
         self.channel.leave(worker.index)
         self._disarm(shift)
         if self._closing or self.failure is not None:
@@ -396,6 +408,17 @@ class Crew:
             raise failed[0]
         if failed:
             raise ExceptionGroup("closing the vec env", failed)
+
+
+def _read(command: Command, message: Message) -> None:
+    """Add the notes of a reply, or of a part of one."""
+    try:
+        notes = decode_notes(message.payload)
+    except Exception as error:  # whatever unpickling runs
+        of = "the result of a call" if command.kind is Kind.CALL else "the infos of its worker"
+        command.unread = describe(error, f"reading {of}")
+        return
+    command.notes = [*command.notes, *notes] if command.notes else notes
 
 
 async def _all_or_none(starts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

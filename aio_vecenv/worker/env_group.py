@@ -17,17 +17,29 @@ from gymnasium.vector import AutoresetMode
 
 from ..core import framing as wire
 from ..core.layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, cast, exact
+from ..core.messages import (
+    END_INFO,
+    ERROR,
+    FINAL_INFO,
+    FINAL_OBS,
+    INFO,
+    OBS,
+    RESTARTED,
+    RESULT,
+    TASK,
+    WARNING,
+    Note,
+    Packed,
+)
 from ..core.options import Settings
-from ..core.report import ErrorReport, RowError, describe
+from ..core.report import RowError, describe
 from ..core.updates import Inbox
+from .rows import pack
 
-__all__ = ["EnvGroup", "Extras", "Packed", "fit"]
+__all__ = ["EnvGroup", "fit"]
 
-Packed = bytes | list[bytes]  # pickles: one for all envs of a call, or one per env
-Extras = dict[str, list[tuple[int, Any]]]  # what does not fit the block, by kind; rows are local indices
 
 _BOOLS = (False, True)
-_SLACK = 4096  # bytes of a reply that are no env's
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
 
 
@@ -45,7 +57,8 @@ class EnvGroup:
     """`envs[i]` is env `first + i` of the vec env and owns that row of the slab while it has a command.
 
     `catch_up(version)` must return only once the inbox covers `version`; it is called just before a reset if the
-    newest version in the block is ahead. Errors of envs come back in the extras; nothing else is raised.
+    newest version in the block is ahead. Errors of envs come back in the notes; nothing else is raised. `left()`: the
+    bytes of memory that are left, which bound what one env may say.
     """
 
     def __init__(
@@ -59,8 +72,11 @@ class EnvGroup:
         inbox: Inbox,
         catch_up: Callable[[int], None],
         reborn: Sequence[int | None] | None = None,
+        left: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.envs = list(envs)
+        self._left = left
+        self._first = first
         count = len(self.envs)
         self.settings = settings
         self._inbox, self._catch_up = inbox, catch_up
@@ -83,7 +99,7 @@ class EnvGroup:
         self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
         as_ints = settings.casting == "safe"  # else numpy's integers, as other vec envs have it
         self._discrete = [as_ints and isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
-        self._noted: set[str] = set()  # what the parent was told once
+        self._warned: set[str] = set()  # what the parent was told once
         self.everyone = range(count)  # local indices of its rows
         self._no_flags = bytes(count)
         # where the observation is one leaf in the block: its rows, by local index
@@ -98,17 +114,17 @@ class EnvGroup:
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
-    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> Extras:
+    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> list[Note]:
         """Step each of `envs` (local indices; None = all) with the action in its row; autoreset where one is due.
 
         `loose[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
         """
-        extras: Extras = {}
+        notes: list[Note] = []
         if self._inbox.has_now:
             self._deliver_now()
         steps, pending, refused, rewards = self._steps, self._pending, self._refused, self._rewards
         rows, dtype, shape = self._plain_rows, self._dtype, self._shape
-        ndarray, all_infos = np.ndarray, self.settings.info == "all"
+        ndarray, all_infos, first = np.ndarray, self.settings.info == "all", self._first
         if envs is None:
             envs = self.everyone
             self._flags[:] = self._no_flags
@@ -118,15 +134,15 @@ class EnvGroup:
         for i, action in zip(envs, self._actions(envs, loose)):
             if pending[i] or refused:
                 if error := refused.pop(i, None):
-                    self._fail(i, "on_broadcast", error, extras)
+                    self._fail(i, "on_broadcast", error, notes)
                     continue
                 if pending[i]:
-                    self._autoreset(i, extras)
+                    self._autoreset(i, notes)
                     continue
             try:
                 obs, reward, terminated, truncated, info = steps[i](action)
             except Exception as error:
-                self._fail(i, "step", error, extras)
+                self._fail(i, "step", error, notes)
                 continue
             if (  # as nearly always; everything else is looked at with care
                 terminated is False
@@ -143,30 +159,30 @@ class EnvGroup:
                 rewards[i] = reward
                 if info:
                     if all_infos:
-                        extras.setdefault("infos", []).append((i, info))
+                        notes.append((first + i, 0, INFO, info))
                     else:
-                        self._info(i, info, extras, edge=False)
+                        self._info(i, info, notes, edge=False)
                 continue
             try:
-                self._take(i, obs, reward, terminated, truncated, info, extras)
+                self._take(i, obs, reward, terminated, truncated, info, notes)
             except Exception as error:
-                self._fail(i, "step", error, extras)
+                self._fail(i, "step", error, notes)
         finite = self._finite
         if finite is not None and np.count_nonzero(np.isfinite(finite)) < finite.size:
-            self._fail_infinite(envs, extras)
-        return extras
+            self._fail_infinite(envs, notes)
+        return notes
 
-    def _fail_infinite(self, envs: Sequence[int], extras: Extras) -> None:
+    def _fail_infinite(self, envs: Sequence[int], notes: list[Note]) -> None:
         """Fail those whose step gave a NaN or an infinity. Their rows are zeros until they are reset."""
         assert self._finite is not None
-        failed = {i for i, _ in extras.get("errors", ())}
+        failed = {note[0] for note in notes if note[2] == ERROR}
         for i in envs:
-            if i not in failed and not np.isfinite(self._finite[i]).all():
+            if self._first + i not in failed and not np.isfinite(self._finite[i]).all():
                 self._finite[i] = 0
-                self._fail(i, "step", _infinite(self._obs.leaves[0]), extras)
+                self._fail(i, "step", _infinite(self._obs.leaves[0]), notes)
 
     def _take(
-        self, i: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any, extras: Extras
+        self, i: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any, notes: list[Note]
     ) -> None:
         """Check and store what a step gave. Raises RowError."""
         if type(reward) not in _REWARD_TYPES or not isfinite(reward):
@@ -174,37 +190,37 @@ class EnvGroup:
         if terminated not in _BOOLS or truncated not in _BOOLS or not isinstance(info, dict):
             raise _bad_flags(terminated, truncated, info)
         if terminated or truncated:
-            self._end(i, obs, reward, bool(terminated), bool(truncated), info, extras)
+            self._end(i, obs, reward, bool(terminated), bool(truncated), info, notes)
             return
-        self._write(i, obs, self._rows, "objects", extras)
+        self._write(i, obs, self._rows, OBS, notes)
         self._rewards[i] = reward
         if info:
-            self._info(i, info, extras, edge=False)
+            self._info(i, info, notes, edge=False)
 
-    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> Extras:
+    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
         """Reset each of `envs` with its seed; also the way back for an env that has failed. `packed`: the options,
         pickled; each env gets its own."""
-        extras: Extras = {}
+        notes: list[Note] = []
         if self._inbox.has_now:
             self._deliver_now()
         for i, seed in zip(envs, seeds):
             if error := self._refused.pop(i, None):
-                self._fail(i, "on_broadcast", error, extras, again=False)
+                self._fail(i, "on_broadcast", error, notes, again=False)
                 continue
             try:
                 options = None if packed is None else wire.loads(packed)
             except Exception as error:  # whatever unpickling runs
-                self._fail(i, "reset", error, extras, again=False)
+                self._fail(i, "reset", error, notes, again=False)
                 continue
-            self._begin(i, seed, options, extras)
-        return extras
+            self._begin(i, seed, options, notes)
+        return notes
 
-    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[tuple[bool, Any]]:
+    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[Note]:
         """`op`: "call" (packed: args, kwargs), "get", "set" (packed: one per env), "apply" (packed: a function of env).
 
-        Per env (ok, result or report). What is packed is pickled; each env gets its own.
+        Per env a RESULT or an ERROR, in their order. What is packed is pickled; each env gets its own.
         """
-        results: list[tuple[bool, Any]] = []
+        notes: list[Note] = []
         if self._inbox.has_now:
             self._deliver_now()
         for position, i in enumerate(envs):
@@ -221,28 +237,28 @@ class EnvGroup:
                     if op == "call" and callable(result):
                         args, kwargs = given
                         result = result(*args, **kwargs)
-                results.append((True, result))
+                notes.append((position, 0, RESULT, result))
             except Exception as error:
-                results.append((False, describe(error, op)))
-        return results
+                notes.append((position, 0, ERROR, describe(error, op)))
+        return notes
 
-    def refuse(self, envs: Sequence[int], op: str, error: Exception) -> Extras:
+    def refuse(self, envs: Sequence[int], op: str, error: Exception) -> list[Note]:
         """A command of these envs could not be understood: each of them has failed."""
-        extras: Extras = {}
+        notes: list[Note] = []
         for i in envs:
-            self._fail(i, op, error, extras, again=False)
-        return extras
+            self._fail(i, op, error, notes, again=False)
+        return notes
 
-    def close(self) -> list[tuple[int, ErrorReport]]:
-        """Close every env, each once; what those that raised have to say."""
-        reports: list[tuple[int, ErrorReport]] = []
+    def close(self) -> list[Note]:
+        """Close every env, each once; an ERROR of each that raised, by its position."""
+        notes: list[Note] = []
         envs, self.envs = self.envs, []
         for i, env in enumerate(envs):
             try:
                 env.close()
             except Exception as error:
-                reports.append((i, describe(error, "close")))
-        return reports
+                notes.append((i, 0, ERROR, describe(error, "close")))
+        return notes
 
     # -- one env ----------------------------------------------------------------------------------------------
 
@@ -265,10 +281,10 @@ class EnvGroup:
             return columns[0]
         return (self._action.join(leaves) for leaves in zip(*columns))
 
-    def _autoreset(self, i: int, extras: Extras) -> None:
-        self._begin(i, self._fresh.get(i), None, extras)
+    def _autoreset(self, i: int, notes: list[Note]) -> None:
+        self._begin(i, self._fresh.get(i), None, notes)
 
-    def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None, extras: Extras) -> None:
+    def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None, notes: list[Note]) -> None:
         """Reset env `i`; its episode begins with the look at the newest version."""
         inbox = self._inbox
         newest = int(self._newest[0])
@@ -283,9 +299,9 @@ class EnvGroup:
             op = "reset"
             result = self.envs[i].reset(seed=seed, options=options)
             obs, info = _reset_result(result)
-            self._write(i, obs, self._rows, "objects", extras)
+            self._write(i, obs, self._rows, OBS, notes)
         except Exception as error:
-            self._fail(i, op, error, extras, again=False)
+            self._fail(i, op, error, notes, again=False)
             return
         self._pending[i] = False
         if self._fresh:
@@ -294,9 +310,9 @@ class EnvGroup:
         self._rewards[i] = 0.0
         self._flags[i] = 0
         if info:
-            self._info(i, info, extras, edge=True)
+            self._info(i, info, notes, edge=True)
             if "task" in info and isinstance(self.settings.info, tuple) and "task" not in self.settings.info:
-                extras.setdefault("tasks", []).append((i, info["task"]))
+                notes.append((self._first + i, 0, TASK, info["task"]))
 
     def _end(
         self,
@@ -306,26 +322,26 @@ class EnvGroup:
         terminated: bool,
         truncated: bool,
         info: dict[str, Any],
-        extras: Extras,
+        notes: list[Note],
     ) -> None:
         """The step that ended an episode; under SAME_STEP the next one begins at once."""
         same_step = self.settings.autoreset is AutoresetMode.SAME_STEP
         if same_step:
             # Snapshotted before the reset: the env may use its buffers and dicts again.
-            self._write(i, obs, self._final_rows, "final_objects", extras)
+            self._write(i, obs, self._final_rows, FINAL_OBS, notes)
             info = wire.loads(wire.dumps(info, "infos")) if info else info
-            self._begin(i, None, None, extras)
+            self._begin(i, None, None, notes)
         else:
-            self._write(i, obs, self._rows, "objects", extras)
+            self._write(i, obs, self._rows, OBS, notes)
             self._pending[i] = self.settings.autoreset is AutoresetMode.NEXT_STEP
         self._rewards[i] = reward
         self._flags[i] = terminated * TERMINATED + truncated * TRUNCATED
         if info:
-            self._info(i, info, extras, edge=True, kind="final_infos" if same_step else "infos")
+            self._info(i, info, notes, edge=True, kind=FINAL_INFO if same_step else INFO)
             if isinstance(self.settings.info, tuple):
-                extras.setdefault("ends", []).append((i, info))
+                notes.append((self._first + i, 0, END_INFO, info))
 
-    def _write(self, i: int, obs: Any, rows: _Rows, loose_kind: str, extras: Extras) -> None:
+    def _write(self, i: int, obs: Any, rows: _Rows, kind: int, notes: list[Note]) -> None:
         """Write one observation, leaf by leaf, after checking all of it."""
         if self._plain_rows is not None and type(obs) is np.ndarray and obs.dtype is self._dtype:
             views = rows.views[0]
@@ -339,26 +355,26 @@ class EnvGroup:
             values, undeclared = tree.split(obs)
         except (KeyError, TypeError, IndexError) as error:
             raise RowError("the observation", str(tree.space), str(error.args[0])) from None
-        self._note_undeclared(i, undeclared, extras)
+        self._warn_undeclared(i, undeclared, notes)
         fitting: list[Any] = []
         loose: list[Any] = []
         for leaf, value, views in zip(tree.leaves, values, rows.views):
             if views is None:
                 if not leaf.fixed and leaf.stackable:
-                    value = self._fit(i, leaf, value, extras).copy()
-                elif loose_kind == "final_objects":  # the reset that follows may use its buffers again
+                    value = self._fit(i, leaf, value, notes).copy()
+                elif kind == FINAL_OBS:  # the reset that follows may use its buffers again
                     value = wire.loads(wire.dumps(value, f"obs{leaf}"))
                 loose.append(value)
             else:
-                fitting.append(self._fit(i, leaf, value, extras))
+                fitting.append(self._fit(i, leaf, value, notes))
         fixed = iter(fitting)
         for views in rows.views:
             if views is not None:
                 views[i][...] = next(fixed)
         if loose:
-            extras.setdefault(loose_kind, []).append((i, loose))
+            notes.append((self._first + i, 0, kind, loose))
 
-    def _fit(self, i: int, leaf: Leaf, value: Any, extras: Extras) -> Any:
+    def _fit(self, i: int, leaf: Leaf, value: Any, notes: list[Note]) -> Any:
         """`value` as an array of the leaf's shape and dtype. Raises RowError, unless `Settings.casting` casts it."""
         try:
             return fit(leaf, value, self.settings.check == "finite")
@@ -367,47 +383,47 @@ class EnvGroup:
                 raise
             if (fitting := cast(leaf, value)) is None:
                 raise
-        self._note_cast(i, leaf, np.asarray(value).dtype, extras)
+        self._warn_cast(i, leaf, np.asarray(value).dtype, notes)
         return fit(leaf, fitting, self.settings.check == "finite")
 
-    def _note_cast(self, i: int, leaf: Leaf, dtype: np.dtype[Any], extras: Extras) -> None:
+    def _warn_cast(self, i: int, leaf: Leaf, dtype: np.dtype[Any], notes: list[Note]) -> None:
         text = f"obs{leaf} is {dtype} where its space says {leaf.dtype}: it is cast"
-        self._note(i, [f"obs{leaf}"], text, extras)
+        self._warn(i, [f"obs{leaf}"], text, notes)
 
-    def _note_undeclared(self, i: int, keys: list[str], extras: Extras) -> None:
+    def _warn_undeclared(self, i: int, keys: list[str], notes: list[Note]) -> None:
         if keys:
             text = f"its space does not declare {', '.join(keys)}: dropped from its observations"
-            self._note(i, keys, text, extras)
+            self._warn(i, keys, text, notes)
 
-    def _note(self, i: int, about: list[str], text: str, extras: Extras) -> None:
+    def _warn(self, i: int, about: list[str], text: str, notes: list[Note]) -> None:
         """Have the parent warn, once for what it is about."""
-        if not self._noted.issuperset(about):
-            self._noted.update(about)
-            extras.setdefault("notes", []).append((i, (tuple(about), text)))
+        if not self._warned.issuperset(about):
+            self._warned.update(about)
+            notes.insert(0, (self._first + i, 0, WARNING, (tuple(about), text)))
 
-    def _info(self, i: int, info: dict[str, Any], extras: Extras, *, edge: bool, kind: str = "infos") -> None:
+    def _info(self, i: int, info: dict[str, Any], notes: list[Note], *, edge: bool, kind: int = INFO) -> None:
         wanted = self.settings.info
         if isinstance(wanted, tuple):
             info = {name: info[name] for name in wanted if name in info}
         elif wanted == "episode" and not edge:
             return
         if info:
-            extras.setdefault(kind, []).append((i, info))
+            notes.append((self._first + i, 0, kind, info))
 
-    def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:
+    def _fail(self, i: int, op: str, error: Exception, notes: list[Note], *, again: bool = True) -> None:
         """Env `i` raised. With on_env_error="reset" it begins anew at once, unless it was a reset that failed."""
         report = describe(error, op)
         self._rewards[i] = 0.0
         self._flags[i] = 0
-        for items in extras.values():
-            items[:] = [item for item in items if item[0] != i]
+        env_id = self._first + i
+        notes[:] = [note for note in notes if note[0] != env_id or note[2] == WARNING]
         self._pending[i] = True
         if self.settings.on_env_error == "reset" and again:
-            self._begin(i, None, None, extras)
+            self._begin(i, None, None, notes)
             if not self._pending[i]:
-                extras.setdefault("env_errors", []).append((i, report))
+                notes.append((env_id, 0, RESTARTED, report))
             return
-        extras.setdefault("errors", []).append((i, report))
+        notes.insert(0, (env_id, 0, ERROR, report))
 
     def _deliver_now(self, skip: int = -1) -> None:
         self._inbox.has_now = False
@@ -424,33 +440,22 @@ class EnvGroup:
 
     # -- the reply ----------------------------------------------------------------------------------------------
 
-    def encode(self, extras: Extras, op: str = "step") -> bytes:
-        """The payload of the reply to `op`. What cannot be pickled, or is too large, fails its own env only."""
-        if not extras:
-            return b""
-        try:
-            payload = wire.dumps(extras, "infos")
-            if len(payload) <= wire.MAX_PAYLOAD:
-                return payload
-        except TypeError:
-            pass
-        share = (wire.MAX_PAYLOAD - _SLACK) // max(1, len(self.everyone))
-        for kind in [kind for kind in extras if kind not in ("errors", "env_errors")]:
-            for i, value in list(extras.get(kind, ())):
-                if error := _unsendable(kind, value, share):
-                    self._fail(i, op, error, extras, again=False)
-        for kind in ("errors", "env_errors"):
-            if kind in extras:
-                extras[kind] = [(i, report.cut(share // 2)) for i, report in extras[kind]]
-        sizes: dict[int, int] = {}
-        for kind in extras.keys() - {"errors"}:
-            for i, value in extras[kind]:
-                sizes[i] = sizes.get(i, 0) + len(wire.dumps(value))
-        for i, size in sizes.items():
-            if size > share:
-                what = f"what it returned is too large: {size} bytes pickled, {wire.MAX_PAYLOAD} for all of a reply"
-                self._fail(i, op, ValueError(what), extras, again=False)
-        return wire.dumps(extras, "infos")
+    def pack(self, notes: list[Note], op: str = "step") -> Sequence[bytes]:
+        """The payloads of the reply to `op`. What cannot travel fails its own env only."""
+
+        def refuse(note: Note, error: Exception) -> None:
+            if note in notes:  # its env has not failed for another one
+                self._fail(note[0] - self._first, op, error, notes, again=False)
+
+        return pack(notes, refuse, self._left)
+
+    def pack_results(self, notes: list[Note]) -> Sequence[bytes]:
+        """The payloads of the reply to a call. What cannot travel is the error of its own env only."""
+
+        def refuse(note: Note, error: Exception) -> None:
+            notes[note[0]] = (note[0], 0, ERROR, describe(error, "call"))
+
+        return pack(notes, refuse, self._left)
 
 
 def hook_of(env: Any) -> Callable[[Any, int], None] | None:
@@ -505,18 +510,3 @@ def _reset_result(result: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise RowError("what reset returned", "(observation, info dict)", type(result).__name__)
     return result
-
-
-def _unsendable(kind: str, value: Any, share: int) -> Exception | None:
-    name = "observation" if "objects" in kind else "infos"
-    try:
-        size = len(wire.dumps(value, name))
-    except TypeError as error:
-        return error
-    if size <= share:
-        return None
-    where = name
-    if isinstance(value, dict):
-        key = max(value, key=lambda key: len(wire.dumps(value[key])))
-        where = f'{name}["{key}"]'
-    return ValueError(f"{where} is too large: {size} bytes pickled, {wire.MAX_PAYLOAD} for all of a reply")

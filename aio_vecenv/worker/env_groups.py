@@ -57,6 +57,7 @@ def build(
     block: Any,
     inbox: Inbox,
     catch_up: Callable[[int], None],
+    left: Callable[[], int | None],
 ) -> EnvGroup:
     """The group that steps `envs` over the shared block."""
     obs = SpaceTree(spaces.observation, setup.shared_memory)
@@ -64,6 +65,16 @@ def build(
     slab = Slab(block, where.fields, obs, action)
     if spaces.vectorised:
         return VectorEnvGroup(
-            envs, spaces.rows, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.reborn
+            envs,
+            spaces.rows,
+            where.first,
+            slab,
+            obs,
+            action,
+            setup.settings,
+            inbox,
+            catch_up,
+            where.reborn,
+            left,
         )
-    return EnvGroup(envs, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.reborn)
+    return EnvGroup(envs, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.reborn, left)

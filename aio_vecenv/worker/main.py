@@ -11,33 +11,38 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
-from ..backends.memory import SharedBlock
 from ..core import framing as wire
 from ..core.env_state import restore
-from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message
-from ..core.messages import Attachment, Setup, Spaces
+from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message, pieces
+from ..core.messages import (
+    ERROR,
+    NOTHING,
+    NOW,
+    Attachment,
+    Call,
+    Failed,
+    Reset,
+    Setup,
+    Spaces,
+    Step,
+    decode,
+    decode_update,
+    encode_notes,
+)
+from ..core.messages import encode as encode_body
 from ..core.report import describe
-from ..core.updates import NOW_FLAG, Inbox, Unreadable, decode_update
+from ..core.updates import Inbox, Unreadable
+from ..memory import SharedBlock, bytes_left
 from . import env_groups
 from .env_group import EnvGroup
 
-__all__ = [
-    "PICKLED",
-    "SUBSET",
-    "execute",
-    "interrupted",
-    "main",
-    "make_envs",
-]
+__all__ = ["execute", "interrupted", "main", "make_envs", "take_update"]
 
-_STEP, _REPLY, _CLOSE = Kind.STEP, Kind.REPLY, Kind.CLOSE
-SUBSET = 1  # flag of a STEP: the payload is the local indices, uint32
-PICKLED = 2  # flag of a STEP: the payload is pickled (local indices or None, loose actions)
+_STEP, _PART, _REPLY, _CLOSE = Kind.STEP, Kind.PART, Kind.REPLY, Kind.CLOSE
 
 
 class _ParentGone(BaseException):
@@ -139,13 +144,10 @@ class _Worker:
             return
         self.incarnation = setup.incarnation
         try:
-            group = self.set_up(wire.loads(setup.payload))
+            group = self.set_up(decode(setup))
         except Exception as error:
-            self.send(
-                Message(
-                    Kind.FAILED, payload=wire.dumps((getattr(error, "env_id", None), describe(error, "make")))
-                )
-            )
+            failed = Failed(getattr(error, "env_id", None), describe(error, "make"))
+            self.send(Message(Kind.FAILED, payload=encode_body(failed)[0]))
             return
         if group is None:
             return
@@ -157,21 +159,21 @@ class _Worker:
         except _ParentGone:
             group.close()
             raise
-        reports = group.close()  # not after anything else, such as an env's sys.exit: close() may block
-        self.send(Message(Kind.GOODBYE, payload=wire.dumps(reports) if reports else b""))
+        notes = group.close()  # not after anything else, such as an env's sys.exit: close() may block
+        self.send(Message(Kind.GOODBYE, payload=encode_notes(notes, "errors") if notes else b""))
 
     def set_up(self, setup: Setup) -> EnvGroup | None:
         envs, spaces = make_envs(setup)
-        self.send(Message(Kind.SPACES, payload=wire.dumps(spaces, "the env's spaces")))
+        self.send(Message(Kind.SPACES, payload=encode_body(spaces)[0]))
         attach = self.next_command()
         if attach.kind is Kind.CLOSE:
             for env in envs:
                 env.close()
             return None
-        where: Attachment = wire.loads(attach.payload)
+        where: Attachment = decode(attach)
         block = SharedBlock.attach(self.block_fd, where.size_bytes)
         self.inbox = Inbox(len(envs))
-        return env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up)
+        return env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up, bytes_left)
 
     def serve(self, group: EnvGroup) -> None:
         inbox, incarnation = self.inbox, self.incarnation
@@ -181,12 +183,20 @@ class _Worker:
                 return
             if command.version > inbox.covered:
                 self.catch_up(command.version)
-            payload = execute(group, command)
-            reply = encode(new_message((_REPLY, command.number, inbox.covered, payload, 0, incarnation)))
-            try:
-                self.data.sendall(reply)
-            except ConnectionError:
-                raise _ParentGone from None
+            number = command.number
+            payloads = execute(group, command)
+            if payloads is not NOTHING and len(payloads) > 1:
+                for payload in payloads[:-1]:
+                    self.send(new_message((_PART, number, 0, payload, 0, incarnation)))
+            payload = payloads[-1]
+            reply = new_message((_REPLY, number, inbox.covered, payload, 0, incarnation))
+            if payload:
+                self.send(reply)
+            else:
+                try:
+                    self.data.sendall(encode(reply))
+                except ConnectionError:
+                    raise _ParentGone from None
             if self.taken:
                 self.taken.clear()
 
@@ -240,7 +250,8 @@ class _Worker:
     @staticmethod
     def _send(sock: socket.socket, message: Message) -> None:
         try:
-            sock.sendall(encode(message))
+            for piece in pieces(message):
+                sock.sendall(piece)
         except ConnectionError:
             raise _ParentGone from None
 
@@ -252,69 +263,38 @@ def take_update(inbox: Inbox, message: Message) -> None:
         payload = wire.loads(packed)
     except Exception as error:  # whatever unpickling runs
         payload = Unreadable(error)
-    inbox.take(message.version, message.number, topic, payload, now=bool(message.flags & NOW_FLAG))
+    inbox.take(message.version, message.number, topic, payload, now=bool(message.flags & NOW))
 
 
-def execute(group: EnvGroup, command: Message) -> bytes:
-    """Do one command; the payload of its reply."""
-    if command.kind is _STEP:
-        if not command.flags:
-            extras = group.step(None)
-            return group.encode(extras) if extras else b""
-        envs: list[int] | None = None
-        loose: Any = ()
-        if command.flags & PICKLED:
-            envs, packed = wire.loads(command.payload)
+def execute(group: EnvGroup, message: Message) -> Sequence[bytes]:
+    """Do one command; the payloads of its reply's parts."""
+    if message.kind is _STEP and not message.flags:  # as nearly always
+        notes = group.step(None)
+        return group.pack(notes) if notes else NOTHING
+    command = decode(message)
+    match command:
+        case Step(envs, packed):
             try:
-                loose = wire.loads(packed)
+                loose = () if packed is None else wire.loads(packed)
             except Exception as error:  # whatever unpickling runs
-                return group.encode(group.refuse(group.everyone if envs is None else envs, "step", error))
-        elif command.flags & SUBSET:
-            envs = np.frombuffer(command.payload, np.uint32).tolist()
-        return group.encode(group.step(envs, loose))
-    if command.kind is Kind.RESET:
-        return group.encode(group.reset(*wire.loads(command.payload)), "reset")
-    if command.kind is Kind.CALL:
-        return _encode_results(group.call(*wire.loads(command.payload)))
-    raise ProtocolError(f"{command.kind.name} is no command")
+                return group.pack(group.refuse(group.everyone if envs is None else envs, "step", error))
+            return group.pack(group.step(envs, loose))
+        case Reset():
+            return group.pack(group.reset(*command), "reset")
+        case Call():
+            return group.pack_results(group.call(*command))
+    raise ProtocolError(f"{message.kind.name} is no command")
 
 
-def interrupted(group: EnvGroup, command: Message, error: BaseException) -> bytes:
-    """The payload of the reply to a command that an interrupt ended on its way: all its envs have failed."""
+def interrupted(group: EnvGroup, message: Message, error: BaseException) -> Sequence[bytes]:
+    """The payloads of the reply to a command that an interrupt ended on its way: all its envs have failed."""
     failure = RuntimeError(f"interrupted by {type(error).__name__}")
-    if command.kind is Kind.CALL:
-        op, _, envs_called, _ = wire.loads(command.payload)
-        return _encode_results([(False, describe(failure, op))] * len(envs_called))
-    envs: Any = None
-    if command.kind is Kind.RESET or command.flags & PICKLED:
-        envs = wire.loads(command.payload)[0]
-    elif command.flags & SUBSET:
-        envs = np.frombuffer(command.payload, np.uint32).tolist()
-    op = command.kind.name.lower()
-    return group.encode(group.refuse(group.everyone if envs is None else envs, op, failure))
-
-
-def _encode_results(results: list[tuple[bool, Any]]) -> bytes:
-    try:
-        return _bounded(wire.dumps(results, "the result"))
-    except (TypeError, ValueError):
-        safe: list[tuple[bool, Any]] = []
-        for ok, result in results:
-            if not ok:
-                safe.append((False, result.cut(wire.MAX_PAYLOAD // len(results) // 2)))
-                continue
-            try:
-                _bounded(wire.dumps(result, "the result"), len(results))
-                safe.append((ok, result))
-            except (TypeError, ValueError) as error:
-                safe.append((False, describe(error, "call")))
-        return wire.dumps(safe)
-
-
-def _bounded(payload: bytes, share: int = 1) -> bytes:
-    if len(payload) > wire.MAX_PAYLOAD // share:
-        raise ValueError(f"the result is too large: {len(payload)} bytes pickled")
-    return payload
+    command = decode(message)
+    if type(command) is Call:
+        report = describe(failure, command.op)
+        return group.pack_results([(position, 0, ERROR, report) for position in range(len(command.envs))])
+    envs = group.everyone if command.envs is None else command.envs
+    return group.pack(group.refuse(envs, message.kind.name.lower(), failure))
 
 
 def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ..core import framing as wire
 from ..core.layout import TERMINATED, TRUNCATED, Slab, SpaceTree
+from ..core.messages import END_INFO, ERROR, FINAL_INFO, RESULT, TASK, WARNING, Note, Packed
 from ..core.options import Settings
 from ..core.report import RowError, describe
 from ..core.updates import Inbox
-from .env_group import EnvGroup, Extras, Packed
+from .env_group import EnvGroup
 
 __all__ = ["VectorEnvGroup"]
 
@@ -41,7 +42,9 @@ class VectorEnvGroup(EnvGroup):
         inbox: Inbox,
         catch_up: Callable[[int], None],
         reborn: Sequence[int | None] | None = None,
+        left: Callable[[], int | None] = lambda: None,
     ) -> None:
+        self._left, self._first = left, first
         self.envs: Any = list(envs)
         self.settings = settings
         self._inbox, self._catch_up = inbox, catch_up
@@ -54,7 +57,7 @@ class VectorEnvGroup(EnvGroup):
         mine = slice(first, first + count)
         self._newest = slab.newest
         self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
-        self._noted = set()
+        self._warned = set()
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
         self._columns: list[Any] = [None if column is None else column[mine] for column in slab.obs]
@@ -66,18 +69,18 @@ class VectorEnvGroup(EnvGroup):
         self._next_step = settings.autoreset is AutoresetMode.NEXT_STEP
         self._same_step = settings.autoreset is AutoresetMode.SAME_STEP
 
-    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> Extras:
-        extras: Extras = {}
+    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> list[Note]:
+        notes: list[Note] = []
         for k, rows in self._touched(envs):
             anew = ~self._begun[rows]  # of a replacement
             if anew.all():
-                self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
+                self._reset(k, rows, self._reborn_seeds[rows], None, anew, notes)
                 continue
             try:
                 self._update(k)
                 actions = self._action.join(self._actions_of(rows, loose))
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
-                self._fill(rows, obs, extras)
+                self._fill(rows, obs, notes)
                 count = rows.stop - rows.start
                 rewards = _per_row("the rewards", rewards, count)
                 if rewards.dtype.kind not in "fiub" or not np.isfinite(rewards).all():
@@ -93,27 +96,27 @@ class VectorEnvGroup(EnvGroup):
                 self._version_rows[rows] = np.where(began, self._inbox.covered, self._version_rows[rows])
                 reset_rows = self._ended_rows[rows].copy() if self._next_step else np.zeros_like(done)
                 self._ended_rows[rows] = done
-                self._share(rows, infos, done, reset_rows, extras)
+                self._share(rows, infos, done, reset_rows, notes)
             except Exception as error:
-                self._fail_rows(range(rows.start, rows.stop), "step", error, extras)
+                self._fail_rows(range(rows.start, rows.stop), "step", error, notes)
                 continue
             if anew.any():
                 # Some rows were reset by a command before: the others begin now, and what they did was for nothing.
-                self._forget(_at(rows, anew), extras)
-                self._reset(k, rows, self._reborn_seeds[rows], None, anew, extras)
-        return extras
+                self._forget(_at(rows, anew), notes)
+                self._reset(k, rows, self._reborn_seeds[rows], None, anew, notes)
+        return notes
 
-    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> Extras:
-        extras: Extras = {}
+    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
+        notes: list[Note] = []
         by_row = dict(zip(envs, seeds))
         for k, rows in self._touched(envs):
             which = np.array([row in by_row for row in range(rows.start, rows.stop)])
             mine = [by_row.get(row) for row in range(rows.start, rows.stop)]
-            self._reset(k, rows, mine, packed, which, extras)
-        return extras
+            self._reset(k, rows, mine, packed, which, notes)
+        return notes
 
-    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[tuple[bool, Any]]:
-        results: list[tuple[bool, Any]] = []
+    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[Note]:
+        notes: list[Note] = []
         for position, k in enumerate(envs):
             try:
                 self._update(k)
@@ -127,10 +130,10 @@ class VectorEnvGroup(EnvGroup):
                     result = getattr(_owner(self.envs[k], name), name)
                     if op == "call" and callable(result):
                         result = result(*given[0], **given[1])
-                results.append((True, result))
+                notes.append((position, 0, RESULT, result))
             except Exception as error:
-                results.append((False, describe(error, op)))
-        return results
+                notes.append((position, 0, ERROR, describe(error, op)))
+        return notes
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -153,7 +156,7 @@ class VectorEnvGroup(EnvGroup):
         seeds: list[int | None],
         packed: bytes | None,
         which: NDArray[np.bool_],
-        extras: Extras,
+        notes: list[Note],
     ) -> None:
         """Begin an episode in the rows of `which`. A VectorEnv none of whose rows runs on is reset whole."""
         try:
@@ -162,10 +165,10 @@ class VectorEnvGroup(EnvGroup):
             if (self._begun[rows] & ~which).any():
                 given["reset_mask"] = which.copy()
             obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
-            self._fill(rows, obs, extras, which)
-            self._share(rows, infos, np.zeros_like(which), which, extras)
+            self._fill(rows, obs, notes, which)
+            self._share(rows, infos, np.zeros_like(which), which, notes)
         except Exception as error:
-            self._fail_rows(_at(rows, which), "reset", error, extras)
+            self._fail_rows(_at(rows, which), "reset", error, notes)
             return
         self._begun[rows] |= which
         self._ended_rows[rows] &= ~which
@@ -184,7 +187,7 @@ class VectorEnvGroup(EnvGroup):
                 columns.append(np.array(given[rows], leaf.dtype))
         return columns
 
-    def _fill(self, rows: slice, obs: Any, extras: Extras, which: Any = True) -> None:
+    def _fill(self, rows: slice, obs: Any, notes: list[Note], which: Any = True) -> None:
         """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
 
         The others belong to the parent.
@@ -193,7 +196,7 @@ class VectorEnvGroup(EnvGroup):
             values, undeclared = self._obs.split(obs)
         except (KeyError, TypeError, IndexError) as error:
             raise RowError("the observations", str(self._obs.space), str(error.args[0])) from None
-        self._note_undeclared(rows.start, undeclared, extras)
+        self._warn_undeclared(rows.start, undeclared, notes)
         arrays: list[NDArray[Any]] = []
         for leaf, value in zip(self._obs.leaves, values):
             array = np.asarray(value)
@@ -204,7 +207,7 @@ class VectorEnvGroup(EnvGroup):
                 and self.settings.casting == "unsafe"
                 and not np.can_cast(array.dtype, leaf.dtype, "safe")
             ):
-                self._note_cast(rows.start, leaf, array.dtype, extras)
+                self._warn_cast(rows.start, leaf, array.dtype, notes)
                 with np.errstate(all="ignore"):
                     array = array.astype(leaf.dtype)
             if array.shape != expected or not np.can_cast(array.dtype, leaf.dtype, "safe"):
@@ -217,7 +220,7 @@ class VectorEnvGroup(EnvGroup):
         for column, array in zip(self._columns, arrays):
             np.copyto(column[rows], array, where=np.reshape(which, (-1,) + (1,) * (array.ndim - 1)))
 
-    def _share(self, rows: slice, infos: Any, done: Any, edges: Any, extras: Extras) -> None:
+    def _share(self, rows: slice, infos: Any, done: Any, edges: Any, notes: list[Note]) -> None:
         """Take the VectorEnv's batched infos apart, row by row."""
         if not isinstance(infos, dict):
             raise RowError("the infos", "a dict of arrays", type(infos).__name__)
@@ -230,21 +233,21 @@ class VectorEnvGroup(EnvGroup):
             row = rows.start + j
             info = _row_of(infos, j)
             if self._same_step and done[j]:
-                self._final_row(row, j, final_obs, extras)
+                self._final_row(row, j, final_obs, notes)
                 final = _row_of(final_infos or {}, j)
                 if final:
-                    self._info(row, final, extras, edge=True, kind="final_infos")
+                    self._info(row, final, notes, edge=True, kind=FINAL_INFO)
                     if isinstance(self.settings.info, tuple):
-                        extras.setdefault("ends", []).append((row, final))
+                        notes.append((self._first + row, 0, END_INFO, final))
             elif done[j] and info and isinstance(self.settings.info, tuple):
-                extras.setdefault("ends", []).append((row, info))
+                notes.append((self._first + row, 0, END_INFO, info))
             begins = bool(edges[j]) or (self._same_step and bool(done[j]))
             if info:
-                self._info(row, info, extras, edge=begins or bool(done[j]))
+                self._info(row, info, notes, edge=begins or bool(done[j]))
                 if begins and "task" in info and isinstance(self.settings.info, tuple):
-                    extras.setdefault("tasks", []).append((row, info["task"]))
+                    notes.append((self._first + row, 0, TASK, info["task"]))
 
-    def _final_row(self, row: int, j: int, final_obs: Any, extras: Extras) -> None:
+    def _final_row(self, row: int, j: int, final_obs: Any, notes: list[Note]) -> None:
         """Write the last observation of a row, from an array of them or from a batch as the space says."""
         singly = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
         if final_obs is None or (singly and final_obs[j] is None):
@@ -254,28 +257,26 @@ class VectorEnvGroup(EnvGroup):
             for part in leaf.path:
                 value = value[part]
             try:
-                fitting = self._fit(row, leaf, value if singly else value[j], extras)
+                fitting = self._fit(row, leaf, value if singly else value[j], notes)
             except RowError as error:
                 raise RowError(f"final_obs{leaf}", error.expected, error.got, error.leaf) from None
             assert column is not None
             column[row] = fitting
 
-    def _fail_rows(self, rows: Sequence[int], op: str, error: Exception, extras: Extras) -> None:
+    def _fail_rows(self, rows: Sequence[int], op: str, error: Exception, notes: list[Note]) -> None:
         report = describe(error, op)
-        self._forget(rows, extras)
+        self._forget(rows, notes)
         self._begun[rows] = False
         self._reward_rows[rows] = 0.0
         self._flag_rows[rows] = 0
-        extras.setdefault("errors", []).extend((row, report) for row in rows)
+        notes[:0] = [(self._first + row, 0, ERROR, report) for row in rows]
 
-    def _fail(self, i: int, op: str, error: Exception, extras: Extras, *, again: bool = True) -> None:
-        self._fail_rows([i], op, error, extras)
+    def _fail(self, i: int, op: str, error: Exception, notes: list[Note], *, again: bool = True) -> None:
+        self._fail_rows([i], op, error, notes)
 
-    @staticmethod
-    def _forget(rows: Sequence[int], extras: Extras) -> None:
-        gone = set(rows)
-        for items in extras.values():
-            items[:] = [item for item in items if item[0] not in gone]
+    def _forget(self, rows: Sequence[int], notes: list[Note]) -> None:
+        gone = {self._first + row for row in rows}
+        notes[:] = [note for note in notes if note[0] not in gone or note[2] == WARNING]
 
 
 def _per_row(what: str, values: Any, count: int) -> NDArray[Any]:

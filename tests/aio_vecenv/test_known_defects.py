@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aio_vecenv import AsyncVecEnv, EnvError, WorkerLost
-from aio_vecenv.backends.memory import SharedBlock, available_bytes, machine_bytes, oom_kills
+from aio_vecenv.memory import SharedBlock, available_bytes, machine_bytes, oom_kills
 from aio_vecenv.testing import FaultyEnv, StampEnv, check_aligned, stamp_envs
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])

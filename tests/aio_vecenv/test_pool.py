@@ -24,19 +24,20 @@ from hypothesis.stateful import (
 )
 
 from aio_vecenv import BadActions, BusyError, Episode, EpisodeStarted
-from aio_vecenv.core import framing as wire
+from aio_vecenv.core import messages
 from aio_vecenv.core.assignment import Deal, EnvIds, deal_out, rows_of
 from aio_vecenv.core.batch import Batch, EventBatch
 from aio_vecenv.core.episodes import EpisodeBook
 from aio_vecenv.core.framing import Kind, Message
 from aio_vecenv.core.layout import Slab, SpaceTree, layout
+from aio_vecenv.core.messages import ERROR, decode_notes, encode, failed
 from aio_vecenv.core.options import Settings
 from aio_vecenv.core.pool import Command, Ledger
 from aio_vecenv.core.report import ErrorReport
 from aio_vecenv.core.updates import Inbox
 from aio_vecenv.runtime.supervisor import derive_seed
 from aio_vecenv.worker.env_group import EnvGroup
-from aio_vecenv.worker.main import SUBSET, execute
+from aio_vecenv.worker.main import execute
 
 OBS = gym.spaces.Box(-(2**62), 2**62, (4,), np.int64)
 ACTION = gym.spaces.Discrete(2)
@@ -185,8 +186,8 @@ class Hall:
         self.ledger.check_send(share)
         number = self.ledger.next_number
         commands = [
-            Command(Kind.STEP, number, worker, mine, rows, local or b"", SUBSET if local else 0)
-            for worker, mine, rows, local in share.parts
+            Command(Kind.STEP, number, worker, mine, rows, *step)
+            for worker, mine, rows, _, step in share.parts
         ]
         self.ledger.sent(share)
         self._post(commands)
@@ -219,21 +220,17 @@ class Hall:
     def work(self, worker: FakeWorker) -> None:
         """The worker does its oldest command; its reply comes in."""
         command = worker.queue.pop(0)
-        payload = command.payload
+        payload, flags = command.payload, command.flags
         local = (command.env_ids - worker.rows.start).tolist()
         if command.kind is Kind.RESET:
-            payload = wire.dumps((local, list(command.seeds), command.options))
-        answer = execute(worker.group, Message(command.kind, command.sequence, 0, payload, command.flags))
+            payload, flags = encode(messages.Reset(local, list(command.seeds), command.options))
+        answer = execute(worker.group, Message(command.kind, command.sequence, 0, payload, flags))
         if command.sequence in self.dropped:
             return
-        if answer:
-            start = worker.rows.start
-            command.extras = {
-                kind: [(start + i, value) for i, value in items] for kind, items in wire.loads(answer).items()
-            }
-            if "errors" in command.extras and self.settings.on_env_error == "reset":
-                for one in list(command.extras["errors"]):
-                    self._post([self.ledger.retry(command, [one])])
+        command.notes = [note for payload in answer for note in decode_notes(payload)]
+        if failed(command.notes) and self.settings.on_env_error == "reset":
+            for env_id, report in [(note[0], note[3]) for note in command.notes if note[2] == ERROR]:
+                self._post([self.ledger.retry(command, [(env_id, report)])])
         self.ledger.replied(command)
 
     def lose(self, worker: FakeWorker) -> None:

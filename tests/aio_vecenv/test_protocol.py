@@ -44,16 +44,25 @@ class AnySequence(RuleBasedStateMachine):
     def child_says(self, kind: Kind, late: bool) -> None:
         oldest = next(iter(self.talk.owed), None)
         legal = kind in FROM_CHILD and (self.talk.state, kind) in MOVES and not late
-        if kind is Kind.REPLY and oldest is None:
+        answer = kind in (Kind.REPLY, Kind.PART)
+        if answer and oldest is None:
             legal = False
-        number = oldest if oldest is not None and kind is Kind.REPLY else 0
+        number = oldest if oldest is not None and answer else 0
         self.attempt(lambda: self.talk.received(kind, number, 2 if late else 3), kind, legal)
 
     @precondition(lambda self: len(self.talk.owed) > 1)
-    @rule()
-    def replies_overtake(self) -> None:
+    @rule(kind=st.sampled_from([Kind.REPLY, Kind.PART]))
+    def replies_overtake(self, kind: Kind) -> None:
         newest = list(self.talk.owed)[-1]
-        self.attempt(lambda: self.talk.received(Kind.REPLY, newest), Kind.REPLY, False)
+        self.attempt(lambda: self.talk.received(kind, newest), kind, False)
+
+    @precondition(lambda self: bool(self.talk.owed))
+    @rule()
+    def a_reply_begins(self) -> None:
+        owed = dict(self.talk.owed)
+        legal = (self.talk.state, Kind.PART) in MOVES
+        self.attempt(lambda: self.talk.received(Kind.PART, next(iter(owed)), 3), Kind.PART, legal)
+        assert self.talk.owed == owed  # until it has come to its end
 
     @precondition(lambda self: bool(self.talk.owed))
     @rule(kind=st.sampled_from(COMMANDS))

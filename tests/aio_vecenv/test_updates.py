@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aio_vecenv.core.framing import ProtocolError, dumps, loads
-from aio_vecenv.core.updates import Frame, Inbox, Updates, decode_update, encode_update
+from aio_vecenv.core.messages import decode_update, encode_update
+from aio_vecenv.core.updates import Frame, Inbox, Updates
 
 TOPICS = ("a", "b", "c")
 WORKERS = 3

@@ -1,6 +1,7 @@
-"""One anonymous shared block: created, passed by descriptor, mapped, released.
+"""Memory: one anonymous shared block, created, passed by descriptor, mapped, released; and how much is left.
 
-Nothing has a name, so nothing can stay behind: the kernel frees the block with the last descriptor and mapping.
+Nothing of the block has a name, so nothing can stay behind: the kernel frees the block with the last descriptor and
+mapping.
 """
 # resource: owns one descriptor and one mapping
 
@@ -13,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SharedBlock", "available_bytes", "machine_bytes", "oom_kills"]
+__all__ = ["SharedBlock", "available_bytes", "bytes_left", "check_room", "machine_bytes", "oom_kills"]
 
+_SMALL = 1 << 20  # bytes for which nobody asks the machine
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -35,9 +37,9 @@ class SharedBlock:
 
         Raises MemoryError that says how much was needed and how much there was.
         """
-        rooms = [room for room in (available_bytes(), machine_bytes()) if room is not None]
-        if rooms and size_bytes > min(rooms):
-            raise MemoryError(_no_room(size_bytes, f"{min(rooms)} bytes are left"))
+        left = bytes_left()
+        if left is not None and size_bytes > left:
+            raise MemoryError(_no_room(size_bytes, f"{left} bytes are left"))
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, size_bytes)
@@ -69,6 +71,23 @@ def _no_room(size_bytes: int, why: str) -> str:
         f"the shared block needs {size_bytes} bytes ({size_bytes / 2**20:.1f} MiB): {why}. Use fewer envs, smaller "
         "observations, or give the container more memory (docker run --memory …)"
     )
+
+
+def bytes_left() -> int | None:
+    """What can still be had before the machine, or a limit of this process's cgroups, is reached; None: not known."""
+    rooms = [room for room in (available_bytes(), machine_bytes()) if room is not None]
+    return min(rooms) if rooms else None
+
+
+def check_room(what: str, size_bytes: int, receivers: int = 1) -> None:
+    """Raise ValueError unless `what`, pickled, fits twice into what is left for each receiver: the bytes, and what
+    they become. What travels has no other limit."""
+    needed = 2 * size_bytes * receivers
+    if needed > _SMALL and (left := bytes_left()) is not None and needed > left:
+        raise ValueError(
+            f"{what}: {size_bytes} bytes pickled, twice that for {receivers} receivers is {needed}, and {left} bytes "
+            "of memory are left. Send less at once, use fewer workers, or give the container more memory"
+        )
 
 
 def available_bytes(root: Path = _CGROUP, proc: Path = Path("/proc/self/cgroup")) -> int | None:
