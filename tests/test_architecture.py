@@ -22,6 +22,7 @@ EXTRA: dict[str, set[str]] = {
     "aio_vecenv/loop.py": {"uvloop"},
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
     "trainers/record/loggers.py": {"tensorboard"},
+    "trainers/export.py": {"onnx"},
     "trainers/record/plot.py": {"matplotlib"},
     "trainers/presets/doorkey.py": {"minigrid"},
 }
@@ -47,11 +48,11 @@ ROOMS: dict[str, set[str]] = {
         "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {
-        "__init__", "__main__", "cli", "config", "evaluate", "jobs", "loop_monitor", "malloc", "opening", "run",
-        "trained",
+        "__init__", "__main__", "cli", "config", "evaluate", "export", "jobs", "loop_monitor", "malloc", "opening",
+        "run", "trained", "twin",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
-    "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout", "thread"},
+    "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout", "thread", "twins"},
     "trainers/record": {
         "__init__", "checkpoint", "env_errors", "folder", "loggers", "metrics", "outcomes", "plot", "progress",
         "report_stream", "summary",

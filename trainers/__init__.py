@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
+    from trainers.export import export
     from trainers.malloc import keep_freed_memory
     from trainers.opening import train, training
     from trainers.presets import Job, Preset, load_preset
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from trainers.record.summary import StageEntry, Summary
     from trainers.run import Run
     from trainers.trained import TrainedPolicy, load_policy
+    from trainers.twin import Twin, TwinError, read_twin
 
 __all__ = [
     "CheckpointError",
@@ -34,9 +36,13 @@ __all__ = [
     "TooManyEnvErrors",
     "TrainConfig",
     "TrainedPolicy",
+    "Twin",
+    "TwinError",
+    "export",
     "keep_freed_memory",
     "load_policy",
     "load_preset",
+    "read_twin",
     "train",
     "training",
 ]
@@ -44,6 +50,7 @@ __all__ = [
 _ROOMS = {
     "record.checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
+    "export": ("export",),
     "malloc": ("keep_freed_memory",),
     "record.env_errors": ("TooManyEnvErrors",),
     "record.metrics": ("Report", "StageReport", "Timing"),
@@ -52,6 +59,7 @@ _ROOMS = {
     "run": ("Run",),
     "record.summary": ("StageEntry", "Summary"),
     "trained": ("TrainedPolicy", "load_policy"),
+    "twin": ("Twin", "TwinError", "read_twin"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The command line: train, eval, plot, presets. Its arguments are the config's dataclasses."""
+"""The command line: train, eval, plot, export, presets. Its arguments are the config's dataclasses."""
 # edge: argv, signals, the terminal, exit codes: 0 done, 1 error, 2 usage; a signal ends it as signals do
 
 from __future__ import annotations
@@ -71,6 +71,18 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run's policy as one file that plays without torch: policy.npz (numpy) or policy.onnx (extra `onnx`)."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """The file to write; its ending says which kind."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class Presets:
     """List the presets."""
 
@@ -86,6 +98,9 @@ class _Source:
     env: str | None = None
     config: Path | None = None
     resume: Path | None = None
+
+
+Command = Train | Eval | Plot | Export | Presets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +142,7 @@ def _message(error: BaseException) -> str:
     return text if known else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
-def _parse(args: list[str]) -> Train | Eval | Plot | Presets:
+def _parse(args: list[str]) -> Command:
     default = Train(settings=TrainConfig())
     if args and args[0] == "train":
         source = _source(args[1:])
@@ -136,12 +151,11 @@ def _parse(args: list[str]) -> Train | Eval | Plot | Presets:
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Plot, tyro.conf.subcommand("plot")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
     )
     try:
-        parsed: Train | Eval | Plot | Presets = tyro.cli(
-            commands, prog="aio-vecenv", args=args, description=ABOUT
-        )
+        parsed: Command = tyro.cli(commands, prog="aio-vecenv", args=args, description=ABOUT)
         if isinstance(parsed, Train) and parsed.config is not None and parsed.resume is not None:
             raise ConfigError(
                 "--resume and --config: a run has settings of its own; change them by arguments"
@@ -300,7 +314,7 @@ def _eval(command: Eval) -> int:
 
 
 def _say_refused(played: Path, refused: Sequence[str]) -> None:
-    """An older policy than the run's newest is about to be judged: that must not go unsaid."""
+    """An older policy than the run's newest is about to be used: that must not go unsaid."""
     for reason in refused:
         print(f"warning: checkpoint refused: {reason}", file=sys.stderr)
     print(f"warning: played instead: {played}", file=sys.stderr, flush=True)
@@ -319,6 +333,14 @@ def _plot(command: Plot) -> int:
     return 0
 
 
+def _export(command: Export) -> int:
+    from trainers.export import export
+
+    export(command.run, command.out, on_refused=_say_refused)
+    print(command.out)
+    return 0
+
+
 def _presets(command: Presets) -> int:
     from trainers.record.progress import print_table
 
@@ -326,4 +348,10 @@ def _presets(command: Presets) -> int:
     return 0
 
 
-_COMMANDS: dict[type, Callable[[Any], int]] = {Train: _train, Eval: _eval, Plot: _plot, Presets: _presets}
+_COMMANDS: dict[type, Callable[[Any], int]] = {
+    Train: _train,
+    Eval: _eval,
+    Plot: _plot,
+    Export: _export,
+    Presets: _presets,
+}

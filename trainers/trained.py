@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,41 @@ import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from trainers.collect.observations import is_masked, split
+from trainers.config import ConfigError
 from trainers.learn.actions import action_head
 from trainers.learn.learner import EVAL, load_parameters, stream
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
 from trainers.learn.policy import Policy
+from trainers.learn.twins import twin_of
 from trainers.record.checkpoint import Checkpoints
 from trainers.record.folder import RunFolder
+from trainers.twin import Twin
 
 __all__ = ["TrainedPolicy", "load_policy"]
 
 
 def load_policy(
-    run: Path | str, env: Any, *, greedy: bool = True, seed: int = 0, device: str = "cpu"
+    run: Path | str,
+    env: Any,
+    *,
+    greedy: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    on_refused: Callable[[Path, Sequence[str]], object] | None = None,
 ) -> TrainedPolicy:
     """The policy of a run folder's newest usable checkpoint.
 
     `env` says which observations and actions it will see: anything with the two spaces of one env, a vectorised
-    env included; it is not stepped. `greedy`: take the most probable action; else sample, from `seed`.
+    env included; it is not stepped. `greedy`: take the most probable action; else sample, from `seed`. `on_refused`:
+    called if newer checkpoints were refused, with the one that is used and why each newer one was not.
 
     Raises `ConfigError` if `run` is no run folder, `CheckpointError` if no checkpoint can be used or its network is
     one for other spaces.
     """
     folder = RunFolder.open(Path(run))
-    saved, path, _refused = Checkpoints(folder.checkpoints).load_newest()
+    saved, path, refused = Checkpoints(folder.checkpoints).load_newest()
+    if refused and on_refused is not None:
+        on_refused(path, refused)
     obs_space: gym.Space[Any] = getattr(env, "single_observation_space", None) or env.observation_space
     action_space: gym.Space[Any] = getattr(env, "single_action_space", None) or env.action_space
     model = ActorCritic(obs_space, action_head(action_space), folder.config().network, seed=0)
@@ -78,6 +90,22 @@ class TrainedPolicy:
         mask = None if info is None else info.get(MASK)
         action = self.act_batch(rows, {} if mask is None else {MASK: np.asarray(mask)[None]})[0]
         return action.item() if isinstance(self.action_space, gym.spaces.Discrete) else action
+
+    def twin(self) -> Twin:
+        """The policy in numpy alone, as `AsyncVecEnv(policy=…)` takes it; greedy if this one is.
+
+        An action mask that comes in infos is unknown to it. Raises `ConfigError` for a network without a twin.
+        """
+        twin = twin_of(
+            self._policy.model,
+            self._head,
+            self.observation_space,
+            self.action_space,
+            greedy=self.greedy,
+        )
+        if twin is None:
+            raise ConfigError(f"the network of {self.checkpoint} has parts that numpy has no counterpart for")
+        return twin
 
     def act_batch(self, obs: Any, infos: Mapping[str, Any] | None = None) -> Any:
         """Actions (n, …) for n envs' observations and infos, as a vectorised env hands them out."""

@@ -1,0 +1,139 @@
+"""From a built network to its numpy twin: what it computes, read from its modules, and its parameters."""
+# pure (torch): a model in, plain data and arrays out
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import nn
+
+from trainers.learn.actions import ActionHead
+from trainers.learn.networks import MASK, ActorCritic, Flat, Image, OneHot, leaf_spaces, mask_leaf
+from trainers.twin import Twin, names_in
+
+__all__ = ["parameters_of", "twin_of"]
+
+Steps = list[dict[str, Any]]
+
+
+class NoTwin(Exception):
+    """A module that numpy has no counterpart for."""
+
+
+def twin_of(
+    model: ActorCritic,
+    head: ActionHead,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    greedy: bool = False,
+) -> Twin | None:
+    """The actor's twin, with copies of its parameters; None if there is a module that has no counterpart in numpy.
+
+    The critic is left out. A mask that is a leaf of the observation is heeded; one that comes in infos cannot be.
+    """
+    paths = dict(zip(leaf_spaces(observation_space), _paths(observation_space)))
+    names = {id(module): name for name, module in model.named_modules()}
+    try:
+        plan: dict[str, Any] = {
+            "inputs": [
+                {"path": paths[key], "steps": _encoder(encoder, names)}
+                for key, encoder in zip(model.keys, model.encoders)
+            ],
+            "body": _steps(model.body, names),
+            "actor": _steps(model.actor, names),
+        }
+    except NoTwin:
+        return None
+    plan["log_std"] = None if model.log_std is None else "log_std"
+    plan["mask"] = [MASK] if head.mask_size and mask_leaf(observation_space) else None
+    plan["action"], constants = _action(action_space)
+    state = _arrays(model)
+    return Twin(plan, {**{name: state[name] for name in names_in(plan)}, **constants}, greedy=greedy)
+
+
+def parameters_of(twin: Twin, model: nn.Module) -> dict[str, NDArray[Any]]:
+    """What `Twin.load` takes: copies of the model's parameters and statistics as they are now."""
+    arrays = _arrays(model)
+    return {name: arrays[name] for name in twin.parameters}
+
+
+def _arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
+    return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def _paths(space: gym.Space[Any], above: tuple[str | int, ...] = ()) -> Iterator[list[str | int]]:
+    """The keys of every leaf but the mask, in the order of `leaf_spaces`."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            if (*above, key) != (MASK,):
+                yield from _paths(part, (*above, key))
+    else:
+        yield list(above)
+
+
+def _encoder(encoder: nn.Module, names: Mapping[int, str]) -> Steps:
+    match encoder:
+        case OneHot():
+            offsets = cast(torch.Tensor, encoder.offsets).tolist()
+            return [{"op": "one_hot", "offsets": offsets, "width": encoder.width}]
+        case Flat() if encoder.normalise:
+            name = names[id(encoder)]
+            statistics = {"mean": f"{name}.mean", "variance": f"{name}.variance", "epsilon": 1e-8}
+            return [{"op": "flatten"}, {"op": "normalise", **statistics}]
+        case Flat():
+            return [{"op": "flatten"}, {"op": "float"}]
+        case Image():
+            order = [{"op": "channels_first"}] if encoder.channels_last else []
+            return [*order, {"op": "scale", "by": encoder.scale}, *_steps(encoder.layers, names)]
+    raise NoTwin(type(encoder).__name__)
+
+
+def _steps(layers: nn.Sequential, names: Mapping[int, str]) -> Steps:
+    return [_step(layer, names[id(layer)]) for layer in layers]
+
+
+def _step(layer: nn.Module, name: str) -> dict[str, Any]:
+    arrays = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
+    match layer:
+        case nn.Linear() if layer.bias is not None:
+            return {"op": "linear", **arrays}
+        case nn.Conv2d() if (
+            layer.bias is not None
+            and layer.groups == 1
+            and layer.dilation == (1, 1)
+            and layer.padding_mode == "zeros"
+            and isinstance(layer.padding, tuple)
+        ):
+            return {"op": "conv", **arrays, "stride": list(layer.stride), "padding": list(layer.padding)}
+        case nn.Tanh():
+            return {"op": "tanh"}
+        case nn.ReLU():
+            return {"op": "relu"}
+        case nn.Flatten() if (layer.start_dim, layer.end_dim) == (1, -1):
+            return {"op": "flatten"}
+    raise NoTwin(type(layer).__name__)
+
+
+def _action(space: gym.Space[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The head as data, and its constant arrays."""
+    plain = {"shape": list(space.shape or ()), "dtype": np.dtype(space.dtype).str}
+    match space:
+        case spaces.Discrete():
+            sizes, start = [int(space.n)], [int(space.start)]
+        case spaces.MultiDiscrete():
+            sizes, start = space.nvec.reshape(-1).tolist(), space.start.reshape(-1).tolist()
+        case _:
+            assert isinstance(space, spaces.Box)  # heads know no others
+            one = np.ones(space.shape)
+            arrays = {"low": space.low, "high": space.high, "half": one, "middle": 0 * one}
+            named = {key: f"action.{key}" for key in arrays}
+            return {"kind": "normal", **plain, **named}, {named[key]: arrays[key] for key in arrays}
+    return {"kind": "categorical", **plain, "sizes": sizes, "start": start}, {}
