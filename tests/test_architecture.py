@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,35 @@ ROOMS: dict[str, set[str]] = {
 }  # fmt: skip
 
 
+# Which folders, or single modules, a folder's files may import beside their own folder: at the top of a file, in a
+# function, or for the type checker alone. Doors (`__init__`) re-export and are not held to it.
+FOLDERS: dict[str, set[str]] = {
+    "aio_vecenv": {
+        "aio_vecenv/adapters", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv/testing",
+    },
+    "aio_vecenv/core": {"aio_vecenv.errors"},
+    "aio_vecenv/worker": {"aio_vecenv.memory", "aio_vecenv/core"},
+    "aio_vecenv/backends": {"aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv/worker"},
+    "aio_vecenv/runtime": {
+        "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv.backends.base",
+    },
+    "aio_vecenv/adapters": {
+        "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv.backends.base",
+    },
+    "aio_vecenv/testing": {"aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/backends"},
+    "curriculum": {"curriculum/strategies"},
+    "curriculum/strategies": {"curriculum"},
+    "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record"},
+    "trainers/collect": {"trainers.config", "trainers/learn"},
+    "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
+    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo"},
+    "trainers/presets": {"trainers.config"},
+}  # fmt: skip
+# Files that may import of their own package inside a function: they decide at run time what is needed.
+LAZY = {"aio_vecenv/vec_env.py", "aio_vecenv/runtime/opening.py", "trainers/cli.py"}
+
+
+@cache
 def _files() -> list[Path]:
     return [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -69,17 +100,47 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     """The absolute modules that a file imports, anywhere in it; relative ones are resolved."""
-    found: set[str] = set()
+    return {module for module, _ in _import_statements(path)}
+
+
+@cache
+def _import_statements(path: Path) -> tuple[tuple[str, bool], ...]:
+    """Each imported module, absolute, and whether a function imports it."""
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            found.add(".".join((*base, *(node.module or "").split("."))).strip("."))
-    return found
+
+    def visit(node: ast.AST, in_function: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, in_function) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = package[: len(package) - child.level + 1] if child.level else ()
+                module = ".".join((*base, *(child.module or "").split("."))).strip(".")
+                for alias in child.names:
+                    name = f"{module}.{alias.name}"
+                    yield (name if name in _modules() else module), in_function
+            else:
+                yield from visit(
+                    child, in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+                )
+
+    return tuple(visit(ast.parse(path.read_text()), False))
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    """Every module of the project by its absolute name."""
+    return {
+        _name(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in _files()
+    }
+
+
+@cache
+def _own_imports(module: str) -> frozenset[str]:
+    """The modules of the project that a module imports, doors of other packages aside."""
+    return frozenset(name for name in _imports(_modules()[module]) if name in _modules() and name != module)
 
 
 def _colour(path: Path) -> str:
@@ -122,11 +183,68 @@ def test_consumers_use_only_the_doors() -> None:
                 assert not inside, f"{_name(path)} imports {module}: use what {top} exports"
 
 
+def test_folders_import_only_the_folders_that_they_may() -> None:
+    for module, path in _modules().items():
+        folder = path.relative_to(ROOT).parent.as_posix()
+        if path.name == "__init__.py":
+            continue
+        for name in _own_imports(module):
+            target = _modules()[name].relative_to(ROOT).parent.as_posix()
+            if name.split(".")[0] == module.split(".")[0] and target != folder:
+                assert FOLDERS.get(folder, set()) & {target, name}, (
+                    f"{_name(path)} imports {name}: its folder may not"
+                )
+
+
+def test_no_circle_of_imports() -> None:
+    """Type checkers' imports count: a circle that only they see is still two files that cannot be read apart."""
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a circle: {' -> '.join((*path[path.index(module) :], module))}"
+        if module not in done:
+            for name in _own_imports(module):
+                if name not in MAY_IMPORT:  # a door is whoever imports it from outside
+                    walk(name, (*path, module))
+            done.add(module)
+
+    for module in _modules():
+        if module not in MAY_IMPORT:
+            walk(module, ())
+
+
+def test_functions_import_of_their_own_package_only_where_they_choose() -> None:
+    for module, path in _modules().items():
+        if path.name == "__init__.py" or _name(path) in LAZY:
+            continue
+        for name, in_function in _import_statements(path):
+            own = name.split(".")[0] == module.split(".")[0] and name in _modules()
+            assert not (in_function and own), f"{_name(path)} imports {name} inside a function"
+
+
 def test_pure_files_touch_no_loop_and_no_process() -> None:
-    for path in _files():
-        if _colour(path).startswith("pure") and path.name != "errors.py":
-            touched = {module.split(".")[0] for module in _imports(path)} & FORBIDDEN_TO_PURE
-            assert not touched, f"{_name(path)} is pure and imports {touched}"
+    """Nor does what they import, however far down."""
+
+    def reached(module: str, seen: set[str]) -> set[str]:
+        if module not in seen and module not in MAY_IMPORT:
+            seen.add(module)
+            for name in _own_imports(module):
+                reached(name, seen)
+        return seen
+
+    for module, path in _modules().items():
+        if not _colour(path).startswith("pure"):
+            continue
+        for name in reached(module, set()):
+            other = _modules()[name]
+            if other.name != "errors.py":  # it derives from multiprocessing's TimeoutError
+                touched = {each.split(".")[0] for each in _imports(other)} & FORBIDDEN_TO_PURE
+                assert not touched, (
+                    f"{_name(path)} is pure and reaches {_name(other)}, which imports {touched}"
+                )
+                assert not _colour(other).startswith(("async", "edge")), (
+                    f"{_name(path)} is pure and reaches {_name(other)}, which is not"
+                )
 
 
 def test_the_table_has_no_rooms_that_are_gone() -> None:
