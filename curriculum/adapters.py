@@ -2,13 +2,15 @@
 
 It lives here, with the one who decides, and knows its vec env by two methods only: `beside(make)`, which calls
 `make(envs)` on the event loop and lets what it returns run beside the stepping, and `on_loop(function, *args)`.
-So neither package imports the other, and Stable-Baselines3 is asked only to take this class for one of its wrappers.
+So neither package imports the other.
+
+Stable-Baselines3 walks chains of wrappers side by side (training's and evaluation's, for `VecNormalize`) and asks each
+what it is. So this one is no link of its own: it passes for the vec env it was given, whichever wrapper that is.
 """
 # async: nothing here waits; the coordinator runs on the loop of the vec env inside
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from curriculum.journal import Journal
 from curriculum.strategies.base import Strategy
 
 __all__ = ["CurriculumVecEnvWrapper"]
+
+_OWN = ("_venv", "_inner", "coordinator")  # attributes of the wrapper; all others are those of what it wraps
 
 
 class CurriculumVecEnvWrapper:
@@ -33,6 +37,9 @@ class CurriculumVecEnvWrapper:
     an episode, so the envs that ended in the deciding step have begun their next episode by then: it runs under the
     directive that it reports, and no rule counts it for the new stay. All others begin under the new directive.
     An exception in the strategy ends the training: the next step raises it.
+
+    In a chain of SB3's wrappers it may stand anywhere, and the evaluation's chain goes without it: `isinstance` and
+    `.venv` answer as `venv` would, and attributes that are set on it are set on `venv`.
     """
 
     def __init__(self, venv: Any, strategy: Strategy, *, journal: Journal | str | Path | None = None) -> None:
@@ -44,12 +51,21 @@ class CurriculumVecEnvWrapper:
                     "aio_vecenv.adapters.sb3.VecEnv in the place of SubprocVecEnv or DummyVecEnv"
                 )
             inner = inner.venv
-        _introduce(type(self))
-        self.venv = venv
+        self._venv = venv
         self._inner = inner
         self.coordinator: Coordinator = inner.beside(
             lambda envs: Coordinator(strategy, envs, journal=journal)
         )
+
+    @property  # type: ignore[misc]  # `object` lets it be set, too
+    def __class__(self) -> type:
+        """As `isinstance` sees it: that of the vec env it was given."""
+        return type(self._venv) if "_venv" in vars(self) else CurriculumVecEnvWrapper
+
+    @property
+    def venv(self) -> Any:
+        """What the vec env it was given wraps; the vec env itself if that wraps nothing."""
+        return getattr(self._venv, "venv", self._venv)
 
     # -- the curriculum --------------------------------------------------------------------------------------------
 
@@ -84,47 +100,50 @@ class CurriculumVecEnvWrapper:
 
     def reset(self) -> Any:
         """Reset all envs; their observations."""
-        return self.venv.reset()
+        return self._venv.reset()
 
     def step(self, actions: Any) -> Any:
         """One step of all envs, under what was decided after the last: (observations, rewards, dones, infos)."""
-        return self.venv.step(actions)
+        return self._venv.step(actions)
 
     def step_async(self, actions: Any) -> None:
         """Send one action to each env, once every decision has been published."""
-        self.venv.step_async(actions)
+        self._venv.step_async(actions)
 
     def step_wait(self) -> Any:
         """What `step_async` brought about."""
-        return self.venv.step_wait()
+        return self._venv.step_wait()
 
     def close(self) -> None:
         """Close the envs, and with them the coordinator."""
-        self.venv.close()
+        self._venv.close()
 
     @property
     def unwrapped(self) -> Any:
         """The vec env inside everything."""
-        return self.venv.unwrapped
+        return self._venv.unwrapped
 
     def getattr_depth_check(self, name: str, already_found: bool) -> str | None:
         """For SB3's wrappers around this one: which class hides an attribute."""
         mine = name in vars(self) or hasattr(type(self), name)
         if mine and already_found:
             return f"{type(self).__module__}.{type(self).__name__}"
-        found: str | None = self.venv.getattr_depth_check(name, already_found or mine)
+        found: str | None = self._venv.getattr_depth_check(name, already_found or mine)
         return found
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("venv", "_inner", "coordinator"):  # not set yet, as while unpickling
+        if name in _OWN:  # not set yet, as while unpickling
             raise AttributeError(name)
-        return getattr(self.venv, name)
+        return getattr(self._venv, name)
 
+    def getattr_recursive(self, name: str) -> Any:
+        """For SB3's wrappers around this one: an attribute of it, or of what it was given."""
+        if name in vars(self) or hasattr(type(self), name) or not hasattr(self._venv, "getattr_recursive"):
+            return getattr(self, name)
+        return self._venv.getattr_recursive(name)
 
-def _introduce(kind: type) -> None:
-    """Tell Stable-Baselines3, if it is installed, that this is a VecEnvWrapper."""
-    try:
-        base = importlib.import_module("stable_baselines3.common.vec_env.base_vec_env")
-    except ImportError:
-        return
-    base.VecEnvWrapper.register(kind)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._venv, name, value)

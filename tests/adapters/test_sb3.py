@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +18,7 @@ from gymnasium import spaces
 
 import aio_vecenv as av
 from aio_vecenv.adapters.sb3 import VecEnv
-from curriculum import Stage, Staged, StagePlan
+from curriculum import CurriculumEnv, Stage, Staged, StagePlan
 from curriculum.adapters import CurriculumVecEnvWrapper
 from tests.adapters.envs import CountEnv, Faulty, RandomEnv, curriculum_env
 
@@ -25,13 +26,16 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     stable_baselines3 = pytest.importorskip("stable_baselines3")
     from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.callbacks import EvalCallback
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import (
         DummyVecEnv,
+        VecEnvWrapper,
         VecFrameStack,
         VecMonitor,
         VecNormalize,
         is_vecenv_wrapped,
+        sync_envs_normalization,
     )
     from stable_baselines3.common.vec_env import VecEnv as TheirVecEnv
 
@@ -252,6 +256,71 @@ def test_an_exception_in_the_strategy_ends_the_training() -> None:
     with pytest.raises(RuntimeError, match="no such rule"):
         venv.step(np.ones(2, np.int64))
     venv.close()
+
+
+def beside(venv: Any) -> Any:
+    return CurriculumVecEnvWrapper(venv, Staged(PLAN))
+
+
+CHAINS: dict[str, Callable[[Any], Any]] = {
+    "inside": lambda venv: VecNormalize(beside(VecMonitor(venv))),
+    "outside": lambda venv: beside(VecNormalize(VecMonitor(venv))),
+    "innermost": lambda venv: VecNormalize(VecMonitor(beside(venv))),
+    "one more": lambda venv: VecNormalize(beside(VecMonitor(Further(venv)))),
+}
+
+
+class Further(VecEnvWrapper):
+    """A wrapper of the user's own."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def evaluated_env() -> gym.Env[Any, Any]:
+    """For evaluation: with a strategy of its own, so no coordinator."""
+    env = curriculum_env()
+    assert isinstance(env, CurriculumEnv)
+    return CurriculumEnv(env.env, env.levels, strategy=Staged(PLAN))
+
+
+@pytest.mark.parametrize("order", CHAINS)
+def test_a5_the_curriculum_s_wrapper_stands_anywhere_in_a_chain_that_is_walked_beside_another(
+    order: str, tmp_path: Path
+) -> None:
+    """Kind: SB3 walks the wrappers of training and evaluation side by side; the curriculum is in one of them only."""
+    venv = CHAINS[order](VecEnv(curriculum_env, 4, num_workers=2))
+    evaluation: Any = VecEnv(evaluated_env, 2, num_workers=1)
+    if order == "one more":
+        evaluation = Further(evaluation)
+    eval_venv: Any = VecNormalize(VecMonitor(evaluation), training=False)
+    callback = EvalCallback(eval_venv, n_eval_episodes=4, eval_freq=16, log_path=str(tmp_path), verbose=0)
+    model = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, device="cpu")
+    model.learn(256, callback=callback)
+    normalise: Any = model.get_vec_normalize_env()
+    assert normalise is not None
+    assert eval_venv.obs_rms.count == normalise.obs_rms.count > 100
+    assert eval_venv.ret_rms.mean == normalise.ret_rms.mean
+    sync_envs_normalization(venv, eval_venv)
+    assert is_vecenv_wrapped(venv, VecMonitor)
+    assert is_vecenv_wrapped(venv, VecNormalize)
+    normalise.training = False  # reaches the one who normalises, also through the curriculum's wrapper
+    before = normalise.obs_rms.count
+    venv.step(np.ones(4, np.int64))
+    assert normalise.obs_rms.count == before
+    normalise.save(str(tmp_path / "statistics.pkl"))
+    assert (tmp_path / "evaluations.npz").exists()
+    wrapped = venv
+    while type(wrapped) is not CurriculumVecEnvWrapper:
+        wrapped = vars(wrapped)["venv"]
+    assert wrapped.coordinator.folded > 10
+    venv.set_stage("simpler")  # found through the wrappers around it
+    assert venv.stage == "simpler"
+    venv.close()
+    eval_venv.close()
 
 
 def test_a_vec_env_without_a_channel_is_refused() -> None:
