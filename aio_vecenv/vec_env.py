@@ -784,6 +784,8 @@ class AsyncVecEnv:
             if command.kind is Kind.RESET:
                 given = dict(zip(command.env_ids.tolist(), command.seeds)).get(env_id)
                 where = f", with seed {given}"
+            elif report.op == "reset":  # an autoreset: not the episode before has failed
+                where = f", in the reset after episode {index}" if index >= 0 else ""
             errors.append(rebuild(report, env_id, command.worker, where))
         raise_all(errors, "a step or reset")
 

@@ -31,7 +31,9 @@ from curriculum.strategies import (
     ScorePart,
     Staged,
     Strategy,
+    ever_success,
     is_success,
+    success_score,
 )
 
 if TYPE_CHECKING:
@@ -67,8 +69,10 @@ __all__ = [
     "StampError",
     "StateError",
     "Strategy",
+    "ever_success",
     "is_success",
     "read_journal",
+    "success_score",
 ]
 
 

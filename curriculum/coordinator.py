@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +15,12 @@ from curriculum.decision_stream import DecisionHub, DecisionStream
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, CoordinatorError, StateError
 from curriculum.journal import SCHEMA, Journal
-from curriculum.strategies.base import Decision, Strategy, need
+from curriculum.strategies.base import SUCCESS_EVER, Decision, Strategy, is_success, need, success_score
 
 __all__ = ["Coordinator", "EventBatchLike", "EventsLike", "VecEnvLike"]
 
 TOPIC = "curriculum"
+TOO_EARLY = 10  # episodes that succeeded before their last step only, while none did at its last
 
 
 class EventBatchLike(Protocol):
@@ -61,11 +63,17 @@ class Coordinator:
     run.
 
     The constructor registers for events and publishes the strategy's first directive. A second coordinator on
-    the same envs is refused. `journal`: a `Journal`, or a path (then it is closed with the run).
+    the same envs is refused. `journal`: a `Journal`, or a path (then it is closed with the run). `warn`: told, once
+    each, what seems wrong and ends nothing; by default a RuntimeWarning.
     """
 
     def __init__(
-        self, strategy: Strategy, envs: VecEnvLike, *, journal: Journal | str | Path | None = None
+        self,
+        strategy: Strategy,
+        envs: VecEnvLike,
+        *,
+        journal: Journal | str | Path | None = None,
+        warn: Callable[[str], object] | None = None,
     ) -> None:
         owner = _owners.get(envs)
         other = owner() if owner is not None else None
@@ -82,6 +90,13 @@ class Coordinator:
         self._settle = self._optional("settle")
         self._published = self._optional("published")
         self._result: Callable[[Any], Any] | None = self._optional("success") or self._optional("score")
+        self._warn = _warn if warn is None else warn
+        last = (
+            getattr(strategy, "success", None) is is_success
+            or getattr(strategy, "score", None) is success_score
+        )
+        # episodes that succeeded before their last step only; None: another has succeeded at its end, or it is moot
+        self._too_early: int | None = 0 if last else None
         self._directive: Directive | None = None
         self._receipt: Any = None
         self._running: bool = False
@@ -106,6 +121,16 @@ class Coordinator:
     def _optional(self, name: str) -> Callable[..., Any] | None:
         found = getattr(self.strategy, name, None)
         return found if callable(found) else None
+
+    def __del__(self) -> None:
+        stream = getattr(self, "_stream", None)  # not there if the constructor raised
+        if stream is not None and not self._running and not self._stopped and stream.behind:
+            warnings.warn(
+                "a Coordinator's run() was never started: episodes ended, and nothing counted or decided",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     # ---- the one coroutine
 
@@ -193,6 +218,8 @@ class Coordinator:
                 (e, None if result is None or e.outcome == "aborted" else float(result(e))) for e in ended
             ]
             self._journal.batch(batch.number, batch.watermark, started, results, beginning)
+        if self._too_early is not None and ended:
+            self._look_for_success(ended)
         if self._started is not None:
             for event in started:
                 self._started(event)
@@ -207,6 +234,21 @@ class Coordinator:
         self.folded += 1
         if not self._held:
             self._publish()
+
+    def _look_for_success(self, ended: Sequence[Any]) -> None:
+        """Say once that episodes succeed, but never at their last step, which is the one that is read."""
+        assert self._too_early is not None
+        for episode in ended:
+            if is_success(episode):
+                self._too_early = None
+                return
+            self._too_early += bool(episode.final_info.get(SUCCESS_EVER))
+        if self._too_early >= TOO_EARLY:
+            self._too_early = None
+            self._warn(
+                f"{TOO_EARLY} episodes said success at some step and none at its last, which is the one that counts: "
+                'if any step counts, say success = "ever" (plan, Staged, --success ever)'
+            )
 
     def _decide(self, decision: Decision) -> None:
         self.decisions.append(decision)
@@ -401,3 +443,7 @@ class Coordinator:
 def _by_order(episode: Any) -> int:
     order: int = episode.order
     return order
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=2)

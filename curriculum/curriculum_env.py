@@ -13,7 +13,7 @@ import numpy as np
 from curriculum.directive import Directive, Draws
 from curriculum.errors import DirectiveError, LevelError
 from curriculum.levels import Level, LevelSet
-from curriculum.strategies.base import FinishedEpisode, Strategy
+from curriculum.strategies.base import SUCCESS_EVER, FinishedEpisode, Strategy, said_success
 
 __all__ = ["CurriculumEnv"]
 
@@ -23,7 +23,8 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     `load(env, level)` puts a level into the env inside; without it the level is passed on as
     `reset(options={"level": level.data})`. The reset info gets `task` (stage, level, generator, role) and the
-    flat keys `curriculum_stage` and `curriculum_level_id`; the last step's info gets the flat keys again.
+    flat keys `curriculum_stage` and `curriculum_level_id`; the last step's info gets the flat keys again, and
+    `curriculum_success_ever`: whether any step's info said `is_success` (else `success`).
 
     Under a vec env, directives come from the coordinator; what is broadcast and is not a directive is handed
     to the env inside. Alone, with `strategy=`, it is the only one who counts: it tracks its own episodes, and
@@ -49,6 +50,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._seed: int | None = None  # the newest that a reset brought
         # (stage, level, error) of resets that raised since the last one that did not: its info says so
         self._failed_resets: list[tuple[str, str, str]] = []
+        self._succeeded = False  # a step of the episode that runs said so
         # index, length, return, version; while one runs, and only with a strategy of its own to tell them to
         self._episode: tuple[int, int, float, int] | None = None
         self._episodes = 0
@@ -124,11 +126,13 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             error.add_note(f"while starting level {level.id!r} of stage {stage!r} ({generator})")
             self._failed_resets.append((stage, level.id, f"{type(error).__name__}: {error}"))
             raise
+        self._succeeded = False
         self._task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
         if self.strategy is not None:
             self._episode = (self._episodes, 0, 0.0, self._version)
             self._episodes += 1
             self._call("started", self._finished("", {}))
+        info = self._checked(info, "reset")
         if self._failed_resets:
             info = {**info, "failed_resets": self._failed_resets}
             self._failed_resets = []
@@ -136,15 +140,37 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the env inside; the last step's info names stage and level."""
-        result = self.env.step(action)
+        try:
+            result = self.env.step(action)
+        except Exception as error:
+            error.add_note(f"while playing {self._where()}")
+            raise
         obs, reward, terminated, truncated, info = result
         if self._episode is not None:
             index, length, total, version = self._episode
             self._episode = (index, length + 1, total + float(reward), version)
-        if not (terminated or truncated):
+        ended = terminated or truncated
+        if not ended and not info:
             return result
-        self._end("terminated" if terminated else "truncated", info)
-        return obs, reward, terminated, truncated, {**info, **self._flat()}
+        info = self._checked(info, "step")
+        if not self._succeeded and _said(info):
+            self._succeeded = True
+        if ended:
+            info = {**info, **self._flat(), SUCCESS_EVER: self._succeeded}
+            self._end("terminated" if terminated else "truncated", info)
+        elif self._succeeded:  # a wrapper around this one may end the episode here
+            info = {**info, SUCCESS_EVER: True}
+        return obs, reward, terminated, truncated, info
+
+    def _where(self) -> str:
+        if not self._task:
+            return "before the first reset"
+        return f"level {self._task['level']!r} of stage {self._task['stage']!r} ({self._task['generator']})"
+
+    def _checked(self, info: Any, op: str) -> dict[str, Any]:
+        if isinstance(info, dict):
+            return info
+        raise TypeError(f"{op} of {self.env}: the info: expected a dict, got {info!r:.60} ({self._where()})")
 
     def _flat(self) -> dict[str, str]:
         return {"curriculum_stage": self._task["stage"], "curriculum_level_id": self._task["level"]}
@@ -180,3 +206,11 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         method = getattr(self.strategy, name, None)
         if method is not None:
             method(*arguments)
+
+
+def _said(info: dict[str, Any]) -> bool:
+    """Whether a step's info says that it succeeded. What is no plain truth says nothing before the episode's end."""
+    try:
+        return said_success(info)
+    except ValueError:  # an array of several
+        return False

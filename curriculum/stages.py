@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from curriculum.errors import PlanError
 from curriculum.rules import exact
@@ -21,6 +21,7 @@ _FLOOR_GAP = Fraction(20, 100)  # floor ≤ T - .20: with less, one noisy window
 
 FloatOverride: TypeAlias = float | Mapping[str, float] | None
 IntOverride: TypeAlias = int | Mapping[str, int] | None
+SuccessRule: TypeAlias = Literal["last", "ever"]
 
 
 def _is_number(value: object) -> bool:
@@ -114,9 +115,11 @@ class StagePlan:
     `threshold=`, `min_episodes=` (and `floor=`, `max_episodes=`) are **overrides**: one value replaces the
     setting of *every* stage, a mapping `{"far": .9}` replaces it for just the stages it names. None, the
     default, leaves the stages' own settings in force: no override is set unless you set one.
+
+    `success`: an episode succeeded if its "last" step did, or if it "ever" did.
     """
 
-    __slots__ = ("_index", "stages")
+    __slots__ = ("_index", "stages", "success")
 
     def __init__(
         self,
@@ -126,7 +129,11 @@ class StagePlan:
         min_episodes: IntOverride = None,
         floor: FloatOverride = None,
         max_episodes: IntOverride = None,
+        success: SuccessRule = "last",
     ) -> None:
+        if success not in ("last", "ever"):
+            raise PlanError(f"success: expected 'last' or 'ever', got {success!r}")
+        self.success: SuccessRule = success
         given = DEFAULT_STAGES if stages is None else tuple(stages)
         for stage in given:
             if not isinstance(stage, Stage):
@@ -175,13 +182,16 @@ class StagePlan:
         return name in self._index
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StagePlan) and self.stages == other.stages
+        if not isinstance(other, StagePlan):
+            return False
+        return (self.stages, self.success) == (other.stages, other.success)
 
     def __hash__(self) -> int:
-        return hash(self.stages)
+        return hash((self.stages, self.success))
 
     def __repr__(self) -> str:
-        return f"StagePlan({list(self.stages)!r})"
+        more = "" if self.success == "last" else f", success={self.success!r}"
+        return f"StagePlan({list(self.stages)!r}{more})"
 
     def override(
         self,
@@ -198,11 +208,12 @@ class StagePlan:
             min_episodes=min_episodes,
             floor=floor,
             max_episodes=max_episodes,
+            success=self.success,
         )
 
     def to_toml(self) -> str:
         """The text that `from_toml` reads."""
-        blocks = []
+        blocks = [] if self.success == "last" else [f"success = {_toml(self.success)}"]
         for stage in self.stages:
             lines = [f"{key} = {_toml(value)}" for key, value in stage.as_dict().items()]
             blocks.append("\n".join(["[[stage]]", *lines]))
@@ -213,7 +224,7 @@ class StagePlan:
         """Read a plan. PlanError names file, line, key and what was expected.
 
         One `[[stage]]` table per stage, in order, with `name` and any of threshold, min_episodes, floor,
-        max_episodes; above them, the same keys as overrides: a value, or a table `{ far = 0.9 }`.
+        max_episodes; above them, the same keys as overrides: a value, or a table `{ far = 0.9 }`; and `success`.
         """
         path = Path(path)
         try:
@@ -240,8 +251,8 @@ def _parse(text: str, where: str) -> StagePlan:
         return PlanError(f"{where}:{_line_of(text, index, key)}: {message}")
 
     for key in data:
-        if key != "stage" and key not in _OVERRIDES:
-            expected = ", ".join(("[[stage]]", *_OVERRIDES))
+        if key not in ("stage", "success", *_OVERRIDES):
+            expected = ", ".join(("[[stage]]", *_OVERRIDES, "success"))
             raise fail(f"unknown key {key!r}; expected {expected}", None, key)
     tables = data.get("stage")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
@@ -260,7 +271,7 @@ def _parse(text: str, where: str) -> StagePlan:
             raise fail(str(error), i, culprit) from None
         if stages[-1].name in (stage.name for stage in stages[:-1]):
             raise fail(f"stage {stages[-1].name!r} occurs twice", i, "name")
-    overrides = {key: data[key] for key in _OVERRIDES if key in data}
+    overrides = {key: data[key] for key in (*_OVERRIDES, "success") if key in data}
     try:
         return StagePlan(stages, **overrides)
     except PlanError as error:

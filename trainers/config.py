@@ -146,6 +146,8 @@ class TrainConfig:
     """staged: advance by success windows, or by a sequential test that seldom advances by luck."""
     early: bool = True
     """staged: 27 successes among 30 outcomes advance too, whatever the stage's own threshold and minimum."""
+    success: Literal["last", "ever"] | None = None
+    """An episode succeeded if its last step did, or if any step did; None: as the plan says, else the last."""
     trend: bool = True
     """staged: so does a success rate that rises and has nearly reached the threshold."""
     seed: int = 0

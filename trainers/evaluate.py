@@ -17,7 +17,7 @@ import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError
-from trainers.jobs import has_no_plan, levels_of, make_envs, planned, resolve_job
+from trainers.jobs import has_no_plan, levels_of, make_envs, planned, resolve_job, success_of
 from trainers.learn.learner import EVAL, Learner, env_seeds, stream, torch_threads
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoints
@@ -68,6 +68,7 @@ async def evaluate(
     if refused and on_refused is not None:
         on_refused(path, refused)
     job = resolve_job(config) if job is None else job
+    success = success_of(job, config)
     per_env = math.ceil(episodes / config.num_envs)
     results = []
     threads_before = torch.get_num_threads()
@@ -110,14 +111,13 @@ async def evaluate(
 
                 while await collector.collect(rng, look):
                     pass
-                results.append(_result(name, [episode for column in played for episode in column], job))
+                results.append(_result(name, [episode for column in played for episode in column], success))
         finally:
             torch.set_num_threads(threads_before)
     return results
 
 
-def _result(stage: str, episodes: list[Any], job: Job) -> StageResult:
-    succeeded = job.success or cu.is_success
+def _result(stage: str, episodes: list[Any], succeeded: Callable[[Any], bool]) -> StageResult:
     successes = sum(succeeded(episode) for episode in episodes)
     low, high = wilson(successes, len(episodes))
     return StageResult(

@@ -20,7 +20,7 @@ from trainers.learn.networks import MASK
 from trainers.presets import Job, load_preset
 from trainers.record.env_errors import FAILED_RESETS
 
-__all__ = ["has_no_plan", "levels_of", "make_envs", "make_strategy", "planned", "resolve_job"]
+__all__ = ["has_no_plan", "levels_of", "make_envs", "make_strategy", "planned", "resolve_job", "success_of"]
 
 RESETS = 20  # so many in a row an env may fail: then it is not this level or that
 
@@ -44,7 +44,8 @@ def resolve_job(config: TrainConfig) -> Job:
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
     assert job is not None
-    return planned(replace(job, plan=plan if plan is not None else job.plan), config)
+    job = replace(job, plan=plan if plan is not None else job.plan)
+    return planned(job, config)
 
 
 def make_envs(config: TrainConfig, job: Job, **options: Any) -> av.AsyncVecEnv:
@@ -82,7 +83,19 @@ def planned(job: Job, config: TrainConfig, levels: Any = None) -> Job:
     if has_no_plan(job) and isinstance(levels, cu.LevelSet) and NO_STAGES not in levels.stages:
         plan = levels.plan or cu.StagePlan([cu.Stage(name) for name in levels.stages])
         job = replace(job, plan=plan)
-    return job if config.curriculum else replace(job, plan=cu.StagePlan([job.plan.stages[-1]]))
+    if config.curriculum:
+        return job
+    return replace(job, plan=cu.StagePlan([job.plan.stages[-1]], success=job.plan.success))
+
+
+def success_of(job: Job, config: TrainConfig) -> Callable[[Any], bool]:
+    """Whether an episode succeeded: the job's own function, or as `config`, else the plan, says."""
+    if job.success is not None:
+        if config.success is not None:
+            raise ConfigError(f"the job has a success of its own, and the config asks for {config.success!r}")
+        return job.success
+    ever = (config.success or job.plan.success) == "ever"
+    return cu.ever_success if ever else cu.is_success
 
 
 def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
@@ -91,7 +104,7 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
 
     Raises `ConfigError` where the levels are not those of the plan.
     """
-    success = job.success or cu.is_success
+    success = success_of(job, config)
     if job.strategy is not None:
         if config.strategy != "staged" or not config.curriculum:
             asked = f"strategy={config.strategy!r}" if config.curriculum else "curriculum=False"
@@ -119,9 +132,10 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
     if len(levels) < 2:
         raise ConfigError(f"{name} needs at least two levels to choose from, and there is one")
 
-    def score(episode: Any) -> float:
+    def scored(episode: Any) -> float:
         return float(success(episode))
 
+    score = cu.success_score if success is cu.is_success else scored
     match config.strategy:
         case "uniform":
             return cu.DomainRandomisation(levels, score=score)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from trainers.record.loggers import open_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import Summary
-from trainers.run import Run
+from trainers.run import Run, warn
 
 __all__ = ["train", "training"]
 
@@ -89,8 +90,10 @@ async def training(
         loggers = open_loggers(config, folder, stack)
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
-        coordinator = cu.Coordinator(strategy, envs, journal=journal)
-        run = Run(config, job, levels, folder, checkpoints, envs, coordinator, thread, ReportStream(loggers))
+        warned: list[str] = []
+        coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
+        reports = ReportStream(loggers)
+        run = Run(config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned)
         stack.push_async_callback(run._quiet)
         await run._open(saved)
         # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was

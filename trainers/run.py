@@ -18,6 +18,7 @@ import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError, TrainConfig
+from trainers.jobs import success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, stream
 from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
@@ -30,11 +31,17 @@ from trainers.record.outcomes import Outcomes
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import RunTally, Summary, stage_reports, stages_seen
 
-__all__ = ["Run"]
+__all__ = ["Run", "warn"]
 
 log = logging.getLogger("trainers")
 SILENT = 100  # episodes
 FEW = 3  # levels
+
+
+def warn(warned: list[str], text: str) -> None:
+    """Note what went wrong without ending the run, and log it."""
+    warned.append(text)
+    log.warning(text)
 
 
 class Run:
@@ -51,14 +58,15 @@ class Run:
         coordinator: cu.Coordinator,
         thread: LearnerThread,
         reports: ReportStream,
+        warned: list[str],
     ) -> None:
         self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
-        self.warnings: list[str] = []  # what went wrong without ending the run
+        self.warnings = warned  # what went wrong without ending the run
         self._job, self._levels = job, levels
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
         self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
         self._outcomes = Outcomes(
-            job.success or cu.is_success, config.num_envs, in_order=config.window == "started"
+            success_of(job, config), config.num_envs, in_order=config.window == "started"
         )
         # what a stage's moves and the goal depend on
         self._needs_success = job.success is None and (
@@ -270,8 +278,7 @@ class Run:
                 self._warn("envs raised on more levels: metrics.jsonl and the summary name them")
 
     def _warn(self, text: str) -> None:
-        self.warnings.append(text)
-        log.warning(text)
+        warn(self.warnings, text)
 
     @property
     def _statistic(self) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cloudpickle
 
@@ -14,6 +15,7 @@ from . import framing as wire
 
 __all__ = ["ErrorReport", "RowError", "describe", "raise_all", "rebuild"]
 
+_MAX_TASK = 200  # characters
 _MAX_TEXT = 64 * 1024  # characters of a message or traceback that travel
 
 
@@ -39,6 +41,7 @@ class ErrorReport:
     expected: str = ""  # of what did not fit its row
     got: str = ""
     leaf: str | None = None
+    task: str = ""  # what its episode was about, as the reset's info said
 
     def cut(self, size_bytes: int) -> ErrorReport:
         """The same in at most about `size_bytes` bytes: the end of the traceback, the beginning of the message."""
@@ -50,8 +53,8 @@ class ErrorReport:
         )
 
 
-def describe(error: BaseException, op: str) -> ErrorReport:
-    """Report `error`, whatever is wrong with it."""
+def describe(error: BaseException, op: str, task: Any = None) -> ErrorReport:
+    """Report `error`, whatever is wrong with it. `task`: of the episode, if it is known."""
     try:
         message = str(error)[:_MAX_TEXT]
     except Exception as worse:
@@ -67,10 +70,20 @@ def describe(error: BaseException, op: str) -> ErrorReport:
             pickled = None
     except Exception:
         pickled = None
-    report = ErrorReport(op, type(error).__name__, message, text, pickled)
+    report = ErrorReport(op, type(error).__name__, message, text, pickled, task=_told(task))
     if isinstance(error, RowError):
         return replace(report, expected=error.expected, got=error.got, leaf=error.leaf)
     return report
+
+
+def _told(task: Any) -> str:
+    """A task in a few words: "stage 'far', level 'far-3'"."""
+    try:
+        if isinstance(task, dict):
+            return ", ".join(f"{key} {value!r}" for key, value in task.items())[:_MAX_TASK]
+        return "" if task is None else f"task {task!r}"[:_MAX_TASK]
+    except Exception:  # of a __repr__; the error is what there is to tell
+        return ""
 
 
 def _middle_out(text: str, limit: int) -> str:
@@ -80,7 +93,8 @@ def _middle_out(text: str, limit: int) -> str:
 
 def rebuild(report: ErrorReport, env_id: int, worker: int, where: str = "") -> VecEnvError:
     """The exception that the caller sees. `where` says which episode and step."""
-    place = f"env {env_id} (worker {worker}{where})"
+    task = f", {report.task}" if report.task else ""
+    place = f"env {env_id} (worker {worker}{where}{task})"
     if report.expected:
         mismatch = SpaceMismatch(
             f"{place}: {report.message}",

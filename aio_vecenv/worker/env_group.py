@@ -86,6 +86,7 @@ class EnvGroup:
         self._pending = [True] * count  # its next command resets it, whatever it is
         # Who is in it has never begun an episode: after a restart any command begins one, with this seed.
         self._fresh: dict[int, int | None] = dict(enumerate(reborn or [None] * count))
+        self._tasks: list[Any] = [None] * count  # of the newest reset, as its info says
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
 
         stop = first + count
@@ -239,7 +240,7 @@ class EnvGroup:
                         result = result(*args, **kwargs)
                 notes.append((position, 0, RESULT, result))
             except Exception as error:
-                notes.append((position, 0, ERROR, describe(error, op)))
+                notes.append((position, 0, ERROR, describe(error, op, self._tasks[i])))
         return notes
 
     def refuse(self, envs: Sequence[int], op: str, error: Exception) -> list[Note]:
@@ -297,8 +298,10 @@ class EnvGroup:
             version = inbox.covered
             inbox.deliver(i, self._hooks[i])
             op = "reset"
+            self._tasks[i] = None
             result = self.envs[i].reset(seed=seed, options=options)
             obs, info = _reset_result(result)
+            self._tasks[i] = info.get("task")
             self._write(i, obs, self._rows, OBS, notes)
         except Exception as error:
             self._fail(i, op, error, notes, again=False)
@@ -412,7 +415,7 @@ class EnvGroup:
 
     def _fail(self, i: int, op: str, error: Exception, notes: list[Note], *, again: bool = True) -> None:
         """Env `i` raised. With on_env_error="reset" it begins anew at once, unless it was a reset that failed."""
-        report = describe(error, op)
+        report = describe(error, op, self._tasks[i])
         self._rewards[i] = 0.0
         self._flags[i] = 0
         env_id = self._first + i

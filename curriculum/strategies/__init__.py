@@ -1,7 +1,14 @@
 """Strategies: pure objects that turn finished episodes into directives."""
 # pure: no loop, no process, no clock
 
-from curriculum.strategies.base import Decision, FinishedEpisode, Strategy, is_success
+from curriculum.strategies.base import (
+    Decision,
+    FinishedEpisode,
+    Strategy,
+    ever_success,
+    is_success,
+    success_score,
+)
 from curriculum.strategies.learnability import Learnability
 from curriculum.strategies.learning_progress import LearningProgress
 from curriculum.strategies.prioritised_replay import PrioritisedReplay, ScorePart
@@ -18,5 +25,7 @@ __all__ = [
     "ScorePart",
     "Staged",
     "Strategy",
+    "ever_success",
     "is_success",
+    "success_score",
 ]

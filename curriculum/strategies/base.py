@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from curriculum.directive import Directive
-from curriculum.errors import StampError, StateError
+from curriculum.errors import PlanError, StampError, StateError
 
 __all__ = [
+    "SUCCESS_EVER",
     "Decision",
     "EpisodeLike",
     "FinishedEpisode",
@@ -18,11 +19,19 @@ __all__ = [
     "StartedLike",
     "Strategy",
     "Success",
+    "ever_success",
     "is_success",
     "need",
+    "said_success",
+    "success_function",
     "success_score",
     "task_of",
 ]
+
+
+SUCCESS_EVER = (
+    "curriculum_success_ever"  # key of the last info, by CurriculumEnv: a step of the episode succeeded
+)
 
 
 class StartedLike(Protocol):
@@ -133,11 +142,43 @@ class Decision:
         return cls(**{**data, "reasons": tuple(data["reasons"])})
 
 
-def is_success(episode: EpisodeLike) -> bool:
-    """`final_info["is_success"]`, else `["success"]`, else false."""
-    info = episode.final_info
+def said_success(info: Mapping[str, Any]) -> bool:
+    """`info["is_success"]`, else `["success"]`, else false."""
     value = info.get("is_success")
     return bool(value if value is not None else info.get("success", False))
+
+
+def is_success(episode: EpisodeLike) -> bool:
+    """Whether the episode's last step succeeded: `final_info["is_success"]`, else `["success"]`, else false."""
+    return said_success(episode.final_info)
+
+
+def ever_success(episode: EpisodeLike) -> bool:
+    """Whether any step of the episode succeeded, as its `CurriculumEnv` saw it.
+
+    StampError if the episode was stamped by something else, which does not tell.
+    """
+    if said_success(episode.final_info):
+        return True
+    value = episode.final_info.get(SUCCESS_EVER)
+    if value is None and "role" not in task_of(episode):
+        raise StampError(
+            f"env {episode.env_id}: whether it ever succeeded is not known (its last info has no {SUCCESS_EVER!r}): "
+            "wrap the env in CurriculumEnv"
+        )
+    return bool(value)
+
+
+def success_function(success: Any) -> Success:
+    """ "last", "ever" or a function, as a function; PlanError for anything else."""
+    if success == "last":
+        return is_success
+    if success == "ever":
+        return ever_success
+    if not callable(success):
+        raise PlanError(f"success: expected a function of the episode, 'last' or 'ever', got {success!r}")
+    function: Success = success
+    return function
 
 
 def success_score(episode: EpisodeLike) -> float:

@@ -10,14 +10,14 @@ from curriculum import rules
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, PlanError, StampError
 from curriculum.rules import BASE_RATIO, CHECK_EVERY
-from curriculum.stages import FloatOverride, IntOverride, Stage, StagePlan
+from curriculum.stages import FloatOverride, IntOverride, Stage, StagePlan, SuccessRule
 from curriculum.start_order import Entry, StartOrder
 from curriculum.strategies.base import (
     Decision,
     EpisodeLike,
     StartedLike,
     Success,
-    is_success,
+    success_function,
     task_of,
 )
 from curriculum.strategies.staged_progress import explanation, progress_rows
@@ -48,7 +48,8 @@ class Staged:
     Switches, all on: `early` (nine of ten of at least 30 outcomes advance, whatever the stage's threshold and
     minimum), `trend`, `adaptive_mixing` (off: ratio .20), `stage_mixing` (off: ratio 0). `probe`: probability of
     an episode of any earlier stage; `mix_by="steps"` makes the ratio the share of steps instead of episodes.
-    `success`: episode → bool.
+    `success`: "last" or "ever", whichever step of an episode has to succeed, or a function episode → bool; None: as
+    the plan says.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Staged:
         stage_mixing: bool = True,
         probe: float = 0.0,
         mix_by: Literal["episodes", "steps"] = "episodes",
-        success: Success = is_success,
+        success: Success | SuccessRule | None = None,
         threshold: FloatOverride = None,
         min_episodes: IntOverride = None,
         floor: FloatOverride = None,
@@ -85,8 +86,6 @@ class Staged:
             )
         if not 0 <= probe < 1:
             raise PlanError(f"probe: expected a probability below 1, got {probe!r}")
-        if not callable(success):
-            raise PlanError(f"success: expected a function of the episode, got {success!r}")
         if not (plan is None or isinstance(plan, (StagePlan, Iterable))):
             raise PlanError(f"plan: expected a StagePlan or stages, got {plan!r:.60}")
         self.plan = (plan if isinstance(plan, StagePlan) else StagePlan(plan)).override(
@@ -96,7 +95,7 @@ class Staged:
         self.mix_by, self.probe = mix_by, float(probe)
         self.early, self.trend = early, trend
         self.adaptive_mixing, self.stage_mixing = adaptive_mixing, stage_mixing
-        self.success = success
+        self.success = success_function(self.plan.success if success is None else success)
         self._sequential = rules == "sequential"
         self._places = {name: place for place, name in enumerate(self.plan.names)}
         self._state = StagedState.begin(self.plan, StartOrder(start_order))

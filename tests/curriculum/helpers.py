@@ -156,3 +156,29 @@ class ActionEnv(LevelEnv):
     def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
         self.success = bool(action)
         return super().step(action)
+
+
+class Flash(gym.Env[Any, Any]):
+    """Says success (under `key`) at the steps in `at`, of `length`; what it returns as infos can be given."""
+
+    observation_space = gym.spaces.Discrete(1000)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(
+        self, at: tuple[int, ...] = (4, 5), length: int = 10, key: str = "success", **infos: Any
+    ) -> None:
+        self.at, self.length, self.key, self.infos, self.t = at, length, key, infos, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, Any]:
+        self.t = 0
+        return 0, self.infos.get("reset", {})
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, Any]:
+        self.t += 1
+        if self.t == self.infos.get("raises"):
+            raise RuntimeError("boom")
+        info = self.infos.get("step", {self.key: self.t in self.at})
+        return self.t, 1.0, self.t == self.length, False, info
+
+    def boom(self) -> None:
+        raise RuntimeError("boom")

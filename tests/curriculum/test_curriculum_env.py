@@ -14,13 +14,18 @@ from curriculum import (
     CurriculumEnv,
     Directive,
     DirectiveError,
+    DomainRandomisation,
+    FinishedEpisode,
     Level,
     LevelError,
     LevelSet,
     Staged,
     StagePlan,
+    StampError,
+    ever_success,
+    is_success,
 )
-from tests.curriculum.helpers import PLAN, ActionEnv, LevelEnv, level_set
+from tests.curriculum.helpers import PLAN, ActionEnv, Flash, LevelEnv, level_set
 
 
 def directive(stage: str, mix: float = 0.0) -> Directive:
@@ -240,3 +245,73 @@ def test_a_reset_that_is_tried_again_draws_anew_and_the_next_info_says_what_fail
             _, again = env.reset(seed=seed)
             assert again["task"] == info["task"], "after one that did not fail a seed means what it meant"
             assert "failed_resets" not in again
+
+
+# ---- what an env says of success, and where it failed
+
+
+def flashing(**options: Any) -> CurriculumEnv:
+    return CurriculumEnv(Flash(**options), level_set(), strategy=DomainRandomisation(level_set()))
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+@pytest.mark.parametrize(
+    ("at", "last", "ever"),
+    [((4, 5), False, True), ((10,), True, True), ((), False, False), ((1,), False, True)],
+)
+def test_a10_an_episode_succeeds_at_its_last_step_or_at_any(
+    key: str, at: tuple[int, ...], last: bool, ever: bool
+) -> None:
+    """Kind: success in the middle of an episode, read at its last step only."""
+    env = CurriculumEnv(Flash(at, key=key), level_set())
+    env.on_broadcast(Directive(PLAN.names, "near", (0.0,) * 3), 1)
+    for _ in range(2):  # the episode before is forgotten
+        _, info = env.reset()
+        task = info["task"]
+        for _ in range(10):
+            *_, info = env.step(0)
+        episode = FinishedEpisode(0, 0, 0, 10, 0.0, "terminated", 1, task, info)
+        assert (is_success(episode), ever_success(episode)) == (last, ever)
+
+
+def test_a10_a_wrapper_around_may_end_the_episode_first() -> None:
+    env = gym.wrappers.TimeLimit(flashing(), 7)
+    env.reset()
+    for _ in range(7):
+        *_, truncated, info = env.step(0)
+    assert truncated
+    assert info["curriculum_success_ever"] is True
+
+
+def test_a10_an_episode_of_another_stamp_does_not_tell_and_says_so() -> None:
+    made = FinishedEpisode(3, 0, 0, 1, 0.0, "terminated", 1, {"stage": "near", "level": "l"}, {})
+    with pytest.raises(
+        StampError, match=r"env 3: whether it ever succeeded is not known .* wrap the env in Curr"
+    ):
+        ever_success(made)
+
+
+@pytest.mark.parametrize("op", ["reset", "step"])
+def test_an_info_that_is_none_is_named(op: str) -> None:
+    env = flashing(**{op: None})
+    message = rf"{op} of <Flash instance>: the info: expected a dict, got None"
+    if op == "reset":
+        with pytest.raises(TypeError, match=message):
+            env.reset()
+    else:
+        env.reset()
+        for _ in range(9):
+            env.step(0)  # the runtime checks what it gets itself
+        with pytest.raises(TypeError, match=message):
+            env.step(0)
+
+
+def test_b8_an_error_in_step_names_stage_and_level() -> None:
+    env = flashing(raises=2)
+    _, info = env.reset()
+    env.step(0)
+    with pytest.raises(RuntimeError) as caught:
+        env.step(0)
+    assert caught.value.__notes__ == [
+        f"while playing level {info['task']['level']!r} of stage {info['task']['stage']!r} (default)"
+    ]

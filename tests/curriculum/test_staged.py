@@ -378,7 +378,9 @@ def test_a_plan_is_stages(plan: Any) -> None:
 
 
 def test_success_is_a_function() -> None:
-    with pytest.raises(PlanError, match="success: expected a function of the episode, got True"):
+    with pytest.raises(
+        PlanError, match="success: expected a function of the episode, 'last' or 'ever', got True"
+    ):
         Staged(PLAN, success=True)  # type: ignore[arg-type]
 
 

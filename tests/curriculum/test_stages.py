@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curriculum import DEFAULT_STAGES, PlanError, Stage, StagePlan
+from curriculum import DEFAULT_STAGES, PlanError, Stage, Staged, StagePlan, ever_success, is_success
 from tests.curriculum.helpers import PLAN
 
 
@@ -178,3 +178,19 @@ def test_any_plan_survives_toml(
     file = tmp_path_factory.getbasetemp() / "any-plan.toml"
     file.write_text(plan.to_toml(), encoding="utf-8")
     assert StagePlan.from_toml(file) == plan
+
+
+def test_a10_a_plan_says_which_step_of_an_episode_has_to_succeed(tmp_path: Path) -> None:
+    plan = StagePlan([Stage("near")], success="ever")
+    (tmp_path / "plan.toml").write_text(plan.to_toml())
+    again = StagePlan.from_toml(tmp_path / "plan.toml")
+    assert (again, again.success, again.override(threshold=0.5).success) == (plan, "ever", "ever")
+    assert plan != StagePlan([Stage("near")])
+    assert "success" not in StagePlan([Stage("near")]).to_toml()
+    assert Staged(plan).success is ever_success
+    assert Staged(plan, success="last").success is is_success
+    with pytest.raises(PlanError, match="success: expected 'last' or 'ever', got 'always'"):
+        StagePlan([Stage("near")], success="always")  # type: ignore[arg-type]
+    (tmp_path / "plan.toml").write_text('success = "always"\n[[stage]]\nname = "near"\n')
+    with pytest.raises(PlanError, match=r"plan\.toml:1: success: expected 'last' or 'ever', got 'always'"):
+        StagePlan.from_toml(tmp_path / "plan.toml")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from aio_vecenv import AsyncVecEnv, Batch, EnvError
+from aio_vecenv import AsyncVecEnv, Batch, EnvError, SpaceMismatch
 from curriculum import (
     Coordinator,
     CurriculumEnv,
@@ -28,7 +28,7 @@ from curriculum import (
     Strategy,
 )
 from curriculum.replay import replay
-from tests.curriculum.helpers import PLAN, ActionEnv, level_set
+from tests.curriculum.helpers import PLAN, ActionEnv, Flash, level_set
 
 Backend = Literal["process", "inline"]
 
@@ -333,3 +333,111 @@ async def test_a19_a_long_episode_that_is_mixed_in_holds_back_nothing_of_the_cur
     result = replay(journal)
     assert result.same
     assert [d.kind for d in result.logged] == ["set_stage", "set_mixing_ratio", "set_mixing_ratio"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.parametrize("info", ["all", "episode", []])
+@pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+async def test_a10_success_in_the_middle_counts_where_the_plan_says_so(
+    backend: Backend, info: Any, autoreset: AutoresetMode
+) -> None:
+    """Kind: what the steps in between said is filtered on its way; the last info brings it all the same."""
+    plan = StagePlan(PLAN, success="ever")
+    levels = level_set(plan)
+
+    def make() -> CurriculumEnv:
+        return CurriculumEnv(Flash(), levels)
+
+    async with AsyncVecEnv(make, 4, num_workers=2, backend=backend, info=info, autoreset=autoreset) as envs:
+        coordinator = Coordinator(Staged(plan), envs)
+        task = asyncio.create_task(coordinator.run())
+        await envs.reset(seed=1)
+        for _ in range(34):
+            await step(envs, coordinator, 1)
+        row = coordinator.progress()[0]
+        assert row["ended"] == row["succeeded"] == 12
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_a10_success_that_is_never_said_at_the_end_is_warned_of_once() -> None:
+    """Kind: 0 % for ever, and no warning."""
+    levels = level_set()
+    warned: list[str] = []
+    async with AsyncVecEnv(lambda: CurriculumEnv(Flash(), levels), 4, backend="inline") as envs:
+        coordinator = Coordinator(Staged(PLAN), envs, warn=warned.append)
+        task = asyncio.create_task(coordinator.run())
+        await envs.reset(seed=1)
+        for _ in range(60):
+            await step(envs, coordinator, 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(warned) == 1
+    assert 'say success = "ever"' in warned[0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("at", [(10,), ()])
+async def test_a10_who_succeeds_at_the_end_or_never_is_not_warned(at: tuple[int, ...]) -> None:
+    levels = level_set()
+    async with deciding(Staged(PLAN), lambda: CurriculumEnv(Flash(at), levels), 4, backend="inline") as (
+        envs,
+        coordinator,
+    ):
+        await envs.reset(seed=1)
+        for _ in range(60):  # a RuntimeWarning would be an error here
+            await step(envs, coordinator, 1)
+        assert coordinator.progress()[0]["ended"] == 20
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("backend", ["process", "inline"])
+async def test_b8_every_error_of_an_env_names_stage_and_level(backend: Backend) -> None:
+    """Kind: an error without its place: of step, of a call, of an observation that does not fit its space."""
+    levels = level_set()
+    place = r"stage 'near', level 'near-\d'"
+
+    async with deciding(
+        Staged(PLAN), lambda: CurriculumEnv(Flash(raises=2), levels), 1, backend=backend, num_workers=1
+    ) as (envs, coordinator):
+        await envs.reset(seed=1)
+        with pytest.raises(EnvError, match=place):
+            await envs.call("boom")
+        await step(envs, coordinator, 1)
+        with pytest.raises(EnvError, match=rf"episode 0, after 1 steps, seed \d+, {place}"):
+            await envs.step(np.zeros(1, np.int64))
+
+    async with deciding(
+        Staged(PLAN), lambda: CurriculumEnv(Late(), levels), 1, backend=backend, num_workers=1
+    ) as (envs, coordinator):
+        await envs.reset(seed=1)
+        await step(envs, coordinator, 1)  # ends the first episode
+        with pytest.raises(SpaceMismatch, match=rf"in the reset after episode 0, {place}"):
+            await envs.step(np.zeros(1, np.int64))
+
+
+class Late(Flash):
+    """Its second reset returns what does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__(length=1)
+        self.resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        self.resets += 1
+        return (np.zeros(3) if self.resets == 2 else 0), {}
+
+
+@pytest.mark.asyncio
+async def test_a_coordinator_whose_run_was_never_started_says_so_when_it_is_dropped() -> None:
+    """Kind: a coordinator that stays silent for ever."""
+    levels = level_set()
+    async with AsyncVecEnv(lambda: CurriculumEnv(Flash(), levels), 2, backend="inline") as envs:
+        coordinator = Coordinator(Staged(PLAN), envs)
+        await envs.reset(seed=1)
+        dropped = [coordinator]
+        del coordinator
+        with pytest.warns(ResourceWarning, match=r"run\(\) was never started"):
+            dropped.clear()

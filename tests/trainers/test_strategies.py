@@ -18,11 +18,12 @@ import torch
 
 import aio_vecenv as av
 import curriculum as cu
+from tests.curriculum.helpers import Flash, level_set
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, PPOConfig, Run, TrainConfig, train, training
-from trainers.config import StrategyName
+from trainers.config import StrategyName, from_mapping
 from trainers.evaluate import evaluate
-from trainers.jobs import make_strategy
+from trainers.jobs import make_strategy, planned
 from trainers.learn.ppo import advantages_of
 from trainers.learn.rollout import score_parts
 from trainers.record.checkpoint import Checkpoints
@@ -100,6 +101,37 @@ def test_the_staged_rules_are_settings(tmp_path: Path) -> None:
         True,
         False,
     )
+
+
+def test_a10_which_step_has_to_succeed_is_a_setting_of_plan_and_config(tmp_path: Path) -> None:
+    """Kind: a rule that one door has, and another has not."""
+    config, job = tiny(tmp_path), corridor_job()
+    ever = replace(job, plan=cu.StagePlan(job.plan.stages, success="ever"))
+    assert make_strategy(config, job).success is cu.is_success
+    assert make_strategy(config, ever).success is cu.ever_success
+    assert make_strategy(replace(config, success="last"), ever).success is cu.is_success
+    assert make_strategy(replace(config, success="ever"), job).success is cu.ever_success
+    (last,) = planned(ever, replace(config, curriculum=False)).plan.names
+    assert planned(ever, replace(config, curriculum=False)).plan == cu.StagePlan(
+        [ever.plan[last]], success="ever"
+    )
+    assert from_mapping(TrainConfig, {"success": "ever"}, source="x").success == "ever"
+    own = replace(job, success=lambda episode: True)
+    assert make_strategy(config, own).success is own.success
+    with pytest.raises(ConfigError, match="the job has a success of its own, and the config asks for 'ever'"):
+        make_strategy(replace(config, success="ever"), own)
+
+
+@pytest.mark.asyncio
+async def test_a10_a_run_counts_success_in_the_middle_and_warns_where_it_does_not(tmp_path: Path) -> None:
+    levels = level_set(PLAN)
+    job = Job(PLAN, lambda: cu.CurriculumEnv(Flash(length=4, at=(2,)), levels, load=lambda env, level: None))
+    config = tiny(tmp_path, total_steps=64 * 4)
+    for asked in ("last", "ever"):
+        async with training(replace(config, success=asked), job=job) as run:
+            summary = await run.wait()
+        warned = [text for text in run.warnings if 'say success = "ever"' in text]
+        assert (len(warned), summary.stages[0].success_rate) == ((1, 0.0) if asked == "last" else (0, 1.0))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -40,7 +40,8 @@ class Outcomes:
             if success is not None:
                 self._ended[stage] = self.ended(stage) + 1
             if self.silent is not None:
-                said = SAID & episode.final_info.keys()
+                info = episode.final_info
+                said = SAID & info.keys() or info.get("curriculum_success_ever")  # by CurriculumEnv
                 self.silent = None if said else self.silent + (success is not None)
             heapq.heappush(self._waiting, (episode.order, stage, success))
         waiting = self._waiting
