@@ -560,7 +560,7 @@ class AsyncVecEnv:
         """Give all envs a state that `get_state` returned, here or elsewhere; each gets its share of what is counted.
 
         `frozen`: statistics stay what they are from now on (`update_running_mean = False`), as for judging. Raises
-        ValueError if no env has a wrapper that it is of. Errors and cancelling as for `call`.
+        LookupError if no env has a wrapper that it is of, ValueError if it does not fit; the rest as for `call`.
         """
         await self._states.set(self.apply, state, frozen=frozen)
 

@@ -17,7 +17,7 @@ import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError
-from trainers.jobs import has_no_plan, levels_of, make_envs, planned, resolve_job, success_of
+from trainers.jobs import has_no_plan, levels_of, make_envs, planned, resolve_job, restore_envs, success_of
 from trainers.learn.learner import EVAL, Learner, env_seeds, stream, torch_threads
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoints
@@ -80,6 +80,7 @@ async def evaluate(
             space = envs.single_observation_space
             torch.set_num_threads(torch_threads(config, envs.num_workers, space))
             collector: Collector | None = None
+            await restore_envs(envs, saved, path, frozen=True)
             for number, name in enumerate(names):
                 envs.broadcast(
                     cu.Directive(stages=names, stage=name, ratios=(0.0,) * len(names)),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,19 @@ import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
 from trainers.learn.networks import MASK
 from trainers.presets import Job, load_preset
+from trainers.record.checkpoint import Checkpoint, CheckpointError
 from trainers.record.env_errors import FAILED_RESETS
 
-__all__ = ["has_no_plan", "levels_of", "make_envs", "make_strategy", "planned", "resolve_job", "success_of"]
+__all__ = [
+    "has_no_plan",
+    "levels_of",
+    "make_envs",
+    "make_strategy",
+    "planned",
+    "resolve_job",
+    "restore_envs",
+    "success_of",
+]
 
 RESETS = 20  # so many in a row an env may fail: then it is not this level or that
 
@@ -62,6 +73,28 @@ def make_envs(config: TrainConfig, job: Job, **options: Any) -> av.AsyncVecEnv:
         "spares": config.spares,
     }
     return av.AsyncVecEnv(job.make_env, config.num_envs, **{**settings, **options})
+
+
+async def restore_envs(
+    envs: av.AsyncVecEnv, saved: Checkpoint, path: Path, *, frozen: bool
+) -> dict[str, Any]:
+    """Give the envs what their wrappers had learned when `saved` was written, and ask what they have now: the same.
+
+    Before their first reset. `frozen`: they learn no more. Raises `CheckpointError` if it does not fit the envs.
+    """
+    try:
+        await envs.set_state(saved.envs, frozen=frozen)
+    except (LookupError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: what its envs had learned does not fit these envs: {error}"
+        ) from error
+    found = await envs.get_state()
+    if new := sorted(set(found) - set(saved.envs)):
+        warnings.warn(
+            f"{path} does not hold the state of {', '.join(new)}: what the policy sees is not what it learned from",
+            stacklevel=2,
+        )
+    return found
 
 
 async def levels_of(envs: av.AsyncVecEnv) -> Any:

@@ -18,7 +18,7 @@ import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError, TrainConfig
-from trainers.jobs import success_of
+from trainers.jobs import restore_envs, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, stream
 from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
@@ -78,6 +78,7 @@ class Run:
         self._task: asyncio.Task[Summary]
         self._helpers: list[asyncio.Task[None]] = []
         self._stop_asked = self._error_seen = False
+        self._env_state: dict[str, Any] = {}  # what wrappers in the envs had learned at the newest update
         self._receipts: list[Any] = []  # of directives that some worker may not have taken yet
         self._wanted: list[asyncio.Future[Path | OSError]] = []  # checkpoints that someone waits for
         self._summary: Summary | None = None
@@ -163,7 +164,7 @@ class Run:
         """Take over a checkpoint, begin the first episodes, build the learner for what they show; then go."""
         config, tally = self.config, self._tally
         if saved is not None:
-            state, _path, refused = saved
+            state, path, refused = saved
             self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
             self.coordinator.load_state_dict(state.curriculum)
             tally.load_state_dict(state.tally)
@@ -172,6 +173,9 @@ class Run:
                 tally.solved_at = None
             self._outcomes.restart()
             self._began_s -= state.train_time_s
+            self._env_state = await restore_envs(self.envs, state, path, frozen=False)
+        else:
+            self._env_state = await self.envs.get_state()
         self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
         space = self.envs.single_observation_space
         obs, infos = await self.envs.reset(seed=self._seeds())
@@ -236,6 +240,7 @@ class Run:
             if parts:  # also of running episodes, and of those that have ended: only now are they known
                 self.coordinator.record_scores(part for part in parts if part[:2] not in collector.aborted)
             collector.aborted.clear()
+            await self._ask_envs()  # as of the policy's update, for checkpoints and replaced workers
             timing = self._timing(began, collected, time.monotonic())
             self._reports.put(tally.report(stats, self._stages(), self.stage, timing))
             if tally.updates % config.checkpoint_every == 0 or self._wanted:
@@ -315,13 +320,28 @@ class Run:
 
         Twice: the first closes the books, which may change the directive that the second draws from.
         """
-        for _ in range(2):
+        for turn in range(2):
+            if (
+                turn == 1 and self._env_state
+            ):  # where a resumed run begins, too: with shares of what all have learned
+                await self._ask_envs()
+                with contextlib.suppress(av.WorkerLost):
+                    await self.envs.set_state(self._env_state)
             obs, infos = await self.envs.reset(seed=self._seeds())
             await self.coordinator.settled()
             await self._collector.follow()
             self._warn_of_errors(self._tally.errors.resets(infos))
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
+
+    async def _ask_envs(self) -> None:
+        """Keep what wrappers in the envs have learned; nothing, where they had nothing to learn at the start.
+
+        A worker that is lost meanwhile leaves it as it was.
+        """
+        if self._env_state:
+            with contextlib.suppress(av.WorkerLost):
+                self._env_state = await self.envs.get_state()
 
     async def _checkpoint(self, *, final: bool = False) -> None:
         """Save the run. If that fails on the way (disk full), the previous one stands and training goes on."""
@@ -335,6 +355,7 @@ class Run:
             env_steps=self._tally.env_steps,
             train_time_s=time.monotonic() - self._began_s,
             sizes=self.folder.log_sizes(),
+            envs=self._env_state,
         )
         wanted, self._wanted = self._wanted, []
         saved: Path | OSError

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
 
+import aio_vecenv as av
 from trainers.collect.observations import is_masked, split
 from trainers.config import ConfigError
 from trainers.learn.actions import action_head
@@ -18,7 +20,7 @@ from trainers.learn.learner import EVAL, load_parameters, stream
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
 from trainers.learn.policy import Policy
 from trainers.learn.twins import twin_of
-from trainers.record.checkpoint import Checkpoints
+from trainers.record.checkpoint import CheckpointError, Checkpoints
 from trainers.record.folder import RunFolder
 from trainers.twin import Twin
 
@@ -37,8 +39,10 @@ def load_policy(
     """The policy of a run folder's newest usable checkpoint.
 
     `env` says which observations and actions it will see: anything with the two spaces of one env, a vectorised
-    env included; it is not stepped. `greedy`: take the most probable action; else sample, from `seed`. `on_refused`:
-    called if newer checkpoints were refused, with the one that is used and why each newer one was not.
+    env included; it is not stepped. What wrappers in the run's envs had learned (`NormalizeObservation`) is given to
+    the same wrappers of `env`, which learn no more; a warning says where that cannot be. `greedy`: take the most
+    probable action; else sample, from `seed`. `on_refused`: called if newer checkpoints were refused, with the one that
+    is used and why each newer one was not.
 
     Raises `ConfigError` if `run` is no run folder, `CheckpointError` if no checkpoint can be used or its network is
     one for other spaces.
@@ -51,7 +55,33 @@ def load_policy(
     action_space: gym.Space[Any] = getattr(env, "single_action_space", None) or env.action_space
     model = ActorCritic(obs_space, action_head(action_space), folder.config().network, seed=0)
     load_parameters(path, model, saved.model)
-    return TrainedPolicy(model.to(device).eval(), obs_space, action_space, path, greedy=greedy, seed=seed)
+    if saved.envs:
+        _restore_env(env, saved.envs, path)
+    return TrainedPolicy(
+        model.to(device).eval(), obs_space, action_space, path, saved.envs, greedy=greedy, seed=seed
+    )
+
+
+def _restore_env(env: Any, state: dict[str, Any], path: Path) -> None:
+    if isinstance(env, av.AsyncVecEnv):
+        warnings.warn(
+            f"the run's envs had learned ({', '.join(sorted(state))}): give it to these, before their first reset, by "
+            "`await envs.set_state(policy.env_state, frozen=True)`",
+            stacklevel=3,
+        )
+        return
+    try:
+        if isinstance(getattr(env, "native", None), av.AsyncVecEnv):
+            env.set_state(state, frozen=True)
+        else:
+            av.restore_state(env, state, frozen=True)
+    except LookupError as error:
+        warnings.warn(
+            f"{error}: what it shows is not what the policy learned from. Put the wrappers of the run's envs around it",
+            stacklevel=3,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: what its envs had learned does not fit this env: {error}") from error
 
 
 class TrainedPolicy:
@@ -63,6 +93,7 @@ class TrainedPolicy:
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         checkpoint: Path,
+        env_state: dict[str, Any],
         *,
         greedy: bool,
         seed: int,
@@ -70,6 +101,7 @@ class TrainedPolicy:
         self.observation_space, self.action_space = observation_space, action_space  # of one env
         self.checkpoint = checkpoint  # the file it was loaded from
         self.greedy = greedy
+        self.env_state = env_state  # what wrappers in the run's envs had learned, for `set_state`
         self._head = action_head(action_space)
         self._policy = Policy(model, self._head, next(model.parameters()).device)
         self._rng = stream(seed, EVAL, 0)

@@ -19,10 +19,10 @@ def restore_state(env: Any, state: Mapping[str, Any], *, frozen: bool = False) -
     """Give an env, or a Gymnasium `VectorEnv`, the state that `AsyncVecEnv.get_state` returned.
 
     `frozen`: the wrappers' statistics stay what they are from now on (`update_running_mean = False`).
-    Raises ValueError if `env` lacks a wrapper that `state` is of, or if they do not fit.
+    Raises LookupError if `env` lacks a wrapper that `state` is of, ValueError if they do not fit.
     """
     if missing := sorted(set(state) - restore(env, state, parts=1, frozen=frozen)):
-        raise ValueError(f"there is state of {', '.join(missing)}, but the env has no such wrapper")
+        raise LookupError(f"there is state of {', '.join(missing)}, but the env has no such wrapper")
 
 
 def read(env: Any) -> list[EnvState]:
@@ -123,7 +123,9 @@ def _is_number(value: Any) -> bool:
 
 def _get(layer: Any) -> Any:
     if _is_hooked(layer):
-        return layer.get_state()
+        state = layer.get_state()
+        _check_plain(state, f"{type(layer).__name__}.get_state()")
+        return state
     return {
         _STATISTICS: {
             name: {
@@ -147,6 +149,24 @@ def _set(layer: Any, state: Any) -> None:
         if mean.shape != np.shape(value.mean):
             raise ValueError(f"its {name} has shape {np.shape(value.mean)}, the state {mean.shape}")
         value.mean, value.var, value.count = mean, var, given["count"]
+    if hasattr(layer, "discounted_reward"):  # of `NormalizeReward`; it runs on over resets, and is of one env
+        layer.discounted_reward = np.zeros_like(layer.discounted_reward)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Raise TypeError unless it is plain data, which any file can hold and no reader needs to trust."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_plain(key, f"a key of {where}")
+            _check_plain(part, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            _check_plain(part, f"{where}[{index}]")
+    elif type(value) not in (str, bytes, int, float, bool, type(None)):
+        raise TypeError(
+            f"{where} is {type(value).__module__}.{type(value).__name__}, not plain data: dicts, lists, strings and "
+            "Python's own numbers (of an array: tolist())"
+        )
 
 
 def _share(layer: Any, state: Any, parts: int) -> Any:

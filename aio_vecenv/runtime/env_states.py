@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..core.env_state import EnvState, merge, read, restore, uncarried
+from ..errors import EnvError
 from .supervisor import Crew
 
 __all__ = ["EnvStates"]
@@ -52,9 +53,13 @@ class EnvStates:
         """As `AsyncVecEnv.set_state`."""
         if not state:
             return
-        known = await apply(partial(restore, state=state, parts=self._count, frozen=frozen))
+        try:
+            known = await apply(partial(restore, state=state, parts=self._count, frozen=frozen))
+        except (EnvError, ExceptionGroup) as error:
+            first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            raise ValueError(f"the state does not fit: {first}") from error
         if missing := sorted(set(state).difference(*known)):
-            raise ValueError(f"there is state of {', '.join(missing)}, but no env has such a wrapper")
+            raise LookupError(f"there is state of {', '.join(missing)}, but no env has such a wrapper")
         self._frozen = frozen
         self._keep(state)
 

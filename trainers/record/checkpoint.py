@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Checkpoint:
     """Time spent so far, over all parts of the run."""
     sizes: dict[str, int]
     """Bytes of each of the run folder's logs when this was written: a resumed run cuts them back to here."""
+    envs: dict[str, Any] = field(default_factory=dict)
+    """What wrappers in the envs have learned: `AsyncVecEnv.get_state`. Empty: nothing, or of an older version."""
 
 
 class Checkpoints:
@@ -138,7 +140,7 @@ def load(path: Path) -> Checkpoint:
     version = content.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{path}: has format {version!r}, this program reads {VERSION}")
-    missing = {item.name for item in fields(Checkpoint)} ^ set(content)
+    missing = {item.name for item in fields(Checkpoint)} ^ ({"envs"} | set(content))
     if missing:
         raise CheckpointError(f"{path}: wrong content: {', '.join(sorted(missing))}")
     return Checkpoint(**content)
