@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import io
 import logging
 import os
 import re
 import signal
 import sys
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,6 +108,7 @@ Command = Train | Eval | Plot | Export | Presets
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Usage errors end in `SystemExit(2)`."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _load_ours()
     if (here := os.getcwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)  # --env my_game.envs:make is found where one stands, as with python -m
     if isinstance(sys.stdout, io.TextIOWrapper):  # an encoding that lacks our letters ends nothing
@@ -126,6 +129,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"error: {_message(error)}", file=sys.stderr)
         return 1
+
+
+def _load_ours() -> None:
+    """Load the two packages beside this one, now: a curriculum.py in the user's folder would be found before ours."""
+    root = str(Path(__file__).parents[1])
+    sys.path.insert(0, root)
+    try:
+        for name in ("aio_vecenv", "curriculum"):
+            importlib.import_module(name)
+    finally:
+        sys.path.remove(root)
 
 
 def _message(error: BaseException) -> str:
@@ -155,7 +169,9 @@ def _parse(args: list[str]) -> Command:
         | Annotated[Presets, tyro.conf.subcommand("presets")]
     )
     try:
-        parsed: Command = tyro.cli(commands, prog="aio-vecenv", args=args, description=ABOUT)
+        parsed: Command = tyro.cli(
+            commands, prog="aio-vecenv", args=args, description=ABOUT, registry=_TABLES
+        )
         if isinstance(parsed, Train) and parsed.config is not None and parsed.resume is not None:
             raise ConfigError(
                 "--resume and --config: a run has settings of its own; change them by arguments"
@@ -164,6 +180,36 @@ def _parse(args: list[str]) -> Command:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return parsed
+
+
+_TABLES = tyro.constructors.ConstructorRegistry()
+
+
+@_TABLES.primitive_rule
+def _table(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Tables are written NAME=VALUE …; a value is one of TOML's, else a string."""
+    if info.type != dict[str, Any]:
+        return None
+
+    def read(words: list[str]) -> dict[str, Any]:
+        table = {}
+        for word in words:
+            name, equals, text = word.partition("=")
+            if not equals or not name:
+                raise ValueError(f"expected NAME=VALUE, got {word!r}")
+            try:
+                table[name] = tomllib.loads(f"value = {text}")["value"]
+            except tomllib.TOMLDecodeError:
+                table[name] = text
+        return table
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda table: [f"{name}={value}" for name, value in table.items()],
+    )
 
 
 def _source(args: list[str]) -> _Source:

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
+import os
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
+
+import numpy as np
 
 __all__ = [
     "ConfigError",
@@ -37,17 +42,22 @@ def _require(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_plain(config: Any, prefix: str = "") -> None:
-    """Refuse what is no setting in any field: not-a-number, and the word that stands for None in a file."""
+def _check(config: Any, prefix: str = "") -> None:
+    """Bring every field of a frozen config to its type; refuse what does not fit, not-a-number, and the word that
+    stands for None in a file."""
+    hints = typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+        given = getattr(config, item.name)
+        _require(
+            not isinstance(given, str) or given != UNSET,
+            f"{prefix}{item.name} must not be {UNSET!r}: that says None in a config file",
+        )
+        value = _coerce(given, hints[item.name], f"{prefix}{item.name}")
         _require(
             not (isinstance(value, float) and math.isnan(value)),
             f"{prefix}{item.name} must be a number, got nan",
         )
-        _require(
-            value != UNSET, f"{prefix}{item.name} must not be {UNSET!r}: that says None in a config file"
-        )
+        object.__setattr__(config, item.name, value)
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class PPOConfig:
     ends like a terminated one."""
 
     def __post_init__(self) -> None:
-        _check_plain(self, "ppo.")
+        _check(self, "ppo.")
         _require(self.num_steps >= 1, f"ppo.num_steps must be at least 1, got {self.num_steps}")
         _require(self.lr > 0, f"ppo.lr must be positive, got {self.lr}")
         _require(self.epochs >= 1, f"ppo.epochs must be at least 1, got {self.epochs}")
@@ -118,6 +128,7 @@ class NetworkConfig:
     """Normalise float observations by their running mean and deviation (part of the model)."""
 
     def __post_init__(self) -> None:
+        _check(self, "network.")
         _require(all(width >= 1 for width in self.hidden), f"network.hidden must be positive: {self.hidden}")
 
 
@@ -128,7 +139,9 @@ class TrainConfig:
     preset: str | None = None
     """Where env, plan and levels come from unless given below; None: `env` alone says it."""
     env: str | None = None
-    """Your own env: MODULE:FACTORY, or a Gymnasium id."""
+    """Your own env: MODULE:FACTORY, a Gymnasium id, or MODULE:ID where importing MODULE registers it."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for the env: NAME=VALUE …, in a file the table [env_kwargs]."""
     plan: Path | None = None
     """Stage plan (TOML)."""
     levels: Path | None = None
@@ -207,7 +220,11 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
-        _check_plain(self)
+        _check(self)
+        _require(
+            not self.env_kwargs or self.env is not None,
+            "env_kwargs needs env: a preset makes its envs itself",
+        )
         _require(self.num_envs >= 1, f"num_envs must be at least 1, got {self.num_envs}")
         _require(
             self.num_workers is None or self.num_workers >= 1,
@@ -318,7 +335,11 @@ def to_toml(config: Any) -> str:
     lines = [f"{key} = {_toml_value(value)}" for key, value in plain.items() if not isinstance(value, dict)]
     for name, table in plain.items():
         if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+            lines += [
+                "",
+                f"[{name}]",
+                *(f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -326,7 +347,15 @@ def _toml_value(value: Any) -> str:
     # JSON's strings (but for DEL), integers, booleans and arrays are TOML's; floats keep their shortest exact form
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)  # inf, -inf: JSON would say Infinity
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C | None = None) -> C:
@@ -335,9 +364,11 @@ def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C
     Raises `ConfigError` that names `source`, the key, and what was expected.
     """
     hints = typing.get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
+    unknown = sorted(set(data) - set(hints), key=str)
     if unknown:
-        raise ConfigError(f"{source}: unknown setting {unknown[0]!r}; known: {', '.join(hints)}")
+        raise ConfigError(
+            f"{source}: unknown setting {unknown[0]!r}{_near(unknown[0], hints)}; known: {', '.join(hints)}"
+        )
     values: dict[str, Any] = {}
     for name, value in data.items():
         where = f"{source}: {name}"
@@ -358,23 +389,56 @@ def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint` asks, without losing anything; else `ConfigError`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return from_mapping(typing.cast(type[Any], hint), value, source=where)
+        if not isinstance(value, typing.cast(type[Any], hint)):
+            raise ConfigError(f"{where}: expected {typing.cast(Any, hint).__name__}, got {value!r}")
+        return value
+    if isinstance(value, np.generic):  # a number of NumPy's is a number
+        value = value.item()
     if origin in (Union, types.UnionType):
-        if isinstance(value, str) and value == UNSET and type(None) in options:
+        if type(None) in options and (value is None or (isinstance(value, str) and value == UNSET)):
             return None
         hint = next(option for option in options if option is not type(None))
         return _coerce(value, hint, where)
     if origin is Literal:
-        if value not in options:
-            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, options))}, got {value!r}")
+        if not isinstance(value, str) or value not in options:
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(map(repr, options))}, got {value!r}{_near(value, options)}"
+            )
         return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a table, got {value!r}")
+        return _plain(value, where)
     if origin is tuple:
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, (list, tuple, np.ndarray)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         return tuple(_coerce(item, options[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is Path and isinstance(value, str):
+    if hint is int and isinstance(value, float) and value.is_integer():  # 1e6
+        return int(value)
+    if hint is Path and isinstance(value, (str, os.PathLike)):
         return Path(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` as TOML can hold it: tables, lists, strings, numbers, booleans."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, (Mapping, list, tuple, str, bool, int, float)):
+        raise ConfigError(f"{where}: expected a string, number, boolean, list or table, got {value!r}")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    return [_plain(item, where) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _near(value: object, known: Iterable[str]) -> str:
+    """ "; did you mean …?", where something known looks alike."""
+    near = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def resolve_job(config: TrainConfig) -> Job:
     else:
         plan = job.plan if job is not None else None
     if config.env is not None:
-        make_env = _with_curriculum(_factory(config.env), levels, plan)
+        make_env = _with_curriculum(_factory(config.env, config.env_kwargs), levels, plan)
         job = Job(plan if plan is not None else cu.StagePlan([cu.Stage(NO_STAGES)]), make_env)
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
@@ -208,45 +209,57 @@ def _with_curriculum(factory: Callable[[], Any], levels: Any, plan: Any) -> Call
     return make_env
 
 
-def _factory(name: str) -> Callable[[], Any]:
-    """The factory that MODULE:FACTORY or a Gymnasium id names."""
-    if ":" in name:
-        return _own_factory(*name.split(":", 1))
+def _factory(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """The factory that MODULE:FACTORY, a Gymnasium id or MODULE:ID names, with its arguments."""
+    module_name, _, attribute = name.rpartition(":")
+    if ":" not in name:
+        return _registered(name, None, kwargs)
+    if not module_name or not attribute:
+        raise ConfigError(f"env {name}: expected MODULE:FACTORY")
+    module = _imported(module_name, attribute)
+    factory: Any = module
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            if attribute in gym.registry:
+                return _registered(attribute, module_name, kwargs)
+            near = difflib.get_close_matches(part, [*dir(factory), *gym.registry], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"env {name}: {module_name} has no {part!r}{hint}")
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise ConfigError(f"env {name}: not callable but {type(factory).__name__}")
+    made: Callable[[], Any] = partial(factory, **kwargs) if kwargs else factory
+    return made
+
+
+def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """A registered env; `module_name`: who registers it, and perhaps others that it makes itself."""
     try:
-        spec = gym.spec(name)
+        spec = gym.spec(env_id)
     except gym.error.Error as error:
-        raise ConfigError(f"unknown env {name!r}: {error}") from None
+        raise ConfigError(f"unknown env {env_id!r}: {error}") from None
 
     def make() -> Any:
+        import importlib
+
         import gymnasium
 
-        return gymnasium.make(spec, disable_env_checker=True)
+        if module_name is not None:
+            importlib.import_module(module_name)
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
 
     return make
 
 
-def _own_factory(module_name: str, attribute: str) -> Callable[[], Any]:
-    if not module_name or not attribute:
-        raise ConfigError(f"env {module_name}:{attribute}: expected MODULE:FACTORY")
+def _imported(module_name: str, attribute: str) -> Any:
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(f"env {module_name}:{attribute}: no module named {error.name!r}") from None
         raise _import_failed(module_name, attribute, error) from error
     except Exception as error:
         raise _import_failed(module_name, attribute, error) from error
-    factory: Any = module
-    for part in attribute.split("."):
-        if not hasattr(factory, part):
-            near = difflib.get_close_matches(part, dir(factory), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"env {module_name}:{attribute}: {module_name} has no {part!r}{hint}")
-        factory = getattr(factory, part)
-    if not callable(factory):
-        raise ConfigError(f"env {module_name}:{attribute}: not callable but {type(factory).__name__}")
-    made: Callable[[], Any] = factory
-    return made
 
 
 def _import_failed(module_name: str, attribute: str, error: Exception) -> ConfigError:

@@ -32,7 +32,15 @@ __all__ = ["train", "training"]
 def train(
     config: TrainConfig, *, job: Job | None = None, on_report: Callable[[Report], object] | None = None
 ) -> Summary:
-    """Train to the end, in an event loop of its own; `on_report` is called after every update."""
+    """Train to the end, in an event loop of its own; `on_report` is called after every update.
+
+    Raises RuntimeError where a loop runs already, as in a notebook: there, use `training()`.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "an event loop is running here already, as in a notebook: instead of `train(config)` write "
+            "`async with training(config) as run: summary = await run.wait()`"
+        )
 
     async def main() -> Summary:
         async with training(config, job=job) as run:

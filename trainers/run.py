@@ -68,10 +68,8 @@ class Run:
         self._outcomes = Outcomes(
             success_of(job, config), config.num_envs, in_order=config.window == "started"
         )
-        # what a stage's moves and the goal depend on
-        self._needs_success = job.success is None and (
-            len(job.plan.names) > 1 or config.solve_rate is not None
-        )
+        # stage moves and the goal depend on it: warned of once
+        self._needs_success = len(job.plan.names) > 1 or config.solve_rate is not None
         self._events = envs.events() if self._statistic is not None else None
         self._learner: Learner
         self._collector: Collector
@@ -148,6 +146,11 @@ class Run:
     def env_steps(self) -> int:
         """Rows collected so far, reset rows included."""
         return self._tally.env_steps
+
+    @property
+    def says_success(self) -> bool:
+        """Whether the job, or the final info of any episode so far, says if an episode succeeded."""
+        return self._job.success is not None or self._outcomes.silent is None
 
     @property
     def env_errors(self) -> EnvErrors:
@@ -266,8 +269,7 @@ class Run:
 
     def _expect_success(self) -> None:
         """Warn once if no episode says whether it succeeded: then no stage will ever move."""
-        silent = self._outcomes.silent
-        if self._needs_success and silent is not None and silent >= SILENT:
+        if self._needs_success and not self.says_success and (self._outcomes.silent or 0) >= SILENT:
             self._needs_success = False
             self._warn(
                 f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last "

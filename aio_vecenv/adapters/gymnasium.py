@@ -608,14 +608,15 @@ def make_vec(
     if not isinstance(id_or_spec, (str, EnvSpec)):
         raise gym.error.Error(f"Invalid id type: {type(id_or_spec)}. Expected `str` or `EnvSpec`")
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
-    spec: EnvSpec = deepcopy(resolve(id_or_spec, 1)[0].spec)  # type: ignore[attr-defined]
+    found: MakeSpec = resolve(id_or_spec, 1)[0]  # type: ignore[assignment]
+    spec = deepcopy(found.spec)
     made = spec.kwargs  # of a vector env's spec, as gymnasium.make_vec reads it
     num_envs, wrappers = made.pop("num_envs", num_envs), made.pop("wrappers", wrappers)
     options = {**made.pop("vector_kwargs", {}), **options, **(vector_kwargs or {})}
     made.pop("vectorization_mode", None)
     kwargs = {**made, **kwargs}
     spec.kwargs = {}  # some of them are `gymnasium.make`'s own, which takes the others, too
-    envs = VectorEnv([MakeSpec(spec, kwargs, tuple(wrappers))] * num_envs, **options)
+    envs = VectorEnv([MakeSpec(spec, kwargs, tuple(wrappers), found.module)] * num_envs, **options)
     envs.spec = deepcopy(spec)
     more = {"num_envs": num_envs if num_envs != 1 else None, "vector_kwargs": options, "wrappers": wrappers}
     envs.spec.kwargs.update(kwargs, **{name: value for name, value in more.items() if value})

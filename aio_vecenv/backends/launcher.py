@@ -19,8 +19,12 @@ from contextlib import suppress
 __all__ = ["Child", "check_descriptors", "launch"]
 
 # The child must find this package before it can import anything, and never runs the user's __main__.
+# Packages that the parent has loaded from this one's folder are found there, whatever lies in the user's own.
 _BOOT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "import sys, json; from importlib.machinery import PathFinder; "
+    "root, ours, sys.path[:] = json.loads(sys.argv[1]); "
+    "find = lambda name, path=None, target=None: PathFinder.find_spec(name, [root]) if name in ours else None; "
+    "sys.meta_path.insert(0, type('Ours', (), {'find_spec': staticmethod(find)})); "
     "from aio_vecenv.worker.main import main; main(*map(int, sys.argv[2:]))"
 )
 _DESCRIPTORS_PER_CHILD = 5  # two sockets, lifeline, crash file, pidfd
@@ -32,6 +36,18 @@ _THREAD_LIMITS = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+
+
+def _loaded_beside() -> tuple[str, list[str]]:
+    """The folder that this package lies in, and the packages that are loaded from there."""
+    name = __package__.partition(".")[0]
+    root = os.path.dirname(next(iter(sys.modules[name].__path__)))
+    found = []
+    for other, module in sys.modules.copy().items():
+        path = [] if "." in other else list(getattr(module, "__path__", None) or [])
+        if path and isinstance(path[0], str) and os.path.dirname(path[0]) == root:
+            found.append(other)
+    return root, found
 
 
 class Child:
@@ -112,7 +128,7 @@ def launch(block_fd: int) -> Child:
             sock.setblocking(False)
         fds = (child_data.fileno(), child_news.fileno(), child_lifeline, block_fd, crash)
         arguments = [str(number) for number in (*fds, os.getpid())]
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        path = json.dumps((*_loaded_beside(), [entry or os.getcwd() for entry in sys.path]))
         process = subprocess.Popen(
             [sys.executable, *_interpreter_flags(), "-c", _BOOT, path, *arguments],
             stdin=subprocess.DEVNULL,

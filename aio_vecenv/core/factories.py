@@ -22,8 +22,11 @@ class MakeSpec:
     spec: EnvSpec
     kwargs: dict[str, Any] = field(default_factory=dict)  # for gymnasium.make
     wrappers: tuple[Callable[[Any], Any], ...] = ()  # innermost first
+    module: str = ""  # who registers it, and perhaps others that it makes itself
 
     def __call__(self) -> Any:
+        if self.module:
+            importlib.import_module(self.module)
         env: Any = gym.make(self.spec, **self.kwargs)
         for wrapper in self.wrappers:
             env = wrapper(env)
@@ -35,7 +38,8 @@ def resolve(envs: Any, num_envs: int | None) -> list[Callable[[], Any]]:
     if num_envs is not None and (isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1):
         raise ValueError(f"num_envs is {num_envs!r}, not a whole number ≥ 1")
     if isinstance(envs, str):
-        envs = MakeSpec(_find(envs))
+        spec, module = _find(envs)
+        envs = MakeSpec(spec, module=module)
     elif isinstance(envs, EnvSpec):
         envs = MakeSpec(envs)
     if callable(envs):
@@ -50,11 +54,12 @@ def resolve(envs: Any, num_envs: int | None) -> list[Callable[[], Any]]:
     return list(envs)
 
 
-def _find(env_id: str) -> EnvSpec:
+def _find(env_id: str) -> tuple[EnvSpec, str]:
+    """The spec of an id or MODULE:ID, and the module. Raises ImportError, gymnasium.error.Error."""
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)  # registers it
-    return gym.spec(name)
+    return gym.spec(name), module
 
 
 def usable_cpus() -> int:

@@ -9,8 +9,10 @@ inherited descriptors; nothing here ever listens.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
+import types
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import partial
@@ -185,12 +187,28 @@ def dumps(value: Any, name: str = "object") -> bytes:
     except Exception:  # a plain pickle was the cheap attempt
         pass
     try:
-        return bytes(cloudpickle.dumps(value, protocol=5))
+        return _by_value(value)
     except MemoryError:
         raise MemoryError(f"{name}: not enough memory to pickle it") from None
     except Exception as error:
         path, part = _culprit(value, name)
         raise TypeError(f"{path} cannot be pickled ({type(part).__name__}): {error}") from error
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's; code keeps the name of its file, so that tracebacks from the other side show file and line."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.CodeType) and types.CodeType in self.dispatch_table:
+            make, arguments = self.dispatch_table[types.CodeType](obj)
+            return make, tuple(obj.co_filename if part == "<dynamic-code>" else part for part in arguments)
+        return super().reducer_override(obj)
+
+
+def _by_value(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, protocol=5).dump(value)
+    return file.getvalue()
 
 
 def loads(data: bytes | bytearray | memoryview) -> Any:
@@ -210,7 +228,7 @@ def _culprit(value: Any, path: str) -> tuple[str, Any]:
             break
         for part_path, part in parts:
             try:
-                cloudpickle.dumps(part, protocol=5)
+                _by_value(part)
             except Exception:
                 path, value = part_path, part
                 break

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -124,4 +125,21 @@ def raise_all(errors: list[VecEnvError], what: str) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise ExceptionGroup(f"{what}: {len(errors)} envs raised", errors)
+        first = _tell_alike(errors)
+        alike = f", and {len(errors) - 1} more alike" if first == 1 else ""
+        one = f": {errors[0]}{alike}" if first == 1 else ""
+        raise ExceptionGroup(f"{what}: {len(errors)} envs raised{one}", errors)
+
+
+def _tell_alike(errors: list[VecEnvError]) -> int:
+    """Errors that differ in numbers only are told at length once, the others refer to the first; the last one, which
+    adapters raise alone, stays whole. Returns how many kinds there are."""
+    seen: dict[str, VecEnvError] = {}
+    for error in errors:
+        first = seen.setdefault(re.sub(r"\d+", "", f"{type(error).__name__} {error}"), error)
+        if first is not error is not errors[-1] and hasattr(error, "__notes__"):
+            error.__notes__[:] = [
+                f"the traceback in the worker: as that of env {getattr(first, 'env_id', '?')}, above"
+            ]
+            error.__cause__ = first.__cause__  # Python shows one object once
+    return len(seen)

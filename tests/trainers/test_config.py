@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
@@ -161,3 +162,61 @@ def test_run_folders_are_made_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"not a run folder: it has no config\.toml"):
         RunFolder.open(tmp_path / "empty")
+
+
+def test_what_python_and_numpy_write_is_brought_to_its_type() -> None:
+    """One check for files, arguments and Python: a path may be a string, a number NumPy's."""
+    hidden: Any = np.array([8, 4])
+    given: Any = {
+        "runs": "runs", "plan": "plan.toml", "seed": np.int64(3), "total_steps": 1e6, "num_envs": np.uint8(4),
+        "tensorboard": np.bool_(True), "ppo": {"lr": np.float32(0.5), "clip": 1},
+        "network": NetworkConfig(hidden=hidden),
+        "env": "x:y", "env_kwargs": {"size": np.int32(8), "names": ("a", "b")},
+    }  # fmt: skip
+    config = TrainConfig(**given)
+    assert (config.runs, config.plan) == (Path("runs"), Path("plan.toml"))
+    assert [type(value) for value in (config.seed, config.total_steps, config.num_envs, config.tensorboard)] == [
+        int, int, int, bool,
+    ]  # fmt: skip
+    assert (config.ppo.lr, config.ppo.clip, config.network.hidden) == (0.5, 1.0, (8, 4))
+    assert config.env_kwargs == {"size": 8, "names": ["a", "b"]}
+    assert from_mapping(TrainConfig, tomllib.loads(to_toml(config)), source="x") == config
+
+
+def test_tables_survive_their_toml() -> None:
+    table = {"a": 1, "b c": [True, "x\x7f", {"d": 0.5, "é": []}], "n": {"none": "none"}}
+    config = TrainConfig(env="x", env_kwargs=table)
+    assert from_mapping(TrainConfig, tomllib.loads(to_toml(config)), source="x") == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (
+            NetworkConfig,
+            {"activation": "gelu"},
+            "network.activation: expected one of 'tanh', 'relu', got 'gelu'",
+        ),
+        (NetworkConfig, {"hidden": 8}, "network.hidden: expected a list, got 8"),
+        (PPOConfig, {"lr": "1e-3"}, "ppo.lr: expected float, got '1e-3'"),
+        (TrainConfig, {"strategy": "stagd"}, "got 'stagd'; did you mean 'staged'?"),
+        (TrainConfig, {"ppo": 3}, "ppo: expected PPOConfig, got 3"),
+        (TrainConfig, {"ppo": {"lrr": 3}}, "ppo: unknown setting 'lrr'; did you mean 'lr'?"),
+        (TrainConfig, {"num_envs": 2.5}, "num_envs: expected int, got 2.5"),
+        (TrainConfig, {"num_envs": True}, "num_envs: expected int, got True"),
+        (TrainConfig, {"seed": None}, "seed: expected int, got None"),
+        (TrainConfig, {"runs": 3}, "runs: expected Path, got 3"),
+        (TrainConfig, {"env": "x", "env_kwargs": 3}, "env_kwargs: expected a table, got 3"),
+        (TrainConfig, {"env": "x", "env_kwargs": {"f": len}}, "env_kwargs.f: expected a string, number"),
+        (TrainConfig, {"env_kwargs": {"f": 1}}, "env_kwargs needs env"),
+        (TrainConfig, {"max_error_share": 1.5}, "max_error_share must lie in [0, 1]"),
+        (TrainConfig, {"restarts": -1}, "restarts must not be negative"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_birth_by_name(
+    kind: Any, changes: dict[str, Any], message: str
+) -> None:
+    """Not as a TypeError or KeyError from far away; a typo comes with a suggestion."""
+    with pytest.raises(ConfigError) as caught:
+        kind(**changes)
+    assert message in str(caught.value)

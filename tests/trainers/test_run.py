@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -678,3 +679,18 @@ async def test_an_observation_with_nothing_to_learn_from_is_refused(tmp_path: Pa
     job = Job(PLAN, lambda: cu.CurriculumEnv(OnlyMask(False), cu.LevelSet(LEVELS)))
     with pytest.raises(ConfigError, match=r"nothing to learn from: the observation space .*action_mask"):
         await asyncio.wait_for(finish(tiny(tmp_path), job), 20)
+
+
+@pytest.mark.asyncio
+async def test_in_a_running_loop_the_plain_calls_say_what_to_write_instead(tmp_path: Path) -> None:
+    """A notebook cell: one error, and no warning of a coroutine that was never awaited."""
+
+    async def main() -> None:
+        raise AssertionError("never begun")
+
+    with pytest.raises(RuntimeError, match=r"write `await main\(\)`"):
+        av.run(main())
+    with pytest.raises(RuntimeError, match=r"`async with training\(config\) as run"):
+        train(tiny(tmp_path), job=corridor_job())
+    gc.collect()
+    assert os.listdir(tmp_path) == []

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainers.record.metrics import Report
+from trainers.record.metrics import Report, StageReport
 
 if TYPE_CHECKING:
     from trainers.record.summary import Summary
@@ -55,6 +55,7 @@ class PlainLines:
         self._steps_per_s = Smooth()
         self._warnings: Sequence[str] = ()  # of the run; it adds to them
         self._warned = 0
+        self._run: Run | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +66,7 @@ class PlainLines:
         return None
 
     def start(self, run: Run) -> None:
-        self._warnings = run.warnings
+        self._warnings, self._run = run.warnings, run
         print(_title(run), flush=True)
 
     def show(self, report: Report) -> None:
@@ -77,9 +78,12 @@ class PlainLines:
         if report.stage == self._stage and now < self._next_s:
             return
         self._stage, self._next_s = report.stage, now + LINE_EVERY_S
-        rates = "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
+        stages = f"  {report.stage:<10} "
+        if self._run is None or self._run.says_success:
+            stages += "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
+        stages = f"{stages}  {_drawn(report)}" if len(report.stages) > 1 or stages.strip() != "all" else ""
         print(
-            f"{report.env_steps:>9,} steps  {report.stage:<10} {rates}  {_drawn(report)}"
+            f"{report.env_steps:>9,} steps{stages}"
             f"  return {_return(report)}  {speed:,.0f} steps/s{_errors(report)}"
             f"  directives applied {report.timing.applied}/{report.timing.published}{_waiting(report)}",
             flush=True,
@@ -101,6 +105,7 @@ class LivePanel:
         self._total = 1
         self._latest: Report | None = None
         self._warnings: Sequence[str] = ()  # of the run; it adds to them
+        self._run: Run | None = None
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -115,7 +120,7 @@ class LivePanel:
 
     def start(self, run: Run) -> None:
         self._title = _title(run)
-        self._warnings = run.warnings
+        self._warnings, self._run = run.warnings, run
         self._total = run.config.total_steps
 
     def show(self, report: Report) -> None:
@@ -143,11 +148,12 @@ class LivePanel:
         ):
             table.add_column(heading, justify="left" if heading[0] in "s" or heading[0] == "m" else "right")
         staged = _staged(report)
+        says = self._run is None or self._run.says_success
         for row in report.stages:
             current = row.name == report.stage
             table.add_row(
                 Text(f"{'▸' if current else ' '} {row.name}"),  # a plain str would be markup
-                f"{row.success_rate:4.0%} {'█' * round(10 * row.success_rate):<10}",
+                f"{row.success_rate:4.0%} {'█' * round(10 * row.success_rate):<10}" if says else "not said",
                 str(row.outcomes),
                 f"{row.episodes:,}",
                 f"{row.share:4.0%}",
@@ -170,6 +176,11 @@ class LivePanel:
             facts.append(f"\nwarning: {warning}", "yellow")
         bar = ProgressBar(total=self._total, completed=report.env_steps)
         return Panel(Group(table, Text(), bar, facts), title=Text(self._title))
+
+
+def _success(row: StageReport, run: Run) -> str:
+    """What is known of a stage's success; nothing where no episode says whether it succeeded."""
+    return f"success {row.success_rate:4.0%} of the newest {row.outcomes}, " if run.says_success else ""
 
 
 def _return(report: Report) -> str:
@@ -228,10 +239,8 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
         "",
         f"{ended}: {counts}, {_duration(summary.wall_s)}",
         f"  stages     {timeline}  (entered at env step)",
-        *(
-            f"  {row.name:<10} success {row.success_rate:4.0%} of the newest {row.outcomes}, {row.episodes:,} episodes"
-            for row in summary.stages
-        ),
+        *(f"  {row.name:<10} {_success(row, run)}{row.episodes:,} episodes" for row in summary.stages),
+        *([f"  return     {_return(run.last_report)} (mean of the last update)"] if run.last_report else []),
         f"  speed      {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
         f"  directives {summary.published} published, {summary.applied} applied by every worker",
         *(f"  env error  {line}" for line in run.env_errors.lines()),
