@@ -49,7 +49,7 @@ from .runtime.supervisor import Boss, Crew, Shift, derive_seed
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
-EnvFactory = Callable[[], Any]
+EnvFactory = Callable[[], Any] | Callable[[int], Any]
 
 _get_running_loop, _thread_id, _process_id = asyncio._get_running_loop, threading.get_ident, os.getpid
 _NOWHERE = object()
@@ -63,9 +63,11 @@ class AsyncVecEnv:
 
     Args:
         envs: an env id, an `EnvSpec`, one factory, or a list of factories (their spaces must agree). A factory may
-            return a Gymnasium `VectorEnv`: its sub-envs are the rows. Factories travel by cloudpickle.
+            return a Gymnasium `VectorEnv`: its sub-envs are the rows. One whose one positional parameter has no default
+            is given its index, 0, 1, 2, … Each must make a new env. They travel by cloudpickle.
         num_envs: how many envs to make (default: 1); not with a list of factories.
-        num_workers: default: the CPUs this process may use, at most one per env.
+        num_workers: default: the CPUs this process may use, at most one per env. "per env": a process for each, where
+            envs share module variables or the generators of `random` and numpy.
         backend: "process", "inline" (no processes: for pdb and for very cheap envs), or a `Backend`.
         autoreset: Gymnasium's `AutoresetMode`.
         info: "all", "episode" (only at the start and the end of an episode), or names. Filtered in the worker.
@@ -92,7 +94,7 @@ class AsyncVecEnv:
         envs: str | gym.envs.registration.EnvSpec | EnvFactory | Sequence[EnvFactory],
         num_envs: int | None = None,
         *,
-        num_workers: int | None = None,
+        num_workers: int | Literal["per env"] | None = None,
         backend: Literal["process", "inline"] | Backend = "process",
         autoreset: AutoresetMode = AutoresetMode.NEXT_STEP,
         info: Literal["all", "episode"] | Sequence[str] = "all",

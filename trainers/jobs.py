@@ -186,17 +186,17 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
 NO_STAGES = "all"  # the one stage of an env that was given no plan
 
 
-def _with_curriculum(factory: Callable[[], Any], levels: Any, plan: Any) -> Callable[[], Any]:
+def _with_curriculum(factory: Callable[..., Any], levels: Any, plan: Any) -> Callable[[], Any]:
     """`factory`, wrapped in a `CurriculumEnv` unless it makes one itself."""
     plain = levels is None and plan is None
     if levels is None:
         names = [NO_STAGES] if plan is None else plan.names
         levels = cu.LevelSet([cu.Level(id=name, stage=name, data={"stage": name}) for name in names])
 
-    def make_env() -> Any:  # travels by value: what it needs it imports where it runs
+    def make_env(*index: int) -> Any:  # travels by value: what it needs it imports where it runs
         import curriculum
 
-        env = factory()
+        env = factory(*index)
         inner = env
         while inner is not None:
             if isinstance(inner, curriculum.CurriculumEnv):
@@ -206,6 +206,7 @@ def _with_curriculum(factory: Callable[[], Any], levels: Any, plan: Any) -> Call
             return curriculum.CurriculumEnv(env, levels, load=lambda env, level: None)
         return curriculum.CurriculumEnv(env, levels)
 
+    make_env.__wrapped__ = factory  # type: ignore[attr-defined]  # it takes its env's index if that does
     return make_env
 
 

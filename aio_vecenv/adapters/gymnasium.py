@@ -71,7 +71,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        env_fns: Sequence[Callable[[], Any]],
+        env_fns: Sequence[Callable[..., Any]],
         shared_memory: bool = True,
         copy: bool = True,
         context: str | None = None,
@@ -81,7 +81,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         max_concurrency: int | None = None,
         *,
-        num_workers: int | None = None,
+        num_workers: int | Literal["per env"] | None = None,
         timeouts: Timeouts = _TIMEOUTS,
         restart: RestartBudget | None = _BUDGET,
         info: Literal["all", "episode"] | Sequence[str] = "all",

@@ -36,7 +36,7 @@ __all__ = ["VecEnv"]
 
 T = TypeVar("T")
 Indices = None | int | Iterable[int]
-Factory = Callable[[], Any]
+Factory = Callable[..., Any]
 StepReturn = tuple[Any, NDArray[np.float64], NDArray[np.bool_], list[dict[str, Any]]]
 
 _TIMEOUTS = Timeouts()
@@ -68,7 +68,7 @@ class VecEnv:
         num_envs: int | None = None,
         *,
         start_method: str | None = None,
-        num_workers: int | None = None,
+        num_workers: int | Literal["per env"] | None = None,
         timeouts: Timeouts = _TIMEOUTS,
         restart: RestartBudget | None = _BUDGET,
         info: Literal["all", "episode"] | Sequence[str] = "all",

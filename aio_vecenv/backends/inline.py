@@ -32,6 +32,7 @@ class InlineBackend:
 
     def __init__(self) -> None:
         self.block: Any = None
+        self.owners: dict[int, int] = {}  # env ids by `id(env)`: its workers share a process
 
     def worker(self, index: int, incarnation: int, listener: Listener) -> InlineWorker:
         return InlineWorker(self, index, incarnation, listener)
@@ -67,7 +68,7 @@ class InlineWorker:
         self.conversation.sent(Kind.SETUP)
         self._setup, self._env_ids = setup, setup.env_ids
         try:
-            self._envs, self._spaces = make_envs(setup)
+            self._envs, self._spaces = make_envs(setup, self._backend.owners)
         except Exception as error:
             failed = rebuild(describe(error, "make"), getattr(error, "env_id", -1), self.index)
             failed.__cause__ = error

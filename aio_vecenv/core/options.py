@@ -43,8 +43,12 @@ def whole(name: str, value: Any, least: int) -> int:
     return value
 
 
-def workers_for(num_workers: int | None, num_envs: int) -> int:
+def workers_for(num_workers: int | Literal["per env"] | None, num_envs: int) -> int:
     """How many workers: by default the CPUs this process may use; never more than envs."""
+    if num_workers == "per env":
+        return num_envs
+    if isinstance(num_workers, str):
+        raise ValueError(f"num_workers is {num_workers!r}, not a whole number ≥ 1 or 'per env'")
     wanted = factories.usable_cpus() if num_workers is None else whole("num_workers", num_workers, 1)
     return min(wanted, num_envs)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..core import framing as wire
 from ..core.env_state import restore
+from ..core.factories import check_own
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message, pieces
 from ..core.messages import (
     ERROR,
@@ -163,7 +164,7 @@ class _Worker:
         self.send(Message(Kind.GOODBYE, payload=encode_notes(notes, "errors") if notes else b""))
 
     def set_up(self, setup: Setup) -> EnvGroup | None:
-        envs, spaces = make_envs(setup)
+        envs, spaces = make_envs(setup, {})
         self.send(Message(Kind.SPACES, payload=encode_body(spaces)[0]))
         attach = self.next_command()
         if attach.kind is Kind.CLOSE:
@@ -297,8 +298,11 @@ def interrupted(group: EnvGroup, message: Message, error: BaseException) -> Sequ
     return group.pack(group.refuse(envs, message.kind.name.lower(), failure))
 
 
-def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:
-    """Make the envs, one after another; their spaces must agree. An error carries `env_id`."""
+def make_envs(setup: Setup, owners: dict[int, int]) -> tuple[list[Any], Spaces]:
+    """Make the envs, one after another; their spaces must agree. An error carries `env_id`.
+
+    `owners`: as of `check_own`, of all envs in this process.
+    """
     envs: list[Any] = []
     spaces: Spaces | None = None
     rows: list[int] = []
@@ -306,6 +310,7 @@ def make_envs(setup: Setup) -> tuple[list[Any], Spaces]:
         for env_id, factory in zip(setup.env_ids, setup.factories):
             try:
                 env = factory()
+                check_own(env, env_id, owners)
                 envs.append(env)
                 mine = env_groups.spaces_of(env, setup.settings)
                 if spaces is None:

@@ -15,7 +15,7 @@ import pytest
 import aio_vecenv as av
 import curriculum as cu
 from trainers import ConfigError, Job, TrainConfig, load_preset, training
-from trainers.jobs import resolve_job
+from trainers.jobs import make_envs, resolve_job
 from trainers.presets import DEFAULT, NAMES
 
 
@@ -178,3 +178,18 @@ def make_nested() -> Any:
     from tests.trainers.helpers import LEVELS, Corridor
 
     return cu.CurriculumEnv(Corridor(), cu.LevelSet(LEVELS))
+
+
+@pytest.mark.asyncio
+async def test_a_factory_that_takes_an_argument_gets_its_envs_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also under the `CurriculumEnv` that the trainer puts around it."""
+    (tmp_path / "by_index.py").write_text(
+        "from aio_vecenv.testing import StampEnv\ndef make(index): return StampEnv(index)\nclass Made(StampEnv): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("make", "Made"):
+        config = TrainConfig(env=f"by_index:{name}", num_envs=3, num_workers=2)
+        async with make_envs(config, resolve_job(config)) as envs:
+            assert await envs.get_attr("env_index") == (0, 1, 2)
