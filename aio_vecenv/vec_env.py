@@ -30,6 +30,7 @@ from .core.env_state import EnvState
 from .core.framing import Kind
 from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
 from .core.limits import RestartBudget, RestartLog, Timeouts
+from .core.log_levels import current
 from .core.messages import ERROR, URGENT, WARNING, Reset, Setup, Spaces, Step, encode, failed
 from .core.options import Settings
 from .core.policy import Policy
@@ -191,8 +192,9 @@ class AsyncVecEnv:
         return self._backend_choice
 
     def _setups(self) -> list[Setup]:
+        logs = current()
         return [
-            Setup(self._factories[run.start : run.stop], list(run), self._settings, self._shared_memory)
+            Setup(self._factories[run.start : run.stop], list(run), self._settings, self._shared_memory, logs)
             for run in deal_out(self.num_envs, self.num_workers)
         ]
 

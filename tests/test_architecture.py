@@ -33,8 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {"__init__", "chaos", "errors", "loop", "memory", "vec_env"},
     "aio_vecenv/core": {
         "__init__", "actions", "assignment", "batch", "env_state", "episodes", "factories", "framing", "infos",
-        "layout", "limits", "messages", "options", "policy", "pool", "protocol", "report", "spaces", "statistics",
-        "updates",
+        "layout", "limits", "log_levels", "messages", "options", "policy", "pool", "protocol", "report", "spaces",
+        "statistics", "updates",
     },
     "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "rows", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "process"},

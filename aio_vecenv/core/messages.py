@@ -20,6 +20,7 @@ import numpy as np
 from .env_state import EnvState
 from .framing import Kind, Message, ProtocolError, dumps, loads, new_message
 from .layout import Field, SharedMemory
+from .log_levels import LogLevels
 from .options import Settings
 
 __all__ = [
@@ -72,6 +73,7 @@ class Setup(NamedTuple):
     env_ids: list[int]  # for messages: the index of each factory
     settings: Settings
     shared_memory: SharedMemory
+    logs: LogLevels | None = None  # of the parent
     state: tuple[EnvState, int, bool] | None = None  # of a replacement's envs: for `env_state.restore`
 
 

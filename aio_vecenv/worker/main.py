@@ -19,6 +19,7 @@ from ..core import framing as wire
 from ..core.env_state import restore
 from ..core.factories import check_own
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message, pieces
+from ..core.log_levels import adopt
 from ..core.messages import (
     ERROR,
     NOTHING,
@@ -164,6 +165,8 @@ class _Worker:
         self.send(Message(Kind.GOODBYE, payload=encode_notes(notes, "errors") if notes else b""))
 
     def set_up(self, setup: Setup) -> EnvGroup | None:
+        if setup.logs is not None:
+            adopt(setup.logs)
         envs, spaces = make_envs(setup, {})
         self.send(Message(Kind.SPACES, payload=encode_body(spaces)[0]))
         attach = self.next_command()

@@ -23,6 +23,7 @@ from aio_vecenv.core.framing import (
     encode,
     pieces,
 )
+from aio_vecenv.core.log_levels import LogLevels
 from aio_vecenv.core.messages import (
     PART_BYTES,
     RESULT,
@@ -146,7 +147,15 @@ packed = st.binary(max_size=40)
     | st.builds(Reset, envs, st.lists(st.none() | st.integers()), st.none() | packed)
     | st.builds(Call, st.sampled_from(["call", "set"]), st.text(), envs, packed | st.lists(packed))
     | st.builds(Failed, st.none() | st.integers(0), st.text())
-    | st.builds(Setup, st.just([dict]), envs, st.just(Settings()), st.just("auto"))
+    | st.builds(
+        Setup,
+        st.just([dict]),
+        envs,
+        st.just(Settings()),
+        st.just("auto"),
+        st.none() | st.just(LogLevels({"": 20}, 0, None)),
+        st.none() | st.just(({"Counter": {"steps": 1}}, 4, True)),
+    )
     | st.builds(Spaces, st.text(), st.text(), st.just({}), st.none(), envs, st.booleans())
     | st.builds(Attachment, st.integers(0), st.integers(1), st.just(()), st.integers(1), st.none() | envs)
 )
