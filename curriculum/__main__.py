@@ -14,6 +14,7 @@ from curriculum.errors import CurriculumError
 from curriculum.levels import LevelSet
 from curriculum.replay import logged_runs, other_rules, replay
 from curriculum.strategies.base import Decision
+from curriculum.strategies.staged_progress import measured
 
 __all__ = ["main"]
 
@@ -24,7 +25,10 @@ def _check(arguments: argparse.Namespace) -> int:
         levels[number]  # reads it, or raises
     for stage, generators in levels.counts().items():
         settings = levels.plan[stage] if levels.plan is not None else None
-        rule = f"threshold {settings.threshold:g}, min_episodes {settings.min_episodes}" if settings else ""
+        rule = ""
+        if settings is not None:
+            what = "" if settings.measure == "success" else f"{settings.measure} "
+            rule = f"{what}threshold {settings.threshold:g}, min_episodes {settings.min_episodes}"
         print(f"{stage:<16} {sum(generators.values()):>8} levels   {rule}")
         for name, count in generators.items():
             print(f"  {name:<14} {count:>8}")
@@ -36,6 +40,8 @@ def _counts(decision: Decision) -> str:
     counts = decision.counts
     if "length" not in counts:
         return ", ".join(f"{key} {value}" for key, value in counts.items())
+    if "measure" in counts:
+        return f"{measured(counts)}, passed over {counts['passed_over']}"
     k, length = counts["k"], counts["length"]
     rate = f"{k}/{length} = {k / length:.3f}" if length else "0/0"
     half = length // 2

@@ -19,7 +19,10 @@ __all__ = [
     "exact",
     "hysteresis_band",
     "learned",
+    "mean_below",
+    "mean_reached",
     "mixing_band",
+    "parts",
     "regression",
     "standard",
     "steps_draw",
@@ -40,6 +43,7 @@ RATIOS = (0.40, 0.25, 0.15, 0.05)  # by band: success rate below .50, below .65,
 EDGES = (25, 33, 40)  # the bands' lower ends as counts of 50: .50, .65 (32.5, so 33) and .80
 TREND_LEAST = Fraction(15, 100)
 TREND_SLACK = Fraction(5, 100)
+PARTS = 10**9  # a return is a whole number of these parts of one: so eight rewards of .1 are .8
 INDIFFERENCE = Fraction(10, 100)  # p0 = T - .10
 LEARNED_MARGIN = Fraction(10, 100)
 
@@ -132,6 +136,21 @@ def learned(k: int, length: int, floor: Fraction) -> bool:
     .10`.
     """
     return length == WINDOW and Fraction(k, length) >= floor + LEARNED_MARGIN
+
+
+def parts(value: float) -> int:
+    """A return in billionths, rounded: what a mean is exact in."""
+    return round(exact(value) * PARTS)
+
+
+def mean_reached(total: int, length: int, n: int, threshold: Fraction, min_episodes: int) -> bool:
+    """`mean ≥ T and n ≥ M`; `total`: sum of `length` returns in billionths."""
+    return n >= min_episodes and length > 0 and total >= threshold * PARTS * length
+
+
+def mean_below(total: int, length: int, n: int, floor: Fraction) -> bool:
+    """The failure test of returns: `n ≥ 100, len(w) = 50, mean < floor`."""
+    return n >= REGRESSION_OUTCOMES and length == WINDOW and total < floor * PARTS * length
 
 
 def steps_draw(ratio: float, current_length: Fraction, previous_length: Fraction) -> float:

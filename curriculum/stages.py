@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ _FLOOR_GAP = Fraction(20, 100)  # floor ≤ T - .20: with less, one noisy window
 
 FloatOverride: TypeAlias = float | Mapping[str, float] | None
 IntOverride: TypeAlias = int | Mapping[str, int] | None
+Measure: TypeAlias = Literal["success", "return", "steps"]
 SuccessRule: TypeAlias = Literal["last", "ever"]
 
 
@@ -32,12 +34,14 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+_UNSAID = float("nan")  # this very object: a threshold that nobody gave
+
 _KINDS: tuple[tuple[str, type], ...] = (
     ("name", str),
-    ("threshold", float),
     ("min_episodes", int),
     ("floor", float),
     ("max_episodes", int),
+    ("measure", str),
 )
 
 
@@ -45,25 +49,30 @@ _KINDS: tuple[tuple[str, type], ...] = (
 class Stage:
     """One step of the curriculum.
 
-    `threshold` T: success rate of the newest 50 outcomes that is good enough, 0 < T ≤ 1. `min_episodes` M:
-    outcomes before that counts (the rule *early* asks for neither: see `Staged`). `floor`: a success rate
-    below which the run goes one stage back (None: never; at most T - .20). `max_episodes`: outcomes in one
-    stay after which the stage is reported as stalled (None: never).
+    `measure`: what moves it on. "success", with `threshold` T the success rate of the newest 50 outcomes that is good
+    enough, 0 < T ≤ 1 (default .70). "return", with T the mean return of these. "steps", with T the steps to spend in a
+    stay: a whole number, or below 1 a share of the run's `total_steps`.
+
+    `min_episodes` M: outcomes before that counts (the rule *early* asks for neither: see `Staged`; "steps" neither).
+    `floor`: a success rate, or a mean return, below which the run goes one stage back (None: never; at most T - .20,
+    below T for returns). `max_episodes`: outcomes in one stay after which the stage is reported as stalled (None:
+    never).
     """
 
     name: str
-    threshold: float = 0.70
+    threshold: float = _UNSAID
     min_episodes: int = 100
     floor: float | None = None
     max_episodes: int | None = None
+    measure: Measure = "success"
 
     def __post_init__(self) -> None:
         name: object = self.name
         if not isinstance(name, str) or not re.fullmatch(r"[^\s/\\][^/\\\n]*", name):
             raise PlanError(f"name: expected a non-empty string without slashes, got {self.name!r}")
-        self._expect(
-            "threshold", _is_number(self.threshold) and 0 < self.threshold <= 1, "a number in (0, 1]"
-        )
+        measures = ("success", "return", "steps")
+        self._expect("measure", self.measure in measures, f"one of {', '.join(map(repr, measures))}")
+        self._check_threshold()
         self._expect("min_episodes", _is_count(self.min_episodes), "a whole number of at least 1")
         self._expect(
             "max_episodes",
@@ -71,12 +80,39 @@ class Stage:
             "a whole number of at least 1",
         )
         if self.floor is not None:
+            self._check_floor()
+        self._make_plain()
+
+    def _check_threshold(self) -> None:
+        given: object = self.threshold
+        number = _is_number(given)
+        if given is _UNSAID:
+            if self.measure != "success":
+                raise PlanError(f"stage {self.name!r}: threshold: measure = {self.measure!r} needs one")
+            object.__setattr__(self, "threshold", 0.70)
+        elif self.measure == "success":
+            self._expect("threshold", number and 0 < self.threshold <= 1, "a number in (0, 1]")
+        elif self.measure == "return":
+            self._expect("threshold", number and math.isfinite(self.threshold), "a finite number")
+        else:
+            whole = number and self.threshold >= 1 and self.threshold == int(self.threshold)
+            share = number and 0 < self.threshold < 1
+            self._expect("threshold", whole or share, "a whole number of steps, or a share in (0, 1)")
+
+    def _check_floor(self) -> None:
+        number = _is_number(self.floor)
+        assert self.floor is not None
+        if self.measure == "success":
             most = exact(self.threshold) - _FLOOR_GAP
-            ok = _is_number(self.floor) and 0 < self.floor < 1 and exact(self.floor) <= most
+            ok = number and 0 < self.floor < 1 and exact(self.floor) <= most
             self._expect(
                 "floor", ok, f"a number above 0 and at most threshold - .20 = {round(float(most), 10):g}"
             )
-        self._make_plain()
+        elif self.measure == "return":
+            ok = number and math.isfinite(self.floor) and self.floor < self.threshold
+            self._expect("floor", ok, f"a number below the threshold, {self.threshold:g}")
+        else:
+            self._expect("floor", False, "nothing: a stage that is left after its steps does not go back")
 
     def _make_plain(self) -> None:
         """NumPy's numbers and strings are Python's, too, but a checkpoint that holds one is refused when read."""
@@ -84,6 +120,8 @@ class Stage:
             value = getattr(self, key)
             if value is not None:
                 object.__setattr__(self, key, kind(value))
+        steps = self.measure == "steps" and self.threshold >= 1
+        object.__setattr__(self, "threshold", int(self.threshold) if steps else float(self.threshold))
 
     def _expect(self, key: str, ok: bool, expected: str) -> None:
         if not ok:
@@ -92,11 +130,15 @@ class Stage:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without what is not set."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {key: value for key, value in values.items() if value is not None}
+        return {
+            key: value
+            for key, value in values.items()
+            if value is not None and (key, value) != ("measure", "success")
+        }
 
 
 _KEYS = tuple(f.name for f in fields(Stage))
-_OVERRIDES = _KEYS[1:]
+_OVERRIDES = ("threshold", "min_episodes", "floor", "max_episodes")
 
 DEFAULT_STAGES = (
     Stage("simplest", 0.60, 50),
@@ -153,6 +195,11 @@ class StagePlan:
                     self.index(name, what=f"override {key}")
                     changes[name][key] = value
             elif override is not None:
+                measures = sorted({stage.measure for stage in given})
+                if key in ("threshold", "floor") and len(measures) > 1:
+                    raise PlanError(
+                        f"{key}: one value for all stages, but they measure {' and '.join(measures)}: say for which"
+                    )
                 for change in changes.values():
                     change[key] = override
         self.stages: tuple[Stage, ...] = tuple(replace(stage, **changes[stage.name]) for stage in given)
@@ -224,7 +271,8 @@ class StagePlan:
         """Read a plan. PlanError names file, line, key and what was expected.
 
         One `[[stage]]` table per stage, in order, with `name` and any of threshold, min_episodes, floor,
-        max_episodes; above them, the same keys as overrides: a value, or a table `{ far = 0.9 }`; and `success`.
+        max_episodes, measure; above them, `success`, and the first four as overrides: a value, or a table
+        `{ far = 0.9 }`.
         """
         path = Path(path)
         try:

@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     version: int
     success: bool | None = None
     length: int = 0
+    value: int = 0  # its return in billionths, where its stage measures returns
 
 
 class Waiting(NamedTuple):
@@ -187,8 +188,8 @@ class StartOrder:
         listed = {order for order, _ in waiting}
         return {
             "by": self.by,
-            "waiting": [[order, *entry] for order, entry in waiting],
-            "running": [[order, *entry] for order, entry in sorted(self._running.items())],
+            "waiting": [[order, *_plain(entry)] for order, entry in waiting],
+            "running": [[order, *_plain(entry)] for order, entry in sorted(self._running.items())],
             "passed": sorted(self._passed),
             "ended": [order for order in self._ended if order not in listed],  # beside those that wait
         }
@@ -215,8 +216,12 @@ def _by_order(item: tuple[Any, ...]) -> int:
     return order
 
 
+def _plain(entry: Entry) -> Sequence[Any]:
+    return entry if entry.value else entry[:-1]
+
+
 def _entry(row: Sequence[Any], stages: int) -> Entry:
-    stage, role, version, success, length = row
+    stage, role, version, success, length, *value = row
     if not (0 <= stage < stages and isinstance(role, str) and success in (None, True, False)):
         raise ValueError(f"not an episode: {row!r}")
-    return Entry(stage, role, int(version), success, int(length))
+    return Entry(stage, role, int(version), success, int(length), *map(int, value))

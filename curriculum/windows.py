@@ -1,4 +1,4 @@
-"""A success window: the newest outcomes of one stage."""
+"""Windows: the newest outcomes of one stage, as successes and failures, or as returns."""
 # pure: no loop, no clock
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 from curriculum.errors import StateError
 from curriculum.rules import WINDOW
 
-__all__ = ["Window"]
+__all__ = ["ReturnWindow", "Window"]
 
 
 class Window:
@@ -65,3 +65,48 @@ class Window:
         for outcome in state[0]:
             self.add(outcome == "1")
         self.n = state[1]
+
+
+class ReturnWindow:
+    """The newest 50 returns in time order, in billionths, their sum, and how many were ever added."""
+
+    __slots__ = ("n", "returns", "total")
+
+    def __init__(self) -> None:
+        self.returns: deque[int] = deque(maxlen=WINDOW)
+        self.total = 0
+        self.n = 0
+
+    def add(self, value: int) -> None:
+        """Take in one return; the oldest of 50 leaves."""
+        if len(self.returns) == WINDOW:
+            self.total -= self.returns[0]
+        self.total += value
+        self.returns.append(value)
+        self.n += 1
+
+    def clear(self) -> None:
+        """Start empty."""
+        self.returns.clear()
+        self.total = self.n = 0
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+    def state(self) -> list[Any]:
+        """Plain data: [[returns, oldest first], n]."""
+        return [list(self.returns), self.n]
+
+    def load(self, state: Any, where: str) -> None:
+        """Take over what `state()` gave."""
+        try:
+            returns, n = state
+            fits = all(type(value) is int for value in returns) and len(returns) == min(n, WINDOW)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise StateError(f"{where}: expected [at most {WINDOW} returns, count], got {state!r:.60}")
+        self.clear()
+        for value in returns:
+            self.add(value)
+        self.n = n

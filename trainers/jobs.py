@@ -152,6 +152,7 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
             early=config.early,
             trend=config.trend,
             success=success,
+            total_steps=config.total_steps,
         )
     name = f"strategy={config.strategy!r}"
     if not isinstance(levels, cu.LevelSet):

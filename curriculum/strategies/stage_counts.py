@@ -13,9 +13,9 @@ from curriculum.errors import StateError
 from curriculum.rules import MIXING_OUTCOMES, RATIOS, WINDOW, Cusum, cusum, exact
 from curriculum.stages import Stage
 from curriculum.strategies.base import need
-from curriculum.windows import Window
+from curriculum.windows import ReturnWindow, Window
 
-__all__ = ["RegressionTest", "StageCounts"]
+__all__ = ["RegressionTest", "ReturnRegressionTest", "StageCounts"]
 
 _TOTALS = ("ended", "succeeded", "aborted", "passed_over", "late", "earlier_stay", "regressions")
 
@@ -39,8 +39,11 @@ class RegressionTest:
         self.window.clear()
         self.statistic, self.armed = 0, armed
 
-    def add(self, success: bool, patience: int) -> None:
-        """Take in one outcome; arms once the stage was learned in this stay, or at n ≥ patience (4·M)."""
+    def add(self, success: bool, value: int, patience: int) -> None:
+        """Take in one outcome; arms once the stage was learned in this stay, or at n ≥ patience (4·M).
+
+        `value` is for tests of returns.
+        """
         self.window.add(success)
         if self.floor is None or self.test is None:
             return
@@ -72,18 +75,62 @@ class RegressionTest:
         self.armed = need(data, "armed", bool, where)
 
 
+class ReturnRegressionTest(RegressionTest):
+    """Whether the mean return of a stage, in one stay, has fallen below its floor.
+
+    Armed once the mean of 50 was half way from the floor to the threshold, or at n ≥ 4·M.
+    """
+
+    def __init__(self, floor: Fraction, threshold: Fraction) -> None:
+        super().__init__(None)
+        self.least, self.learned = floor, (floor + threshold) / 2
+        self.returns = ReturnWindow()
+
+    def clear(self, *, armed: bool = False) -> None:
+        super().clear(armed=armed)
+        self.returns.clear()
+
+    def add(self, success: bool, value: int, patience: int) -> None:
+        super().add(success, value, patience)
+        returns = self.returns
+        returns.add(value)
+        full = len(returns) == WINDOW and rules.mean_reached(
+            returns.total, WINDOW, returns.n, self.learned, 1
+        )
+        self.armed = self.armed or full or returns.n >= patience
+
+    def fails(self, sequential: bool) -> bool:
+        returns = self.returns
+        return self.armed and rules.mean_below(returns.total, len(returns), returns.n, self.least)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "returns": self.returns.state()}
+
+    def load(self, data: Any, where: str) -> None:
+        super().load(data, where)
+        self.returns.load(need(data, "returns", list, where), f"{where}: returns")
+
+
 class StageCounts:
     """Everything that is counted of one stage."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, steps_wanted: int = 0) -> None:
         self.stage = stage
+        self.measure = stage.measure
         self.threshold = exact(stage.threshold)
-        self.test = cusum(self.threshold)
+        # of success; where another measure moves the stage on, no rule asks it
+        self.test = cusum(self.threshold) if self.measure == "success" else cusum(exact(0.5))
+        self.returns = ReturnWindow()  # measure="return": of the outcomes in `window`
+        self.steps, self.steps_wanted = 0, steps_wanted  # measure="steps": executed in this stay
         self.window = Window()  # for advance: outcomes passed over are failures in it
         self.mixing = Window()  # for the mixing ratio: without them
         self.statistic = 0  # CUSUM of successes against the threshold
         floor = None if stage.floor is None else exact(stage.floor)
-        self.regression = RegressionTest(floor)  # from this stage, or to it by probes
+        self.regression = (  # from this stage, or to it by probes
+            ReturnRegressionTest(floor, self.threshold)
+            if self.measure == "return" and floor is not None
+            else RegressionTest(floor)
+        )
         self.band: int | None = None
         self.ratio = rules.BASE_RATIO
         self.lengths: deque[int] = deque(maxlen=WINDOW)
@@ -105,11 +152,15 @@ class StageCounts:
         self.window.clear()
         self.mixing.clear()
         self.statistic = 0
+        self.returns.clear()
+        self.steps = 0
         self.regression.clear()
 
-    def add(self, success: bool, *, sequential: bool) -> None:
-        """An outcome of this stage, for advance and mixing."""
+    def add(self, success: bool, value: int, *, sequential: bool) -> None:
+        """An outcome of this stage, for advance and mixing. `value`: its return in billionths."""
         self.window.add(success)
+        if self.measure == "return":
+            self.returns.add(value)
         self.statistic = self.test.step(self.statistic, success)
         mixing = self.mixing
         mixing.add(success)
@@ -123,14 +174,31 @@ class StageCounts:
 
     def add_passed_over(self) -> None:
         """An episode of this stage was passed over: a failure for advance, nothing for
-        regression and mixing.
+        regression and mixing. Of returns: the lowest in the window, for advance.
         """
+        if self.returns.returns:
+            self.returns.add(min(self.returns.returns))
         self.window.add(False)
         self.statistic = self.test.step(self.statistic, False)
 
+    @property
+    def value(self) -> float | None:
+        """What the stage's measure is now: success rate, mean return, steps in this stay; None without outcomes."""
+        if self.measure == "steps":
+            return self.steps
+        if self.measure == "return":
+            return (
+                float(Fraction(self.returns.total, rules.PARTS * len(self.returns))) if self.returns else None
+            )
+        return self.window.successes / len(self.window) if len(self.window) else None
+
     def figures(self) -> dict[str, Any]:
         """What a decision is taken on, as it is noted with it."""
+        more = {} if self.measure == "success" else {"measure": self.measure, "value": self.value}
+        if self.measure == "steps":
+            more["steps"] = self.steps_wanted
         return {
+            **more,
             "stage": self.stage.name,
             "k": self.window.successes,
             "length": len(self.window),
@@ -159,12 +227,18 @@ class StageCounts:
             "lengths": list(self.lengths),
             "passed": self.passed,
             "totals": dict(self.totals),
+            **({"returns": self.returns.state()} if self.measure == "return" else {}),
+            **({"steps": self.steps} if self.measure == "steps" else {}),
         }
 
     @classmethod
-    def from_dict(cls, stage: Stage, data: Any, where: str) -> StageCounts:
+    def from_dict(cls, stage: Stage, data: Any, where: str, steps_wanted: int = 0) -> StageCounts:
         """What `as_dict` gave; StateError that names what is wrong."""
-        counts = cls(stage)
+        counts = cls(stage, steps_wanted)
+        if stage.measure == "return":
+            counts.returns.load(need(data, "returns", list, where), f"{where}: returns")
+        elif stage.measure == "steps":
+            counts.steps = need(data, "steps", int, where)
         counts.window.load(need(data, "window", list, where), f"{where}: window")
         counts.mixing.load(need(data, "mixing", list, where), f"{where}: mixing")
         counts.statistic = need(data, "statistic", int, where)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from curriculum import rules
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, PlanError, StampError
-from curriculum.rules import BASE_RATIO, CHECK_EVERY
+from curriculum.rules import BASE_RATIO, CHECK_EVERY, exact
 from curriculum.stages import FloatOverride, IntOverride, Stage, StagePlan, SuccessRule
 from curriculum.start_order import Entry, StartOrder
 from curriculum.strategies.base import (
@@ -49,7 +50,7 @@ class Staged:
     minimum), `trend`, `adaptive_mixing` (off: ratio .20), `stage_mixing` (off: ratio 0). `probe`: probability of
     an episode of any earlier stage; `mix_by="steps"` makes the ratio the share of steps instead of episodes.
     `success`: "last" or "ever", whichever step of an episode has to succeed, or a function episode → bool; None: as
-    the plan says.
+    the plan says. `total_steps`: of the whole run, for stages that ask for a share of them.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Staged:
         probe: float = 0.0,
         mix_by: Literal["episodes", "steps"] = "episodes",
         success: Success | SuccessRule | None = None,
+        total_steps: int | None = None,
         threshold: FloatOverride = None,
         min_episodes: IntOverride = None,
         floor: FloatOverride = None,
@@ -97,11 +99,30 @@ class Staged:
         self.adaptive_mixing, self.stage_mixing = adaptive_mixing, stage_mixing
         self.success = success_function(self.plan.success if success is None else success)
         self._sequential = rules == "sequential"
+        self.total_steps = total_steps
+        self._steps = [self._wanted(stage) for stage in self.plan]
         self._places = {name: place for place, name in enumerate(self.plan.names)}
-        self._state = StagedState.begin(self.plan, StartOrder(start_order))
+        self._state = StagedState.begin(self.plan, StartOrder(start_order), self._steps)
         self._state.ratios = self._rule_ratios()
         self._directive: Directive | None = None
         self._beginning: Sequence[int] = ()
+
+    def _wanted(self, stage: Stage) -> int:
+        """Steps to spend in the stage; 0 where it measures something else."""
+        if stage.measure == "return" and self._sequential:
+            raise PlanError(
+                f'stage {stage.name!r}: rules="sequential" tests a success rate, and it measures returns: take '
+                'rules="reference", or measure success'
+            )
+        if stage.measure != "steps":
+            return 0
+        if stage.threshold >= 1:
+            return int(stage.threshold)
+        if self.total_steps is None:
+            raise PlanError(
+                f"stage {stage.name!r}: threshold: {stage.threshold:g} is a share of the run's steps: say total_steps"
+            )
+        return max(1, math.ceil(exact(stage.threshold) * self.total_steps))
 
     # ---- episodes in
 
@@ -134,8 +155,10 @@ class Staged:
             entry = self._entry(episode)
             state.stages[entry.stage].totals["aborted"] += 1
         else:
-            entry = self._entry(episode, success=bool(self.success(episode)), length=episode.length)
+            entry = self._outcome(episode)
             totals = state.stages[entry.stage].totals
+            if state.in_stay(entry.version):
+                state.here.steps += episode.length
             totals["ended"] += 1
             totals["succeeded"] += entry.success is True
             state.total += 1
@@ -149,6 +172,8 @@ class Staged:
     def record(self, stage: str, success: bool) -> None:
         """Count an outcome without an episode, at once."""
         place = self._place(stage)
+        if self.plan[place].measure == "return":
+            raise CommandError(f"stage {stage!r} measures returns: a success says nothing of them")
         self._admit(Entry(place, "current", self._state.stay_version or 0, bool(success)), recorded=True)
         self._refresh()
 
@@ -188,6 +213,20 @@ class Staged:
             )
         return Entry(place, task.get("role", "current"), event.version, success, length)
 
+    def _outcome(self, episode: EpisodeLike) -> Entry:
+        """Of an episode that ended. Where its stage measures returns, it succeeded if its return reached T."""
+        entry = self._entry(episode, length=episode.length)
+        counts = self._state.stages[entry.stage]
+        if counts.measure != "return":
+            return entry._replace(success=bool(self.success(episode)))
+        if not math.isfinite(episode.episode_return):
+            raise ValueError(
+                f"env {episode.env_id}: episode {episode.index}: return: expected a finite number, "
+                f"got {episode.episode_return!r}"
+            )
+        value = rules.parts(episode.episode_return)
+        return entry._replace(success=value >= counts.threshold * rules.PARTS, value=value)
+
     def _admit(self, entry: Entry, *, recorded: bool = False) -> None:
         state = self._state
         counts, success = state.stages[entry.stage], entry.success is True
@@ -196,13 +235,13 @@ class Staged:
             counts.lengths.append(entry.length)
         in_stay = state.in_stay(entry.version)
         if entry.stage != state.current:
-            counts.add(success, sequential=self._sequential)
+            counts.add(success, entry.value, sequential=self._sequential)
             if in_stay and entry.stage < state.current and entry.role in ("previous", "probe"):
-                counts.regression.add(success, 4 * counts.min_episodes)
+                counts.regression.add(success, entry.value, 4 * counts.min_episodes)
         elif in_stay:
-            counts.add(success, sequential=self._sequential)
-            if counts.regression.floor is not None:
-                counts.regression.add(success, 4 * counts.min_episodes)
+            counts.add(success, entry.value, sequential=self._sequential)
+            if counts.stage.floor is not None:
+                counts.regression.add(success, entry.value, 4 * counts.min_episodes)
         else:
             counts.totals["earlier_stay"] += 1
 
@@ -407,6 +446,7 @@ class Staged:
             "strategy": "Staged",
             "stages": [stage.as_dict() for stage in self.plan],
             **{name: getattr(self, name) for name in _CONFIG},
+            **({} if self.total_steps is None else {"total_steps": self.total_steps}),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -415,5 +455,7 @@ class Staged:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as if it had not stopped. StateError, and nothing changed, if the state does not fit."""
-        self._state = StagedState.from_dict(state, self.plan, self.window, StartOrder(self.start_order))
+        self._state = StagedState.from_dict(
+            state, self.plan, self.window, StartOrder(self.start_order), self._steps
+        )
         self._directive = None

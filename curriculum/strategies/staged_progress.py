@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from curriculum import rules
@@ -11,7 +11,7 @@ from curriculum.rules import CHECK_EVERY
 from curriculum.strategies.stage_counts import StageCounts
 from curriculum.strategies.staged_state import StagedState
 
-__all__ = ["explanation", "progress_rows"]
+__all__ = ["explanation", "measured", "progress_rows"]
 
 
 def progress_rows(
@@ -36,7 +36,9 @@ def progress_rows(
                 "successes": k,
                 "window": length,
                 "outcomes": window.n,
-                "threshold": counts.stage.threshold,
+                "measure": counts.measure,
+                "value": counts.value,
+                "threshold": counts.steps_wanted if counts.measure == "steps" else counts.stage.threshold,
                 "min_episodes": counts.min_episodes,
                 "missing": _missing(counts, sequential) if is_current and not met else "",
                 "mixing_ratio": ratios[place],
@@ -60,7 +62,15 @@ def _missing(counts: StageCounts, sequential: bool) -> str:
     window = counts.window
     k, length, n = window.successes, len(window), window.n
     lacks = []
-    if sequential:
+    if counts.measure == "steps":
+        return f"{counts.steps:,} of {counts.steps_wanted:,} steps"
+    if counts.measure == "return":
+        value = counts.value
+        if value is None or counts.returns.total < counts.threshold * rules.PARTS * len(counts.returns):
+            lacks.append(
+                f"mean return {'nothing yet' if value is None else f'{value:.4g}'} of {counts.stage.threshold:g}"
+            )
+    elif sequential:
         limit = counts.test.limit
         if counts.statistic < limit:
             lacks.append(f"evidence {counts.statistic} of {limit}")
@@ -72,6 +82,20 @@ def _missing(counts: StageCounts, sequential: bool) -> str:
     return ", ".join(lacks)
 
 
+def measured(figures: Mapping[str, Any]) -> str:
+    """What a decision was taken on, by the measure of its stage, in one line."""
+    k, length, n = figures["k"], figures["length"], figures["n"]
+    minimum = f"{n} outcomes, minimum {figures['min_episodes']}"
+    match figures.get("measure", "success"):
+        case "steps":
+            return f"{figures['value']:,} steps in this stay, of {figures['steps']:,}; {n} outcomes"
+        case "return":
+            mean = "nothing yet" if figures["value"] is None else f"{figures['value']:.4g}"
+            return f"mean return {mean} of the newest {length}, threshold {figures['threshold']:g}; {minimum}"
+    rate = f"{k}/{length} = {k / length:.3f}" if length else "0/0"
+    return f"success {rate}, threshold {figures['threshold']:g}; {minimum}"
+
+
 def explanation(state: StagedState, *, sequential: bool) -> str:
     """The last check, in a few lines."""
     verdict = state.last_verdict
@@ -79,16 +103,14 @@ def explanation(state: StagedState, *, sequential: bool) -> str:
         more = CHECK_EVERY - (state.total - state.last_check)
         held = "; decisions are on hold" if state.held else ""
         return f"{state.here.stage.name}: no check yet, the first is due in {max(more, 1)} episodes{held}"
-    k, length, n = verdict["k"], verdict["length"], verdict["n"]
-    rate = f"{k}/{length} = {k / length:.3f}" if length else "0/0"
+    k, length, measure = verdict["k"], verdict["length"], verdict.get("measure", "success")
     lines = [
         f"after {verdict['total']} episodes, in {verdict['stage']}: {verdict['outcome']}",
-        f"  success {rate}, threshold {verdict['threshold']:g}; "
-        f"{n} outcomes, minimum {verdict['min_episodes']}",
+        f"  {measured(verdict)}",
     ]
-    if length >= 20:
+    if length >= 20 and measure == "success":
         lines.append(f"  trend {float(rules.trend(k, length, verdict['first_half'])):+.3f}")
-    if sequential:
+    if sequential and measure == "success":
         lines.append(f"  evidence {verdict['statistic']} (sequential test)")
     lines.append(f"  rules met: {', '.join(verdict['reasons']) or 'none'}")
     if verdict["failing"]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,9 @@ class StagedState:
     last_verdict: dict[str, Any] | None = None
 
     @classmethod
-    def begin(cls, plan: StagePlan, order: StartOrder) -> StagedState:
-        """The state of a run that begins."""
-        return cls([StageCounts(stage) for stage in plan], order)
+    def begin(cls, plan: StagePlan, order: StartOrder, steps: Sequence[int]) -> StagedState:
+        """The state of a run that begins. `steps`: those that a stage wants, 0 where it measures something else."""
+        return cls([StageCounts(stage, wanted) for stage, wanted in zip(plan, steps)], order)
 
     @property
     def here(self) -> StageCounts:
@@ -76,7 +76,12 @@ class StagedState:
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], plan: StagePlan, window: str, order: StartOrder
+        cls,
+        data: Mapping[str, Any],
+        plan: StagePlan,
+        window: str,
+        order: StartOrder,
+        steps: Sequence[int],
     ) -> StagedState:
         """What `as_dict` gave, with `order`, which is empty, filled from it; StateError that names what does not fit
         this plan and window.
@@ -92,8 +97,8 @@ class StagedState:
             raise StateError(f"{_WHERE}: tallies: expected {len(plan)}, got {len(saved)}")
         state = cls(
             [
-                StageCounts.from_dict(stage, counts, f"{_WHERE}: stage {stage.name!r}")
-                for stage, counts in zip(plan, saved)
+                StageCounts.from_dict(stage, counts, f"{_WHERE}: stage {stage.name!r}", wanted)
+                for stage, counts, wanted in zip(plan, saved, steps)
             ],
             order,
         )

@@ -14,6 +14,12 @@ def advance_reasons(counts: StageCounts, *, sequential: bool, early: bool, trend
     """The rules to advance that a stage meets; empty: none. `early`, `trend`: whether these rules are on."""
     k, length, n = counts.window.successes, len(counts.window), counts.window.n
     minimum = counts.min_episodes
+    if counts.measure == "steps":
+        return ("steps",) * (counts.steps >= counts.steps_wanted)
+    if counts.measure == "return":
+        returns = counts.returns
+        reached = rules.mean_reached(returns.total, len(returns), n, counts.threshold, minimum)
+        return ("return",) * reached
     fast = early and rules.early(k, length, n)
     if sequential:
         if counts.statistic < counts.test.limit:

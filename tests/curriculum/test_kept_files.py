@@ -71,7 +71,7 @@ def test_a_journal_of_0_1_0_replays_to_the_same_decisions(name: str) -> None:
 
 def table_of(staged: Staged) -> list[dict[str, Any]]:
     """As version 0.1.0 showed it: without the columns that came since."""
-    new = {"waiting", "waiting_for"}
+    new = {"waiting", "waiting_for", "measure", "value"}
     return [{key: value for key, value in row.items() if key not in new} for row in staged.progress()]
 
 

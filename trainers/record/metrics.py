@@ -44,6 +44,12 @@ class StageReport:
     """Outcomes that do not count yet: an episode of the stage that started earlier has not ended (`window`)."""
     waiting_for: int | None = None
     """The env that plays this episode; None: nothing waits."""
+    measure: str = "success"
+    """What moves the stage on: success, return, or steps."""
+    value: float | None = None
+    """What that is now: success rate, mean return of the newest outcomes, steps in this stay; None without any."""
+    threshold: float | None = None
+    """What it has to reach; None where nothing is asked."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class LivePanel:
                 f"{row.share:4.0%}",
                 f"{row.mixing_ratio:.2f}" if staged else "",
                 f"{row.waiting} for env {row.waiting_for}" if row.waiting else "",
-                row.missing if current else "",
+                (row.missing or _measured(row)) if current else _measured(row),
                 style="bold" if current else "dim",
             )
         speed = self._steps_per_s.value
@@ -204,6 +204,13 @@ def _drawn(report: Report) -> str:
     if _staged(report):
         return f"mix {report.mixing_ratio:.2f}"
     return "draws " + "/".join(f"{100 * row.share:.0f}" for row in report.stages)
+
+
+def _measured(row: StageReport) -> str:
+    """Of a stage that something else than success moves on: how far it is."""
+    if row.measure == "success" or not row.value or row.threshold is None:
+        return ""
+    return f"{row.measure} {row.value:,.6g} of {row.threshold:,.6g}"
 
 
 def _waiting(report: Report) -> str:

@@ -182,6 +182,9 @@ def stage_reports(
             missing=row["missing"],
             waiting=row["waiting"],
             waiting_for=row["waiting_for"],
+            measure=row["measure"],
+            value=row["value"],
+            threshold=row["threshold"],
         )
         for row in rows
     )
