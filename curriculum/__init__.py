@@ -21,6 +21,7 @@ from curriculum.errors import (
 from curriculum.journal import Journal, read_journal
 from curriculum.levels import Level, LevelSet
 from curriculum.stages import DEFAULT_STAGES, Stage, StagePlan
+from curriculum.start_order import Entry, StartOrder
 from curriculum.strategies import (
     Decision,
     DomainRandomisation,
@@ -52,6 +53,7 @@ __all__ = [
     "Directive",
     "DirectiveError",
     "DomainRandomisation",
+    "Entry",
     "FinishedEpisode",
     "Journal",
     "JournalError",
@@ -67,6 +69,7 @@ __all__ = [
     "StagePlan",
     "Staged",
     "StampError",
+    "StartOrder",
     "StateError",
     "Strategy",
     "ever_success",

@@ -70,7 +70,7 @@ class Run:
         )
         # stage moves and the goal depend on it: warned of once
         self._needs_success = len(job.plan.names) > 1 or config.solve_rate is not None
-        self._events = envs.events() if self._statistic is not None else None
+        self._events = envs.events()
         self._learner: Learner
         self._collector: Collector
         self._task: asyncio.Task[Summary]
@@ -190,7 +190,9 @@ class Run:
         if saved is not None:
             self._learner.load(saved[1], saved[0].model, saved[0].optimiser)
         quorum = None if config.collect == "lockstep" else config.min_envs or max(1, config.num_envs // 4)
-        self._collector = Collector(self.envs, self._learner, quorum=quorum, events=self._events)
+        self._collector = Collector(
+            self.envs, self._learner, quorum=quorum, events=self._events, on_events=self._outcomes.follow
+        )
         await self._collector.follow()
         self._collector.see(self._collector.everyone, obs, infos)
         self._note_stage()
@@ -219,8 +221,7 @@ class Run:
             return summary
         finally:
             self._reports.close()
-            if self._events is not None:
-                await self._events.aclose()
+            await self._events.aclose()
             # from here on the coordinator refuses commands: nobody plays any more
             for helper in self._helpers:
                 helper.cancel()
@@ -256,7 +257,6 @@ class Run:
         await self.coordinator.settled()  # what is decided on this batch holds for the very next step
         tally = self._tally
         self._warn_of_errors(tally.batch(batch))
-        self._outcomes.batch(batch.episodes, batch.watermark)
         self._note_stage()
         if batch.episodes:
             self._expect_success()

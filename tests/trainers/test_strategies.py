@@ -384,43 +384,60 @@ def test_a_strategy_without_levels_to_choose_from_is_one_clear_error(tmp_path: P
 # ---- the goal
 
 
+def _began(*orders: int, stage: str = "three") -> list[Any]:
+    task = {"stage": stage, "level": stage}
+    return [av.EpisodeStarted(0, order, order, 0, task, None) for order in orders]
+
+
 def _ended(order: int, success: bool, stage: str = "three", outcome: str = "terminated") -> Any:
     return cu.FinishedEpisode(
         0, order, order, 1, 0.0, outcome, 0, {"stage": stage, "level": stage}, {"is_success": success}
     )
 
 
+def _follow(outcomes: Outcomes, *events: Any, watermark: int) -> None:
+    outcomes.follow(av.EventBatch(0, watermark, events))
+
+
 def test_outcomes_count_in_the_order_in_which_episodes_started() -> None:
+    """Stage by stage: an episode that runs holds back those of its own stage only."""
     outcomes = Outcomes(cu.is_success, 2)
-    outcomes.batch([_ended(3, True), _ended(1, True)], watermark=1)
-    assert outcomes.newest("three") == ()
-    outcomes.batch([_ended(2, False, outcome="aborted")], watermark=3)
-    assert outcomes.newest("three") == (True,)
+    _follow(outcomes, *_began(0, stage="one"), *_began(1, 2, 3), watermark=0)
+    _follow(outcomes, _ended(3, True), _ended(1, True), watermark=0)
+    assert outcomes.newest("three") == (True,), "an episode of another stage that still runs holds back none"
     saved = outcomes.state_dict()
-    outcomes.batch([_ended(4, False), _ended(5, True, "one")], watermark=9)
-    assert outcomes.newest("three") == (True, True, False)
+    _follow(outcomes, _ended(2, False, outcome="aborted"), watermark=0)
+    assert outcomes.newest("three") == (True, True)
+    _follow(outcomes, *_began(4), *_began(5, stage="one"), watermark=0)
+    _follow(outcomes, _ended(4, False), _ended(5, True, "one"), watermark=0)
+    assert (outcomes.newest("three"), outcomes.newest("one")) == ((True, True, False), ())
     assert outcomes.reached("three", 0.6, 3)
     assert not outcomes.reached("three", 0.7, 3)
     assert not outcomes.reached("three", 0.1, 4)
     again = Outcomes(cu.is_success, 2)
     again.load_state_dict(saved)
     assert again.newest("three") == (True,)
+    assert again.state_dict() == saved
     again.restart()
     assert again.newest("three") == (True, True), "nothing is left to wait for"
 
 
-def test_a_straggler_is_passed_over_in_the_end() -> None:
+def test_a_straggler_is_passed_over_in_the_end_and_counts_when_it_ends() -> None:
     outcomes = Outcomes(cu.is_success, 1)
-    outcomes.batch([_ended(order, True) for order in range(1, 21)], watermark=0)
+    _follow(outcomes, *_began(0), watermark=0)
+    for order in range(1, 20):
+        _follow(outcomes, *_began(order), _ended(order, True), watermark=0)
     assert outcomes.newest("three") == ()
-    outcomes.batch([_ended(21, True)], watermark=0)
-    assert len(outcomes.newest("three")) == 21, "it is passed over for good, and holds up nobody any more"
-    outcomes.batch([_ended(22, True), _ended(24, True)], watermark=0)
-    assert len(outcomes.newest("three")) == 22, "the next one that runs is waited for"
-    outcomes.batch([_ended(23, True, outcome="aborted"), _ended(0, False)], watermark=25)
+    _follow(outcomes, *_began(20), _ended(20, True), watermark=0)
+    assert len(outcomes.newest("three")) == 20, "it is passed over for good, and holds up nobody any more"
+    _follow(outcomes, *_began(21, 22, 23), _ended(21, True), _ended(23, True), watermark=0)
+    assert len(outcomes.newest("three")) == 21, "the next one that runs is waited for"
+    _follow(outcomes, _ended(0, False), watermark=22)
+    assert outcomes.newest("three")[-1] is False
+    _follow(outcomes, _ended(22, True, outcome="aborted"), watermark=24)
     assert outcomes.newest("three")[-2:] == (False, True)
     ended = Outcomes(cu.is_success, 1, in_order=False)
-    ended.batch([_ended(1, True)], watermark=0)
+    _follow(ended, *_began(0, 1), _ended(1, True), watermark=0)
     assert ended.newest("three") == (True,)
 
 

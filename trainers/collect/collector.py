@@ -30,10 +30,12 @@ class Collector:
         quorum: int | None = None,
         greedy: bool = False,
         events: Any = None,
+        on_events: Callable[[av.EventBatch], object] | None = None,
     ) -> None:
         """`quorum`: act once that many envs are ready; None: all of them step together. `greedy`: take the most
         probable actions; such rows cannot be learned from. `events`: the envs' events from their first reset on,
-        where rows are to say which episode they belong to."""
+        where rows are to say which episode they belong to; `on_events` gets what is read there, before the batch is
+        looked at."""
         self._envs, self._policy, self._head, self._rollout = (
             envs,
             learner.policy,
@@ -43,6 +45,7 @@ class Collector:
         self._space = envs.single_observation_space
         self._mask_size = 0 if learner.rollout.masks is None else learner.head.mask_size
         self._quorum, self._greedy, self._events = quorum, greedy, events
+        self._on_events = on_events
         self.everyone: Ids = np.arange(envs.num_envs)
         self.playing: Ids = np.zeros(envs.num_envs, np.int64)  # the index of each env's newest episode
         self.aborted: set[tuple[int, int]] = set()  # episodes that were: (env, index); its reader clears it
@@ -64,7 +67,7 @@ class Collector:
                 envs.send(self._act(ready, rng), None if lockstep else ready)
             batch = await envs.recv(quorum)
             ready = self._store(batch)
-            if self._events is not None:
+            if self._events is not None and self._events.behind:
                 await self.follow()
             if not await look(batch):
                 return False
@@ -102,7 +105,10 @@ class Collector:
         """Read which episode each env plays from its next executed row on."""
         events = self._events
         while events is not None and events.behind:
-            for event in (await events.next_batch()).events:
+            batch = await events.next_batch()
+            if self._on_events is not None:
+                self._on_events(batch)
+            for event in batch.events:
                 if isinstance(event, av.EpisodeStarted):
                     self.playing[event.env_id] = event.index
                 elif event.outcome == "aborted":

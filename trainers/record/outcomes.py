@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import curriculum as cu
 
 __all__ = ["Outcomes"]
 
@@ -18,49 +19,46 @@ STRAGGLER = 20  # × num_envs: outcomes that wait for an older episode before it
 class Outcomes:
     """Successes and failures by the stage that an episode was stamped with; aborted episodes do not count.
 
-    `in_order`: outcomes count in the order in which their episodes started, each once all older episodes have ended:
-    else quick failures or quick successes overtake the rest. An episode that others have waited for too long is
-    passed over, and counts when it ends.
+    `in_order`: outcomes count in the curriculum's start order: each once all older episodes of its stage have ended,
+    else quick failures or quick successes overtake the rest. An episode that others have waited for too long is passed
+    over, and counts when it ends.
     """
 
     def __init__(self, success: Callable[[Any], bool], num_envs: int, *, in_order: bool = True) -> None:
         self.silent: int | None = 0  # episodes that did not say whether they succeeded; None: one has
-        self._success, self._in_order, self._limit = success, in_order, STRAGGLER * num_envs
+        self._success, self._in_order, self._patience = success, in_order, STRAGGLER * num_envs
         self._windows: dict[str, deque[bool]] = {}
         self._ended: dict[str, int] = {}
-        self._waiting: list[tuple[int, str, bool | None]] = []  # a heap by order; None: aborted
-        # where someone was passed over: all older episodes have ended, or were passed over, too
-        self._next = -1
+        self._stages: dict[str, int] = {}  # numbered as the order wants them
+        self._order = cu.StartOrder()
+        self._carried: list[tuple[str, bool]] = []  # what waited in the checkpoint that was loaded
 
-    def batch(self, episodes: Iterable[Any], watermark: int) -> None:
-        """Take in the episodes of one hand-out, and the order below which every episode has ended."""
-        for episode in episodes:
-            success = None if episode.outcome == "aborted" else bool(self._success(episode))
-            stage = str(episode.task["stage"])
+    def follow(self, batch: Any) -> None:
+        """Take in an `EventBatch`: what began and ended, and what other episodes still have to wait for."""
+        for event in batch.events:
+            stage = str(event.task["stage"])
+            entry = cu.Entry(self._stages.setdefault(stage, len(self._stages)), "", 0)
+            if not hasattr(event, "outcome"):
+                if self._in_order:
+                    self._order.start(event.order, entry)
+                continue
+            success = None if event.outcome == "aborted" else bool(self._success(event))
             if success is not None:
                 self._ended[stage] = self.ended(stage) + 1
             if self.silent is not None:
-                info = episode.final_info
-                said = SAID & info.keys() or info.get("curriculum_success_ever")  # by CurriculumEnv
+                said = SAID & event.final_info.keys()
                 self.silent = None if said else self.silent + (success is not None)
-            heapq.heappush(self._waiting, (episode.order, stage, success))
-        waiting = self._waiting
-        while waiting:
-            order = waiting[0][0]
-            waits = self._in_order and order >= watermark and order > self._next
-            if waits and len(waiting) <= self._limit:
-                break
-            if waits or order == self._next:
-                # who still runs below is passed over for good: none waits for it again
-                self._next = order + 1
-            self._count(*heapq.heappop(waiting)[1:])
+            if not self._in_order or not self._order.end(event.order, entry._replace(success=success)):
+                self._count(stage, success)
+        if self._in_order:
+            names = list(self._stages)
+            for entry, passed_over in self._order.release(batch.watermark, self._patience, batch.beginning):
+                if not passed_over:
+                    self._count(names[entry.stage], entry.success)
 
     def _count(self, stage: str, success: bool | None) -> None:
         if success is not None:
-            self._window(stage).append(success)
-
-    def _window(self, stage: str) -> deque[bool]:
-        return self._windows.setdefault(stage, deque(maxlen=NEWEST))
+            self._windows.setdefault(stage, deque(maxlen=NEWEST)).append(success)
 
     def newest(self, stage: str) -> Sequence[bool]:
         """The newest outcomes of a stage, at most 50, oldest first."""
@@ -80,19 +78,24 @@ class Outcomes:
         return {
             "windows": {stage: list(window) for stage, window in self._windows.items()},
             "ended": dict(self._ended),
-            "waiting": [
-                [stage, success] for _, stage, success in sorted(self._waiting) if success is not None
-            ],
+            "waiting": [*map(list, self._carried), *map(list, self._waiting())],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be as when `state_dict` was asked; `restart()` goes on from there."""
         self._windows = {stage: deque(window, NEWEST) for stage, window in state["windows"].items()}
         self._ended = dict(state.get("ended", {}))  # not in the oldest checkpoints
-        self._waiting = [(order, *outcome) for order, outcome in enumerate(state["waiting"])]
+        self._carried = [(stage, success) for stage, success in state["waiting"]]
 
     def restart(self) -> None:
         """Other envs, whose episodes are numbered anew: nothing is left that an outcome could wait for."""
-        for _, stage, success in sorted(self._waiting):
+        waiting = [*self._carried, *self._waiting()]
+        self._order, self._carried = cu.StartOrder(), []
+        for stage, success in waiting:
             self._count(stage, success)
-        self._waiting, self._next = [], -1
+
+    def _waiting(self) -> list[tuple[str, bool]]:
+        """(stage, success) of what waits for an older episode to end, oldest first."""
+        names = list(self._stages)
+        rows = ((names[stage], success) for _, stage, _, _, success, _ in self._order.state()["waiting"])
+        return [(stage, success) for stage, success in rows if success is not None]
