@@ -301,11 +301,12 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """SAME_STEP: what ended goes under `final_obs` and `final_info`, beside the infos of the new episodes."""
         infos: dict[Any, dict[str, Any]] = dict(batch.infos)
         finals: dict[Any, Any] = batch.final_infos
+        given = self._session.given_obs
         for i in done:
             last = self._last_obs if batch.first[i] else batch.final_obs  # lost: nobody saw how it ended
             final = {
                 "final_info": finals.get(i, {}),
-                "final_obs": row_of(self.single_observation_space, last, i),
+                "final_obs": given[i] if i in given else row_of(self.single_observation_space, last, i),
             }
             infos[i] = {**final, **infos.get(i, {})}
         return infos

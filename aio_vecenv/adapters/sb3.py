@@ -200,6 +200,7 @@ class VecEnv:
             infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if ended := dones.nonzero()[0].tolist():
             finals: dict[Any, dict[str, Any]] = batch.final_infos
+            given = self._session.given_obs
             for i in ended:
                 self.reset_infos[i] = rows.get(i, {})
                 lost = bool(batch.first[i])  # nobody saw how it ended
@@ -208,7 +209,9 @@ class VecEnv:
                 infos[i] = {
                     **final,
                     "TimeLimit.truncated": not batch.terminations[i],
-                    "terminal_observation": row_of(self.observation_space, last, i),
+                    "terminal_observation": given[i]
+                    if i in given
+                    else row_of(self.observation_space, last, i),
                 }
         self._last_obs = batch.obs
         return batch.obs, batch.rewards, dones, infos

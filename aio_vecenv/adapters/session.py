@@ -127,6 +127,11 @@ class Session:
         return self.native._crew.failure
 
     @property
+    def given_obs(self) -> dict[int, Any]:
+        """Of the newest batch, by env id: last observations whose types their rows have lost."""
+        return self.native._ledger.given_obs
+
+    @property
     def owed(self) -> int:
         """How many envs have a command whose row was not handed out."""
         return self.native._ledger.owed

@@ -28,6 +28,7 @@ __all__ = [
     "ERROR",
     "FINAL_INFO",
     "FINAL_OBS",
+    "GIVEN_OBS",
     "INFO",
     "NOTHING",
     "NOW",
@@ -144,7 +145,10 @@ ERROR: Final = (
 WARNING: Final = 7  # what it is about (a tuple of texts), and a text. First, too
 RESTARTED: Final = 8  # an ErrorReport: the env failed, and began a new episode in this row
 RESULT: Final = 9  # of a call
-_KINDS = 10
+GIVEN_OBS: Final = (
+    10  # under SAME_STEP and casting="unsafe": a last observation that its row holds in other types
+)
+_KINDS = 11
 URGENT: Final = (ERROR, WARNING)  # stand before all others
 NOTHING: Final = (b"",)  # the payloads of a reply without notes
 

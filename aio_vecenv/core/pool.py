@@ -28,6 +28,7 @@ from .messages import (
     ERROR,
     FINAL_INFO,
     FINAL_OBS,
+    GIVEN_OBS,
     INFO,
     OBS,
     RESTARTED,
@@ -89,6 +90,9 @@ class Ledger:
     ) -> None:
         self.num_envs = num_envs
         self.join_infos: Callable[[EnvIds, dict[int, dict[str, Any]]], dict[Any, Any]] = batch_infos
+        self.given_obs: dict[
+            int, Any
+        ] = {}  # of the newest batch, by env id: last observations as the envs gave them
         self.next_number = 0  # of the next send or reset call
         self.batches = 0  # handed out so far
         self.steps = 0  # executed
@@ -325,6 +329,7 @@ class Ledger:
         infos: dict[int, dict[str, Any]] = noted[INFO] if replies else {}
         final_infos: dict[int, dict[str, Any]] = noted[FINAL_INFO]
         anew: set[int] = set()
+        self.given_obs = noted[GIVEN_OBS]
         if replies:
             self._loosen(noted)
         if self._anew_why or noted[RESTARTED]:

@@ -22,6 +22,7 @@ from ..core.messages import (
     ERROR,
     FINAL_INFO,
     FINAL_OBS,
+    GIVEN_OBS,
     INFO,
     OBS,
     RESTARTED,
@@ -332,6 +333,8 @@ class EnvGroup:
         if same_step:
             # Snapshotted before the reset: the env may use its buffers and dicts again.
             self._write(i, obs, self._final_rows, FINAL_OBS, notes)
+            if self.settings.casting == "unsafe" and not self._is_as_in_its_row(obs):
+                notes.append((self._first + i, 0, GIVEN_OBS, wire.loads(wire.dumps(obs, "the observation"))))
             info = wire.loads(wire.dumps(info, "infos")) if info else info
             self._begin(i, None, None, notes)
         else:
@@ -343,6 +346,14 @@ class EnvGroup:
             self._info(i, info, notes, edge=True, kind=FINAL_INFO if same_step else INFO)
             if isinstance(self.settings.info, tuple):
                 notes.append((self._first + i, 0, END_INFO, info))
+
+    def _is_as_in_its_row(self, obs: Any) -> bool:
+        """Whether the row of an observation that fits gives it back, types included."""
+        leaves = zip(self._obs.leaves, self._obs.split(obs)[0])
+        return all(
+            not leaf.stackable or (type(value) is np.ndarray and value.dtype == leaf.dtype)
+            for leaf, value in leaves
+        )
 
     def _write(self, i: int, obs: Any, rows: _Rows, kind: int, notes: list[Note]) -> None:
         """Write one observation, leaf by leaf, after checking all of it."""

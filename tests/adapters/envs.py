@@ -23,6 +23,7 @@ __all__ = [
     "CustomSpace",
     "CustomSpaceEnv",
     "Echo",
+    "Ending",
     "Faulty",
     "Heeding",
     "OneStep",
@@ -210,6 +211,14 @@ def typed(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__}({', '.join(map(typed, value))})"
     return f"{type(value).__name__} {getattr(value, 'dtype', '')} {value}"
+
+
+class Ending(Echo):
+    """Every step is the last."""
+
+    def step(self, action: Any) -> Step:
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, True, truncated, info
 
 
 class Chatty(gym.vector.VectorEnv[Any, Any, Any]):

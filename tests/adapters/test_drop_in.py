@@ -19,7 +19,7 @@ import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv
 from aio_vecenv.adapters.sb3 import VecEnv
 from aio_vecenv.testing import ScriptedBackend, stamp_envs
-from tests.adapters.envs import Chatty, CountEnv, Echo, typed
+from tests.adapters.envs import Chatty, CountEnv, Echo, Ending, typed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -305,6 +305,37 @@ async def _reset(factories: Any, **options: Any) -> Any:
         obs, _ = await envs.reset()
         await envs.step(np.zeros(envs.num_envs, np.int64))
         return obs
+
+
+LAST: list[tuple[spaces.Space[Any], Any]] = [
+    (spaces.Discrete(5), 2),
+    (spaces.Discrete(5), np.int64(2)),
+    (spaces.Box(-9, 9, (), np.float32), np.float32(0.5)),
+    (spaces.Box(-9, 9, (2,), np.float32), np.array([0.5, 1.0], np.float32)),
+    (spaces.MultiBinary(2), np.array([1, 0], np.int8)),
+    (spaces.Tuple((spaces.Discrete(32), spaces.Discrete(11), spaces.Discrete(2))), (20, 10, 0)),
+    (
+        spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 1, (2,), np.float32)),
+        {"a": 1, "b": np.ones(2, np.float32)},
+    ),
+    (spaces.Text(4), "abc"),
+]
+
+
+@pytest.mark.parametrize(("space", "shown"), LAST, ids=repr)
+def test_the_last_observation_is_of_the_types_that_the_env_gave(space: Any, shown: Any) -> None:
+    """`2` where it says `2`, at any depth, in `final_obs` and in `terminal_observation`."""
+    factories = [partial(Ending, spaces.Discrete(2), space, shown)] * 2
+    ours = VectorEnv(factories, num_workers=1, backend="inline", autoreset_mode="SameStep")
+    theirs = SyncVectorEnv(factories, autoreset_mode="SameStep")
+    finals = [envs.reset() and envs.step(np.zeros(2, np.int64))[4]["final_obs"] for envs in (ours, theirs)]
+    ours.close()
+    theirs.close()
+    assert [typed(one) for one in finals[0]] == [typed(one) for one in finals[1]] == [typed(shown)] * 2
+    with VecEnv(factories, num_workers=1, backend="inline") as venv:
+        venv.reset()
+        infos = venv.step(np.zeros(2, np.int64))[3]
+        assert [typed(info["terminal_observation"]) for info in infos] == [typed(shown)] * 2
 
 
 DECLARED = spaces.Dict(a=spaces.Discrete(3), b=spaces.Dict(c=spaces.Box(0, 1, (2,), np.float32)))
