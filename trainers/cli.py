@@ -380,9 +380,10 @@ def _plot(command: Plot) -> int:
 
 
 def _export(command: Export) -> int:
+    import aio_vecenv as av
     from trainers.export import export
 
-    export(command.run, command.out, on_refused=_say_refused)
+    av.run(export(command.run, command.out, on_refused=_say_refused))
     print(command.out)
     return 0
 

@@ -1,5 +1,5 @@
 """`export`: a run's policy as one file, for programs without torch: numpy's .npz, or ONNX."""
-# edge: reads a run folder, makes one env to ask for its spaces, writes a file
+# async: opens one env to ask for its spaces; reads a run folder, writes a file
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+import aio_vecenv as av
 from trainers.config import ConfigError
 from trainers.jobs import resolve_job
 from trainers.presets import Job
@@ -24,7 +25,7 @@ __all__ = ["export"]
 OPSET, IR = 17, 9  # of 2022 and 2023: what runtimes of today all read
 
 
-def export(
+async def export(
     run: Path | str,
     out: Path | str,
     *,
@@ -35,7 +36,7 @@ def export(
     in them). `job` and `on_refused` as for `evaluate`.
 
     Raises `ConfigError` for another kind of file, without the extra `onnx`, where the file cannot be written, and for a
-    network that has no numpy twin.
+    network that has no numpy twin. Cancelling closes the env, and nothing is written.
     """
     out = Path(out)
     writers: dict[str, Callable[[Twin, gym.Space[Any], Path], None]] = {
@@ -45,12 +46,10 @@ def export(
     if out.suffix not in writers:
         raise ConfigError(f"export to {out}: expected a name that ends in .npz or .onnx")
     config = RunFolder.open(Path(run)).config()
-    env = (resolve_job(config) if job is None else job).make_env()
-    try:
-        twin = load_policy(run, env, on_refused=on_refused).twin()
-        space = env.observation_space
-    finally:
-        env.close()
+    make_env = (resolve_job(config) if job is None else job).make_env
+    async with av.AsyncVecEnv(make_env, 1, backend="inline") as envs:
+        twin = load_policy(run, envs, on_refused=on_refused).twin()
+        space = envs.single_observation_space
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         writers[out.suffix](twin, space, temporary)
