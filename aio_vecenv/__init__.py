@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
 
     from .adapters.gymnasium import make_vec
-    from .core.batch import Batch, Episode, EpisodeStarted, EventBatch
+    from .core.batch import Batch, Episode, EpisodeStarted, EventBatch, RunningEpisode
     from .core.env_state import restore_state
     from .core.limits import RestartBudget, Timeouts
     from .core.policy import Policy
@@ -53,6 +53,7 @@ __all__ = [
     "PolicyError",
     "Receipt",
     "RestartBudget",
+    "RunningEpisode",
     "SpaceMismatch",
     "Statistics",
     "Timeouts",
@@ -71,6 +72,7 @@ _HOME = {
     "Episode": "core.batch",
     "EpisodeStarted": "core.batch",
     "EventBatch": "core.batch",
+    "RunningEpisode": "core.batch",
     "EventStream": "runtime.events",
     "Policy": "core.policy",
     "Receipt": "runtime.publisher",

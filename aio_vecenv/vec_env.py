@@ -25,7 +25,7 @@ from .core import factories, options
 from .core import framing as wire
 from .core.actions import ActionPort
 from .core.assignment import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
-from .core.batch import Batch
+from .core.batch import Batch, RunningEpisode
 from .core.env_state import EnvState
 from .core.framing import Kind
 from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
@@ -591,6 +591,13 @@ class AsyncVecEnv:
         self._crew.abort(
             [worker for worker, _ in self._deal.by_worker(np.sort(ids))], "was aborted by the caller"
         )
+
+    def running_episode(self, env_id: int) -> RunningEpisode | None:
+        """The env's episode so far; None where none runs. Raises IndexError if there is no such env."""
+        self._check_open(alive=False)
+        if not 0 <= env_id < self.num_envs:
+            raise IndexError(f"env {env_id}: there are {self.num_envs}")
+        return self._ledger.book.so_far(env_id)
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of what was counted and timed so far."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "Episode", "EpisodeStarted", "EventBatch", "Outcome"]
+__all__ = ["Batch", "Episode", "EpisodeStarted", "EventBatch", "Outcome", "RunningEpisode"]
 
 Outcome = Literal["terminated", "truncated", "aborted"]
 
@@ -40,6 +40,17 @@ class Episode(NamedTuple):
     final_info: dict[str, Any]  # the last step's info; empty for aborted episodes
     seed: int | None
     batch: int  # number of the batch it ended in
+
+
+class RunningEpisode(NamedTuple):
+    """An episode that has begun and not ended, so far as its rows have been received."""
+
+    env_id: int
+    index: int  # type: ignore[assignment]  # as at its start
+    length: int  # executed steps
+    episode_return: float  # undiscounted sum of its rewards
+    version: int  # as at its start
+    task: Any  # as at its start
 
 
 class EventBatch(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Episode, EpisodeStarted, Outcome
+from .batch import Episode, EpisodeStarted, Outcome, RunningEpisode
 
 __all__ = ["EpisodeBook"]
 
@@ -80,6 +80,14 @@ class EpisodeBook:
     def index(self, env_id: int) -> int:
         """Of the env's newest episode; -1 before the first."""
         return self._index[env_id]
+
+    def so_far(self, env_id: int) -> RunningEpisode | None:
+        """The running episode of this env; None if there is none."""
+        if not self._running[env_id]:
+            return None
+        length, episode_return = self.totals(env_id)
+        version, task = self._version[env_id], self._task[env_id]
+        return RunningEpisode(env_id, self._index[env_id], length, episode_return, version, task)
 
     def about_to_begin(self, env_id: int, call: int) -> None:
         """A command that begins an episode is on its way: the watermark must not pass it."""

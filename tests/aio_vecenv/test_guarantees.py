@@ -633,6 +633,36 @@ async def test_a_reset_that_was_cancelled_is_beginning_no_more() -> None:
 
 @both
 @pytest.mark.asyncio
+async def test_a_running_episode_is_what_will_be_reported_so_far(backend: Backend) -> None:
+    """Its index, length and return agree with the rows that were received; between two episodes there is none."""
+    async with AsyncVecEnv(stamp_envs(4, length=lengths), num_workers=2, backend=backend) as envs:
+        assert envs.running_episode(0) is None
+        await envs.reset(seed=1)
+        steps, rewards, between = np.zeros(4, int), np.zeros(4), 0
+        for _ in range(30):
+            batch = await envs.step(zeros(4))
+            steps = np.where(batch.first, 0, steps + 1)
+            rewards = np.where(batch.first, 0.0, rewards + batch.rewards)
+            ended = {episode.env_id: episode for episode in batch.episodes}
+            for env_id in range(4):
+                found = envs.running_episode(env_id)
+                if env_id in ended:
+                    assert found is None
+                    between += 1
+                    continue
+                assert found is not None
+                assert (found.env_id, found.length, found.episode_return) == (
+                    env_id,
+                    steps[env_id],
+                    rewards[env_id],
+                )
+        assert between > 10
+        with pytest.raises(IndexError, match="env 4: there are 4"):
+            envs.running_episode(4)
+
+
+@both
+@pytest.mark.asyncio
 async def test_first_ready_hands_out_what_is_there(backend: Backend) -> None:
     async with AsyncVecEnv(stamp_envs(6, lengths), num_workers=3, backend=backend) as envs:
         await envs.reset(seed=1)
