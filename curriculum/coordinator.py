@@ -9,12 +9,12 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from curriculum.decision_stream import DecisionHub, DecisionStream
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, CoordinatorError, StateError
-from curriculum.journal import SCHEMA, Journal
+from curriculum.journal import NOTED, SCHEMA, Journal
 from curriculum.strategies.base import SUCCESS_EVER, Decision, Strategy, is_success, need, success_score
 
 __all__ = ["Coordinator", "EventBatchLike", "EventsLike", "VecEnvLike"]
@@ -330,20 +330,36 @@ class Coordinator:
     def _command(
         self, name: str, arguments: tuple[Any, ...], by: str | None, why: str | None, *, required: bool = True
     ) -> Any:
-        if self._stopped:
-            raise CoordinatorError(f"{name}: run() has ended")
+        self._expect_alive(name)
         command = self._optional(name)
         if command is None and required:
             raise CommandError(f"{type(self.strategy).__name__} has no {name}")
         result = None if command is None else command(*arguments)  # raises before anything is noted
+        self._note_command(name, arguments, by, why)
+        return result
+
+    def _expect_alive(self, name: str) -> None:
+        if self._stopped:
+            raise CoordinatorError(f"{name}: run() has ended")
+
+    def _note_command(self, name: str, arguments: tuple[Any, ...], by: str | None, why: str | None) -> None:
         if self._journal is not None:
             self._journal.write("command", command=name, arguments=list(arguments), by=by, why=why)
-        return result
 
     def _plain_decision(
         self, kind: str, by: str | None, why: str | None, counts: Mapping[str, Any]
     ) -> Decision:
         return Decision(kind, self.stage, None, (), getattr(self.strategy, "total", 0), counts, by, why)
+
+    def note(
+        self, command: Literal["checkpoint", "stop"], *, by: str | None = None, why: str | None = None
+    ) -> None:
+        """Note an operator's command that somebody else carries out, among decisions and in the journal."""
+        if command not in NOTED:
+            raise CommandError(f"note: expected {' or '.join(map(repr, NOTED))}, got {command!r}")
+        self._expect_alive(command)
+        self._note_command(command, (), by, why)
+        self._decide(self._plain_decision(command, by, why, {}))
 
     def record(self, stage: str, success: bool, *, by: str | None = None, why: str | None = None) -> Any:
         """Count an outcome without an episode, at once, and note it in the journal; returns the receipt."""

@@ -12,7 +12,7 @@ from typing import IO, Any
 from curriculum.errors import JournalError
 from curriculum.strategies.base import Decision, FinishedEpisode
 
-__all__ = ["SCHEMA", "Journal", "episode_of", "read_journal", "started_of"]
+__all__ = ["NOTED", "SCHEMA", "Journal", "episode_of", "read_journal", "started_of"]
 
 SCHEMA = 1
 KINDS: Mapping[str, tuple[str, ...]] = {  # kind of line → the keys it must have
@@ -22,6 +22,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {  # kind of line → the keys it must ha
     "command": ("command", "arguments", "by", "why"),
     "decision": ("decision",),
 }
+NOTED = ("checkpoint", "stop")  # commands that the run carries out: they change nothing in a strategy
 
 
 class Journal:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curriculum.errors import CurriculumError, JournalError
-from curriculum.journal import episode_of, read_journal, started_of
+from curriculum.journal import NOTED, episode_of, read_journal, started_of
 from curriculum.stages import Stage, StagePlan
 from curriculum.strategies.base import Decision
 from curriculum.strategies.staged import Staged
@@ -117,6 +117,8 @@ def _fold(staged: Staged, record: Mapping[str, Any], where: str) -> list[Decisio
 def _command(staged: Staged, record: Mapping[str, Any], where: str) -> Decision | None:
     """Give the strategy a logged command, as the coordinator did."""
     name, arguments = record["command"], record["arguments"]
+    if name in NOTED:
+        return Decision(name, staged.stage, total=staged.total)
     if name not in ("set_stage", "set_mixing_ratio", "hold", "release", "record"):
         raise JournalError(f"{where}: command: unknown command {name!r}")
     was_held = staged.held

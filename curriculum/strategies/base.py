@@ -114,9 +114,8 @@ class Strategy(Protocol):
 class Decision:
     """One decision, with the counts it was taken on."""
 
-    kind: (
-        str  # advance, regress, solved, stalled, or the operator's set_stage, set_mixing_ratio, hold, release
-    )
+    # advance, regress, solved, stalled; or the operator's set_stage, set_mixing_ratio, hold, release, checkpoint, stop
+    kind: str
     stage: str | None  # the stage it was taken in
     to: str | None = None  # the stage it moved to
     reasons: tuple[str, ...] = ()

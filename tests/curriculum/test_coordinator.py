@@ -241,6 +241,8 @@ async def test_commands_that_are_not_valid_are_refused_and_not_noted() -> None:
         coordinator.set_stage("moon")
     with pytest.raises(CommandError, match="expected a number from 0 to 1, got 2"):
         coordinator.set_mixing_ratio("near", 2)
+    with pytest.raises(CommandError, match="note: expected 'checkpoint' or 'stop', got 'dance'"):
+        coordinator.note("dance")  # type: ignore[arg-type]
     assert (coordinator.decisions, channel.version) == ([], 1)
 
 

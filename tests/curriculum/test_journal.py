@@ -54,6 +54,8 @@ async def write(
             coordinator.set_stage("near", by="operator", why="to see it again")
             coordinator.set_mixing_ratio("middle", 0.3, by="operator")
             coordinator.record("near", True)
+        if step == 310:
+            coordinator.note("checkpoint", by="operator", why="before lunch")
         if step in (300, 320):
             (coordinator.hold if step == 300 else coordinator.release)(why="pause")
     saved = coordinator.state_dict()
@@ -70,7 +72,7 @@ async def test_a_journal_replays_to_the_same_decisions(tmp_path: Path, options: 
     saved = await write(path, Staged(PLAN, **options))
     result = replay(path)
     kinds = [decision.kind for decision in result.logged]
-    assert {"advance", "set_stage", "set_mixing_ratio", "hold", "release"} <= set(kinds)
+    assert {"advance", "set_stage", "set_mixing_ratio", "hold", "release", "checkpoint"} <= set(kinds)
     assert result.same
     assert result.total == saved["strategy"]["total"]
     assert [d.as_dict() for d in result.logged] == saved["decisions"]
