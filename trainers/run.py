@@ -84,14 +84,18 @@ class Run:
 
     # ---- what its owner does with it
 
-    async def reports(self) -> AsyncIterator[Report]:
+    async def reports(self, *, raising: bool = True) -> AsyncIterator[Report]:
         """The report of every update from now on, until the run ends; then raises what ended it, if anything did.
 
-        A reader that falls 256 behind misses the oldest. Cancelling or leaving the iteration ends only that.
+        `raising=False`: just ends; the error is left to others, and to `error`. A reader that falls 256 behind misses
+        the oldest. Cancelling or leaving the iteration ends only that.
         """
         async for report in self._reports.read():
             yield report
-        await self.wait()
+        if raising:
+            await self.wait()
+        else:
+            await asyncio.wait([self._task])
 
     async def wait(self) -> Summary:
         """The summary, once the run has ended. Raises what ended it. Cancelling leaves the run as it is."""
@@ -136,6 +140,13 @@ class Run:
     def last_report(self) -> Report | None:
         """The newest update's report, of this part of the run."""
         return self._reports.last
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the run, if that was an error. Looking at it leaves it to be raised."""
+        if not self._task.done():
+            return None
+        return asyncio.CancelledError() if self._task.cancelled() else self._task.exception()
 
     @property
     def stage(self) -> str:
