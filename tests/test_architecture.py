@@ -27,6 +27,11 @@ EXTRA: dict[str, set[str]] = {
     "trainers/export.py": {"onnx"},
     "trainers/record/plot.py": {"matplotlib"},
     "trainers/presets/doorkey.py": {"minigrid"},
+    "trainers/service/access.py": {"starlette"},
+    "trainers/service/app.py": {"starlette"},
+    "trainers/service/frames.py": {"starlette"},
+    "trainers/service/prometheus.py": {"prometheus_client"},
+    "trainers/service/server.py": {"uvicorn"},
 }
 
 ROOMS: dict[str, set[str]] = {
@@ -60,6 +65,10 @@ ROOMS: dict[str, set[str]] = {
         "report_stream", "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
+    "trainers/service": {
+        "__init__", "access", "app", "commands", "curves", "frames", "live", "prometheus", "server", "snapshot",
+        "stream",
+    },
 }  # fmt: skip
 
 
@@ -81,14 +90,20 @@ FOLDERS: dict[str, set[str]] = {
     "aio_vecenv/testing": {"aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/backends"},
     "curriculum": {"curriculum/strategies"},
     "curriculum/strategies": {"curriculum"},
-    "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record"},
+    "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
     "trainers/collect": {"trainers.config", "trainers/learn"},
     "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
     "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo"},
     "trainers/presets": {"trainers.config"},
+    "trainers/service": {"trainers.config", "trainers.run", "trainers.record.metrics"},
 }  # fmt: skip
 # Files that may import of their own package inside a function: they decide at run time what is needed.
-LAZY = {"aio_vecenv/vec_env.py", "aio_vecenv/runtime/opening.py", "trainers/cli.py"}
+LAZY = {
+    "aio_vecenv/vec_env.py",
+    "aio_vecenv/runtime/opening.py",
+    "trainers/cli.py",
+    "trainers/service/app.py",
+}
 
 
 @cache

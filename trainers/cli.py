@@ -11,10 +11,11 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,10 @@ from trainers.record.folder import RunFolder, load_config
 __all__ = ["main"]
 
 ABOUT = "Train on a moving curriculum, and look at what came of it."
+WIDE = (
+    "warning: other machines can reach the page. Whoever has this link can steer the run, and it travels over plain "
+    "HTTP, which others on the way can read. Safer: --serve alone, and `ssh -L {port}:localhost:{port} {host}` there."
+)
 Flat = tyro.conf.arg(name="")  # its fields are arguments of their own
 
 
@@ -40,6 +45,15 @@ class Train:
     """Settings from a TOML file, such as a run folder's config.toml; arguments beside it win. Not with --resume."""
     resume: Path | None = None
     """Go on with this run folder, under its own settings; arguments beside it win."""
+    serve: bool = False
+    """Serve a page on which one watches and steers the run, and print its link (extra `service`)."""
+    serve_host: str = "127.0.0.1"
+    """Where the page listens. Anything but this machine's own loopback lets others who have the link reach it, over
+    plain HTTP; 0.0.0.0: every address of this machine."""
+    serve_port: int = 8765
+    """Its port; 0: any that is free."""
+    render: bool = False
+    """Make envs that draw themselves, so that one can be watched on the page."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -249,10 +263,14 @@ def _train(command: Train) -> int:
 
 async def _train_until_signal(command: Train) -> signal.Signals | None:
     """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
+    from trainers.jobs import resolve_job
     from trainers.malloc import keep_freed_memory
     from trainers.opening import training
     from trainers.record.progress import make_progress
 
+    if command.render and not command.serve:
+        raise ConfigError("--render draws for the page: it needs --serve")
+    page = _page(command) if command.serve else None
     keep_freed_memory()
     logging.getLogger("trainers").addHandler(logging.NullHandler())  # the progress and the summary say it
     progress = make_progress()
@@ -275,22 +293,23 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
     try:
-        async with training(command.settings, resume=command.resume) as run:
+        job = resolve_job(command.settings, render=True) if command.render else None
+        async with training(command.settings, resume=command.resume, job=job) as run:
             opened.append(run)
             if received:
                 run.request_stop()
-            with progress:
-                progress.start(run)
-                async for report in run.reports():
-                    progress.show(report)
-            summary = await run.wait()
+            async with _served(run, page):
+                with progress:
+                    progress.start(run)
+                    async for report in run.reports():
+                        progress.show(report)
+                summary = await run.wait()
             if not received:  # whoever sent a signal waits; `plot` draws it later
                 run.warnings += await asyncio.to_thread(_draw, run.folder)
         progress.finish(summary, run)
-        if received:
-            print(
-                f"stopped by {received[0].name}; go on with: python -m trainers train --resume {run.folder.path}"
-            )
+        if received or summary.reason == "stopped":
+            by = received[0].name if received else "an operator"
+            print(f"stopped by {by}; go on with: python -m trainers train --resume {run.folder.path}")
     except asyncio.CancelledError:
         if not received:
             raise
@@ -302,9 +321,35 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
             )
         raise
     finally:
+        if page is not None:
+            page.socket.close()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
     return received[0] if received else None
+
+
+def _page(command: Train) -> Any:
+    """The page's port, taken before anything is opened. Raises `ConfigError` where it cannot be had."""
+    try:
+        from trainers.service import Page
+    except ImportError:
+        raise ConfigError("--serve needs the extra: pip install 'aio-vecenv[service]'") from None
+    return Page(command.serve_host, command.serve_port)
+
+
+@contextlib.asynccontextmanager
+async def _served(run: Any, page: Any) -> AsyncIterator[None]:
+    """The page of `run`, if there is one; its link is printed first."""
+    if page is None:
+        yield
+        return
+    from trainers.service import serving
+
+    async with serving(run, page) as link:
+        print(f"watch and steer: {link}", flush=True)
+        if not page.loopback:
+            print(WIDE.format(port=page.port, host=socket.gethostname()), flush=True)
+        yield
 
 
 def _die_by(number: signal.Signals) -> None:

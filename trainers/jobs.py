@@ -7,13 +7,14 @@ import difflib
 import importlib
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 
 import aio_vecenv as av
 import curriculum as cu
@@ -37,8 +38,10 @@ __all__ = [
 RESETS = 20  # so many in a row an env may fail: then it is not this level or that
 
 
-def resolve_job(config: TrainConfig) -> Job:
-    """What `config` names. Raises `ConfigError` (or the curriculum's errors, with file and line)."""
+def resolve_job(config: TrainConfig, *, render: bool = False) -> Job:
+    """What `config` names; `render`: with envs that draw themselves. Raises `ConfigError` (or the curriculum's errors,
+    with file and line).
+    """
     if config.preset is None and config.env is None:
         raise ConfigError("nothing to train on: name a preset, or an env as MODULE:FACTORY or Gymnasium id")
     job = None if config.preset is None else load_preset(config.preset).job()
@@ -51,11 +54,16 @@ def resolve_job(config: TrainConfig) -> Job:
     else:
         plan = job.plan if job is not None else None
     if config.env is not None:
-        make_env = _with_curriculum(_factory(config.env, config.env_kwargs), levels, plan)
+        kwargs = config.env_kwargs
+        if render and "rgb_array" in _render_modes(config.env):
+            kwargs = {"render_mode": "rgb_array", **kwargs}  # some envs need to know when they are made
+        make_env = _with_curriculum(_factory(config.env, kwargs), levels, plan)
         job = Job(plan if plan is not None else cu.StagePlan([cu.Stage(NO_STAGES)]), make_env)
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
     assert job is not None
+    if render:
+        job = replace(job, make_env=_drawing(job.make_env))
     job = replace(job, plan=plan if plan is not None else job.plan)
     return planned(job, config)
 
@@ -209,6 +217,33 @@ def _with_curriculum(factory: Callable[..., Any], levels: Any, plan: Any) -> Cal
 
     make_env.__wrapped__ = factory  # type: ignore[attr-defined]  # it takes its env's index if that does
     return make_env
+
+
+def _drawing(make_env: Callable[[], Any]) -> Callable[[], Any]:
+    """`make_env`, whose envs draw themselves where they can and nothing else was asked of them."""
+
+    def make() -> Any:  # travels by value: what it needs it imports where it runs
+        import os
+
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it would greet on stdout
+        env = make_env()
+        inner = getattr(env, "unwrapped", env)
+        modes = (getattr(inner, "metadata", None) or {}).get("render_modes", ())
+        if getattr(inner, "render_mode", None) is None and "rgb_array" in modes:
+            inner.render_mode = "rgb_array"
+        return env
+
+    return make
+
+
+def _render_modes(name: str) -> Sequence[str]:
+    """What the envs of a registered id can draw; nothing for any other name."""
+    if name not in gym.registry:
+        return ()
+    entry = gym.spec(name).entry_point
+    made: Any = load_env_creator(entry) if isinstance(entry, str) else entry
+    modes: Sequence[str] = (getattr(made, "metadata", None) or {}).get("render_modes", ())
+    return modes
 
 
 def _factory(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
