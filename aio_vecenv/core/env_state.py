@@ -74,7 +74,9 @@ def uncarried(env: Any) -> list[str]:
 
 def _layers(env: Any) -> Iterator[Any]:
     """An env and what it wraps, from the outside in."""
-    while env is not None:
+    seen: set[int] = set()  # an env may hold on to one that is not inside
+    while env is not None and id(env) not in seen:
+        seen.add(id(env))
         yield env
         env = getattr(env, "__dict__", {}).get("env")
 

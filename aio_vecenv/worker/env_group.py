@@ -43,6 +43,10 @@ __all__ = ["EnvGroup", "fit"]
 _BOOLS = (False, True)
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
 
+_MAX_WARNED = (
+    32  # keys of a worker's observations: those of an env that makes up new ones all the time are enough then
+)
+
 
 class _Rows(NamedTuple):
     """Where one set of observations goes: per leaf, per local env, a writable view; None for loose leaves."""
@@ -406,12 +410,12 @@ class EnvGroup:
 
     def _warn_undeclared(self, i: int, keys: list[str], notes: list[Note]) -> None:
         if keys:
-            text = f"its space does not declare {', '.join(keys)}: dropped from its observations"
+            text = f"its space does not declare {_some(keys)}: dropped from its observations"
             self._warn(i, keys, text, notes)
 
     def _warn(self, i: int, about: list[str], text: str, notes: list[Note]) -> None:
         """Have the parent warn, once for what it is about."""
-        if not self._warned.issuperset(about):
+        if len(self._warned) < _MAX_WARNED and not self._warned.issuperset(about):
             self._warned.update(about)
             notes.insert(0, (self._first + i, 0, WARNING, (tuple(about), text)))
 
@@ -495,6 +499,11 @@ def fit(leaf: Leaf, value: Any, finite: bool) -> Any:
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise _infinite(leaf)
     return array
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def _infinite(leaf: Leaf) -> RowError:

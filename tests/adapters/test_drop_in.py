@@ -380,6 +380,33 @@ def test_keys_that_a_space_does_not_declare_are_dropped_with_one_warning(door: s
         assert """obs["b"]: missing keys ['c']""" in str(error)
 
 
+def test_keys_that_change_all_the_time_are_not_warned_of_for_ever() -> None:
+    """An env whose observations have new keys at every step: some warnings, and no memory that grows."""
+
+    class Growing(Echo):
+        def step(self, action: Any) -> Any:
+            self.shown = {"a": 1, f"unit {len(self.seen)}": 0.0, **{f"part {i}": 0 for i in range(20)}}
+            self.seen.append(1)
+            return super().step(action)
+
+        seen: list[int] = []  # noqa: RUF012
+
+    async def main() -> int:
+        space = spaces.Dict(a=spaces.Discrete(3))
+        async with av.AsyncVecEnv(
+            [partial(Growing, spaces.Discrete(2), space, {"a": 1})], backend="inline"
+        ) as envs:
+            await envs.reset()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for _ in range(60):
+                    await envs.step(np.zeros(1, np.int64))
+            assert "and 13 more: dropped" in str(caught[0].message)
+            return len(caught)
+
+    assert 1 <= av.run(main()) <= 32
+
+
 def test_vector_envs_behind_an_adapter_cast_and_take_actions_as_they_are() -> None:
     """Factories of VectorEnvs keep the same promises: float64 rows, float actions with whole values."""
     observed = spaces.Box(-9, 9, (2,), np.float32)

@@ -235,6 +235,18 @@ async def test_the_same_wrapper_twice_and_other_libraries_statistics() -> None:
         av.restore_state(Far(0), state)
 
 
+async def test_an_env_that_holds_on_to_what_is_around_it() -> None:
+    """Whoever walks through wrappers comes to an end."""
+
+    def make_loop() -> Any:
+        env: Any = gym.wrappers.NormalizeObservation(Far(0))
+        env.unwrapped.env = env
+        return env
+
+    async with av.AsyncVecEnv(make_loop, backend="inline") as envs:
+        assert (await envs.get_state()).keys() == {"NormalizeObservation"}
+
+
 async def test_what_cannot_be_carried_is_said() -> None:
     """A wrapper that gives and takes a state which nobody can merge."""
 
