@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv
@@ -182,6 +184,51 @@ def test_actions_reach_the_envs_as_in_stable_baselines3(space: Any, actions: Any
         ours.step_async(tuple(actions) if isinstance(actions, list) else actions)
         ours.step_wait()
     assert [info["given"] for info in infos] == [typed(action) for action in actions]
+
+
+SCALARS = st.one_of(
+    st.builds(
+        lambda dtype, shape: spaces.Box(0, 100, tuple(shape), dtype),
+        st.sampled_from([np.float32, np.float64, np.uint8, np.int16, np.int64]),
+        st.lists(st.integers(1, 3), max_size=2),
+    ),
+    st.builds(spaces.Discrete, st.integers(1, 9), start=st.integers(-3, 3)),
+    st.builds(spaces.MultiBinary, st.integers(1, 4)),
+    st.builds(spaces.MultiDiscrete, st.lists(st.integers(1, 5), min_size=1, max_size=3)),
+    st.builds(spaces.Text, st.integers(1, 4)),
+)
+SPACES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.builds(spaces.Dict, st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3))
+        | st.builds(lambda parts: spaces.Tuple(tuple(parts)), st.lists(inner, min_size=1, max_size=3))
+    ),
+    max_leaves=4,
+)
+
+
+@given(observed=SPACES, acted=SPACES, mode=st.sampled_from(["NextStep", "SameStep"]), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_any_spaces_come_and_go_as_in_gymnasium(observed: Any, acted: Any, mode: str, seed: int) -> None:
+    """Observations, actions, infos and last observations, with their types, over any nest of spaces."""
+    observed.seed(seed)
+    factories = [partial(Ending if i else Echo, acted, observed, observed.sample()) for i in range(2)]
+    ours = VectorEnv(factories, num_workers=1, backend="inline", autoreset_mode=mode)
+    theirs = SyncVectorEnv(factories, autoreset_mode=mode)
+    try:
+        theirs.action_space.seed(seed)
+        assert typed(ours.reset(seed=1)) == typed(theirs.reset(seed=1))
+        for _ in range(3):
+            actions = theirs.action_space.sample()
+            mine, other = ours.step(actions), theirs.step(actions)
+            assert typed(mine[:4]) == typed(other[:4])
+            assert mine[4].keys() == other[4].keys()
+            for key, column in other[4].items():
+                if isinstance(column, np.ndarray):
+                    assert [typed(one) for one in mine[4][key]] == [typed(one) for one in column]
+    finally:
+        ours.close()
+        theirs.close()
 
 
 @pytest.mark.parametrize(
