@@ -55,8 +55,8 @@ ROOMS: dict[str, set[str]] = {
         "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {
-        "__init__", "__main__", "cli", "config", "evaluate", "export", "jobs", "loop_monitor", "malloc", "opening",
-        "run", "trained", "twin",
+        "__init__", "__main__", "cli", "config", "evaluate", "evaluation", "export", "jobs", "loop_monitor", "malloc",
+        "opening", "run", "trained", "twin",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
     "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout", "thread", "twins"},

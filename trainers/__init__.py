@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
+    from trainers.config import ConfigError, EvalConfig, NetworkConfig, PPOConfig, TrainConfig
     from trainers.export import export
     from trainers.malloc import keep_freed_memory
     from trainers.opening import train, training
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "EvalConfig",
     "Job",
     "NetworkConfig",
     "PPOConfig",
@@ -49,7 +50,7 @@ __all__ = [
 
 _ROOMS = {
     "record.checkpoint": ("CheckpointError",),
-    "config": ("ConfigError", "NetworkConfig", "PPOConfig", "TrainConfig"),
+    "config": ("ConfigError", "EvalConfig", "NetworkConfig", "PPOConfig", "TrainConfig"),
     "export": ("export",),
     "malloc": ("keep_freed_memory",),
     "record.env_errors": ("TooManyEnvErrors",),

@@ -63,7 +63,7 @@ class Eval:
     """Success rate of a run's newest checkpoint on every stage: frozen weights, equal episodes, intervals."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or a checkpoint file in one."""
     episodes: int = 100
     """Episodes per stage, rounded up to the same number for every env."""
     greedy: bool = False

@@ -20,6 +20,7 @@ import numpy as np
 
 __all__ = [
     "ConfigError",
+    "EvalConfig",
     "NetworkConfig",
     "PPOConfig",
     "TrainConfig",
@@ -133,6 +134,44 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training: frozen parameters, workers and seeds of its own; training does not depend on it."""
+
+    every: int | None = None
+    """Updates between evaluations; None: there are none."""
+    episodes: int = 32
+    """Episodes per stage, rounded up to the same number for every env."""
+    workers: int = 1
+    """Worker processes beside those that train."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling."""
+    best: Literal["success_rate", "mean_return", "cvar"] = "success_rate"
+    """checkpoints/best.pt is the evaluated one with the highest mean of this over the stages; then of the return."""
+    stop_success: float | None = None
+    """End the run once the last stage is evaluated with this success rate; training waits for each evaluation."""
+    stop_return: float | None = None
+    """End the run once the last stage is evaluated with this mean return; training waits for each evaluation."""
+
+    def __post_init__(self) -> None:
+        _check(self, "eval.")
+        for name in ("every", "episodes", "workers"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"eval.{name} must be at least 1, got {value}")
+        _require(
+            self.stop_success is None or 0 < self.stop_success <= 1,
+            f"eval.stop_success must lie in (0, 1], got {self.stop_success}",
+        )
+        _require(
+            self.every is not None or not self.stops, "eval.stop_success and eval.stop_return need eval.every"
+        )
+
+    @property
+    def stops(self) -> bool:
+        """Whether an evaluation may end the run."""
+        return self.stop_success is not None or self.stop_return is not None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run. Saved as config.toml in its folder, and runs again from there."""
 
@@ -218,6 +257,7 @@ class TrainConfig:
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -237,16 +277,7 @@ class TrainConfig:
             self.step_timeout_s is None or self.step_timeout_s > 0,
             f"step_timeout_s must be positive, got {self.step_timeout_s}",
         )
-        _require(
-            0 <= self.max_error_share <= 1, f"max_error_share must lie in [0, 1], got {self.max_error_share}"
-        )
-        _require(
-            0 < self.restart_period_s < math.inf,
-            f"restart_period_s must be positive and finite, got {self.restart_period_s}",
-        )
-        for name in ("restarts", "spares"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} must not be negative, got {value}")
+        self._check_faults()
         _require(
             self.torch_threads is None or self.torch_threads >= 1,
             f"torch_threads must be at least 1, got {self.torch_threads}",
@@ -282,6 +313,18 @@ class TrainConfig:
             self.ppo.minibatches <= self.batch_size,
             f"ppo.minibatches ({self.ppo.minibatches}) exceeds the rows of an update ({self.batch_size})",
         )
+
+    def _check_faults(self) -> None:
+        _require(
+            0 <= self.max_error_share <= 1, f"max_error_share must lie in [0, 1], got {self.max_error_share}"
+        )
+        _require(
+            0 < self.restart_period_s < math.inf,
+            f"restart_period_s must be positive and finite, got {self.restart_period_s}",
+        )
+        for name in ("restarts", "spares"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
 
     @property
     def batch_size(self) -> int:

@@ -45,7 +45,7 @@ async def export(
     }
     if out.suffix not in writers:
         raise ConfigError(f"export to {out}: expected a name that ends in .npz or .onnx")
-    config = RunFolder.open(Path(run)).config()
+    config = RunFolder.around(run).config()
     make_env = (resolve_job(config) if job is None else job).make_env
     async with av.AsyncVecEnv(make_env, 1, backend="inline") as envs:
         twin = load_policy(run, envs, on_refused=on_refused).twin()

@@ -14,6 +14,8 @@ import torch
 import aio_vecenv as av
 import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
+from trainers.evaluate import evaluator
+from trainers.evaluation import Evaluation, eval_config
 from trainers.jobs import has_no_plan, levels_of, make_envs, make_strategy, planned, resolve_job
 from trainers.learn.learner import torch_threads
 from trainers.learn.thread import LearnerThread
@@ -72,36 +74,36 @@ async def training(
     assert config is not None
     job = resolve_job(config) if job is None else job
     async with contextlib.AsyncExitStack() as stack:
-        checkpoints, saved = None, None
+        saved = None
         if folder is not None:
             stack.enter_context(folder.held())
-            checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-            saved = checkpoints.load_newest()
+            saved = Checkpoints(folder.checkpoints).load_newest()
         envs = await stack.enter_async_context(make_envs(config, job, copy=False))  # the rollout keeps copies
         asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
         levels = await levels_of(envs) if asked else None
+        whole = job
         job = planned(job, config, levels)
         strategy = make_strategy(config, job, levels)
-        space = envs.single_observation_space
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(torch_threads(config, envs.num_workers, space))  # of this thread: it acts
-        # of the learner's: the workers wait for it
-        thread = LearnerThread(torch_threads(config, 0, space))
-        stack.push_async_callback(thread.aclose)
+        thread = _start_thread(config, envs, stack)
         began = False
         if folder is None:
             folder = RunFolder.create(config)
             stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
-            checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-        assert checkpoints is not None
+        checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, saved and saved[1])
         loggers = open_loggers(config, folder, stack)
+        evaluation = None
+        if config.eval.every is not None:
+            judge = await stack.enter_async_context(evaluator(eval_config(config), whole))
+            evaluation = Evaluation(judge, config, folder, checkpoints)
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
         reports = ReportStream(loggers)
-        run = Run(config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned)
+        run = Run(
+            config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation
+        )
         stack.push_async_callback(run._quiet)
         await run._open(saved)
         # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
@@ -118,3 +120,15 @@ async def training(
             raise
         if not run._error_seen:
             await run.stop()
+
+
+def _start_thread(
+    config: TrainConfig, envs: av.AsyncVecEnv, stack: contextlib.AsyncExitStack
+) -> LearnerThread:
+    """The learner's thread. This one, which acts, gets what the workers leave of the CPUs, until `stack` is left."""
+    space = envs.single_observation_space
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(torch_threads(config, envs.num_workers, space))
+    thread = LearnerThread(torch_threads(config, 0, space))  # the workers wait for it
+    stack.push_async_callback(thread.aclose)
+    return thread

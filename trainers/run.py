@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError, TrainConfig
+from trainers.evaluation import Evaluation
 from trainers.jobs import restore_envs, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, stream
 from trainers.learn.thread import LearnerThread
@@ -26,16 +28,19 @@ from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints
 from trainers.record.env_errors import EnvErrors, TooManyEnvErrors
 from trainers.record.folder import RunFolder
-from trainers.record.metrics import Report, StageReport, Timing, percentile
-from trainers.record.outcomes import Outcomes
+from trainers.record.metrics import EvalReport, Report, StageReport, Timing, percentile
+from trainers.record.outcomes import SILENT, Outcomes
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import RunTally, Summary, stage_reports, stages_seen
 
 __all__ = ["Run", "warn"]
 
 log = logging.getLogger("trainers")
-SILENT = 100  # episodes
 FEW = 3  # levels
+MUTE = (
+    f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last step's info "
+    "needs is_success (or success), or the Job a success=…"
+)
 
 
 def warn(warned: list[str], text: str) -> None:
@@ -59,18 +64,16 @@ class Run:
         thread: LearnerThread,
         reports: ReportStream,
         warned: list[str],
+        evaluation: Evaluation | None,
     ) -> None:
         self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
         self.warnings = warned  # what went wrong without ending the run
-        self._job, self._levels = job, levels
+        self._job, self._levels, self._evaluation = job, levels, evaluation
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
         self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
         self._outcomes = Outcomes(
             success_of(job, config), config.num_envs, in_order=config.window == "started"
         )
-        # stage moves and the goal depend on it: warned of once
-        self._needs_success = len(job.plan.names) > 1 or config.solve_rate is not None
-        self._events = envs.events()
         self._learner: Learner
         self._collector: Collector
         self._task: asyncio.Task[Summary]
@@ -116,6 +119,8 @@ class Run:
     def request_stop(self) -> None:
         """`stop()` without waiting."""
         self._stop_asked = True
+        if self._evaluation is not None:
+            self._evaluation.stop()
 
     async def checkpoint(self) -> Path:
         """Save the run once the update under way is learned; returns the file. Several callers share one.
@@ -135,6 +140,11 @@ class Run:
             raise saved
         assert saved is not None  # there is one from the start on
         return saved
+
+    @property
+    def last_evaluation(self) -> EvalReport | None:
+        """The newest evaluation that has ended, in this part of the run."""
+        return None if self._evaluation is None else self._evaluation.last
 
     @property
     def last_report(self) -> Report | None:
@@ -191,7 +201,7 @@ class Run:
         else:
             self._env_state = await self.envs.get_state()
         self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
-        space = self.envs.single_observation_space
+        space, events = self.envs.single_observation_space, self.envs.events()
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
         self._warn_of_errors(tally.errors.resets(infos))
@@ -202,7 +212,7 @@ class Run:
             self._learner.load(saved[1], saved[0].model, saved[0].optimiser)
         quorum = None if config.collect == "lockstep" else config.min_envs or max(1, config.num_envs // 4)
         self._collector = Collector(
-            self.envs, self._learner, quorum=quorum, events=self._events, on_events=self._outcomes.follow
+            self.envs, self._learner, quorum=quorum, events=events, on_events=self._outcomes.follow
         )
         await self._collector.follow()
         self._collector.see(self._collector.everyone, obs, infos)
@@ -214,8 +224,12 @@ class Run:
         try:
             if self._tally.updates == 0:
                 await self._checkpoint()  # a disk that cannot take it is better known now
+            elif self._evaluation is not None and not self._evaluation.knows(self._tally.updates):
+                await self._evaluate()
             try:
                 reason = await self._train()
+                if self._evaluation is not None and reason != "stopped":
+                    await self._evaluation.finish()
             except (av.VecEnvError, TooManyEnvErrors, ExceptionGroup, ConfigError):
                 # An error of the envs (ConfigError: of their masks): the model is as good as before.
                 if not self.config.exact_resume:
@@ -232,7 +246,9 @@ class Run:
             return summary
         finally:
             self._reports.close()
-            await self._events.aclose()
+            await self._collector.aclose()
+            if self._evaluation is not None:
+                await self._evaluation.aclose()
             # from here on the coordinator refuses commands: nobody plays any more
             for helper in self._helpers:
                 helper.cancel()
@@ -258,9 +274,10 @@ class Run:
             await self._ask_envs()  # as of the policy's update, for checkpoints and replaced workers
             timing = self._timing(began, collected, time.monotonic())
             self._reports.put(tally.report(stats, self._stages(), self.stage, timing))
+            await self._evaluate()
             if tally.updates % config.checkpoint_every == 0 or self._wanted:
                 await self._checkpoint()
-        return "steps"
+        return "steps" if tally.solved_at is None else "solved"
 
     async def _look(self, batch: av.Batch) -> bool:
         """Count what ended in a batch, and let the curriculum decide on it, before anyone acts on it. False: solved or
@@ -280,12 +297,9 @@ class Run:
 
     def _expect_success(self) -> None:
         """Warn once if no episode says whether it succeeded: then no stage will ever move."""
-        if self._needs_success and not self.says_success and (self._outcomes.silent or 0) >= SILENT:
-            self._needs_success = False
-            self._warn(
-                f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last "
-                "step's info needs is_success (or success), or the Job a success=…"
-            )
+        needed = len(self._job.plan.names) > 1 or self.config.solve_rate is not None
+        if needed and not self.says_success and self._outcomes.silence and MUTE not in self.warnings:
+            self._warn(MUTE)
 
     def _warn_of_errors(self, first: list[str]) -> None:
         """Levels whose first error of their env this is; the first few are named as they come."""
@@ -360,16 +374,7 @@ class Run:
         """Save the run. If that fails on the way (disk full), the previous one stands and training goes on."""
         if self.config.exact_resume and not final:
             await self._begin_anew()
-        state = Checkpoint(
-            model=self._learner.model.state_dict(),
-            optimiser=self._learner.optimiser.state_dict(),
-            curriculum=self.coordinator.state_dict(),
-            tally={**self._tally.state_dict(), "outcomes": self._outcomes.state_dict()},
-            env_steps=self._tally.env_steps,
-            train_time_s=time.monotonic() - self._began_s,
-            sizes=self.folder.log_sizes(),
-            envs=self._env_state,
-        )
+        state = self._state()
         wanted, self._wanted = self._wanted, []
         saved: Path | OSError
         try:
@@ -382,6 +387,31 @@ class Run:
         for waiting in wanted:
             if not waiting.done():
                 waiting.set_result(saved)
+
+    async def _evaluate(self) -> None:
+        """Hand a copy over to be evaluated, where it is time for that; the run may be found to be as good as asked."""
+        evaluation, every = self._evaluation, self.config.eval.every
+        if evaluation is None or every is None or self._tally.updates % every or self._stop_asked:
+            return
+        await self._ask_envs()
+        await evaluation.begin(await self._thread.run(copy.deepcopy, self._state()))
+        if self._stop_asked:  # while it waited
+            evaluation.stop()
+        if evaluation.reached:
+            self._tally.solved_at = self._tally.env_steps
+
+    def _state(self) -> Checkpoint:
+        """The run as it is now; its arrays are the learner's own."""
+        return Checkpoint(
+            model=self._learner.model.state_dict(),
+            optimiser=self._learner.optimiser.state_dict(),
+            curriculum=self.coordinator.state_dict(),
+            tally={**self._tally.state_dict(), "outcomes": self._outcomes.state_dict()},
+            env_steps=self._tally.env_steps,
+            train_time_s=time.monotonic() - self._began_s,
+            sizes=self.folder.log_sizes(),
+            envs=self._env_state,
+        )
 
     # ---- small parts
 

@@ -20,7 +20,7 @@ from trainers.learn.learner import EVAL, load_parameters, stream
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
 from trainers.learn.policy import Policy
 from trainers.learn.twins import twin_of
-from trainers.record.checkpoint import CheckpointError, Checkpoints
+from trainers.record.checkpoint import CheckpointError
 from trainers.record.folder import RunFolder
 from trainers.twin import Twin
 
@@ -36,7 +36,7 @@ def load_policy(
     device: str = "cpu",
     on_refused: Callable[[Path, Sequence[str]], object] | None = None,
 ) -> TrainedPolicy:
-    """The policy of a run folder's newest usable checkpoint.
+    """The policy of a run folder's newest usable checkpoint, or of a checkpoint file in one.
 
     `env` says which observations and actions it will see: anything with the two spaces of one env, a vectorised
     env included; it is not stepped. What wrappers in the run's envs had learned (`NormalizeObservation`) is given to
@@ -47,8 +47,7 @@ def load_policy(
     Raises `ConfigError` if `run` is no run folder, `CheckpointError` if no checkpoint can be used or its network is
     one for other spaces.
     """
-    folder = RunFolder.open(Path(run))
-    saved, path, refused = Checkpoints(folder.checkpoints).load_newest()
+    folder, saved, path, refused = RunFolder.of(run)
     if refused and on_refused is not None:
         on_refused(path, refused)
     obs_space: gym.Space[Any] = getattr(env, "single_observation_space", None) or env.observation_space

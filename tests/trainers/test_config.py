@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
+from trainers.config import (
+    ConfigError,
+    EvalConfig,
+    NetworkConfig,
+    PPOConfig,
+    TrainConfig,
+    from_mapping,
+    to_toml,
+)
 from trainers.record.folder import RunFolder, load_config
 
 
@@ -47,11 +55,11 @@ def test_what_a_preset_sets_can_be_turned_off_in_a_file(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_its_help() -> None:
-    for kind in (TrainConfig, PPOConfig, NetworkConfig):
+    for kind in (TrainConfig, PPOConfig, NetworkConfig, EvalConfig):
         source = Path(__file__).parents[2] / "trainers" / "config.py"
         text = source.read_text(encoding="utf-8")
         for item in dataclasses.fields(kind):
-            if item.name not in ("ppo", "network"):
+            if item.name not in ("ppo", "network", "eval"):
                 assert re.search(rf'\n    {item.name}: .*\n    """', text), f"{item.name} has no docstring"
 
 

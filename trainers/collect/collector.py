@@ -101,6 +101,11 @@ class Collector:
         self.policy_s += time.perf_counter() - began
         return going_on
 
+    async def aclose(self) -> None:
+        """Stop reading events; the envs are their owner's."""
+        if self._events is not None:
+            await self._events.aclose()
+
     async def follow(self) -> None:
         """Read which episode each env plays from its next executed row on."""
         events = self._events

@@ -60,9 +60,9 @@ class Checkpoint:
 class Checkpoints:
     """The newest K checkpoints in `folder`."""
 
-    def __init__(self, folder: Path, keep: int = 3) -> None:
+    def __init__(self, folder: Path, keep: int = 3, newest: Path | None = None) -> None:
         self.folder, self.keep = folder, keep
-        self.newest: Path | None = None  # the one that was written or loaded last
+        self.newest = newest  # the one that was written or loaded last
 
     def save(self, state: Checkpoint) -> Path:
         """Write `step-….pt`: to a temporary name, flushed to disk, then renamed; then drop the oldest. Newer
@@ -72,7 +72,20 @@ class Checkpoints:
         process left half-written goes, too.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{state.env_steps:010d}.pt"
+        path = self._write(state, f"step-{state.env_steps:010d}.pt")
+        up_to_now = [other for other in self.paths() if _step(other) <= state.env_steps]
+        for old in (*up_to_now[: -self.keep], *self.folder.glob("step-*.tmp")):
+            old.unlink(missing_ok=True)
+        self.newest = path
+        return path
+
+    def save_best(self, state: Checkpoint) -> Path:
+        """Write `best.pt` in the same way; it stays until a better one takes its place."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self._write(state, "best.pt")
+
+    def _write(self, state: Checkpoint, name: str) -> Path:
+        path = self.folder / name
         temporary = path.with_suffix(".tmp")
         # not asdict: it would copy every tensor
         content = {item.name: getattr(state, item.name) for item in fields(state)}
@@ -87,10 +100,6 @@ class Checkpoints:
         finally:
             temporary.unlink(missing_ok=True)
         _flush_folder(self.folder)
-        up_to_now = [other for other in self.paths() if _step(other) <= state.env_steps]
-        for old in (*up_to_now[: -self.keep], *self.folder.glob("step-*.tmp")):
-            old.unlink(missing_ok=True)
-        self.newest = path
         return path
 
     def paths(self) -> list[Path]:
@@ -107,9 +116,7 @@ class Checkpoints:
         refused: list[str] = []
         for path in reversed(self.paths()):
             try:
-                state = load(path)
-                self.newest = path
-                return state, path, refused
+                return load(path), path, refused
             except CheckpointError as error:
                 refused.append(str(error))
         if not refused:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, from_mapping, to_toml
+from trainers.record.checkpoint import Checkpoint, Checkpoints, load
 from trainers.record.metrics import wall_clock
 
 __all__ = ["RunFolder", "load_config"]
 
-LOGS = ("metrics.jsonl", "journal.jsonl")
+LOGS = ("metrics.jsonl", "journal.jsonl", "eval.jsonl")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,21 @@ class RunFolder:
             raise ConfigError(f"{path}: not a run folder: it has no config.toml")
         return cls(path)
 
+    @classmethod
+    def of(cls, path: Path | str) -> tuple[RunFolder, Checkpoint, Path, list[str]]:
+        """The run folder that `path` is, or that the checkpoint file `path` lies in, and the checkpoint: that file, or
+        the newest usable one, and why each newer one was refused. Raises `ConfigError`, `CheckpointError`."""
+        path, folder = Path(path), cls.around(path)
+        if path.is_file():
+            return folder, load(path), path, []
+        return folder, *Checkpoints(folder.checkpoints).load_newest()
+
+    @classmethod
+    def around(cls, path: Path | str) -> RunFolder:
+        """The run folder that `path` is, or that the checkpoint file `path` lies in. Raises `ConfigError`."""
+        path = Path(path)
+        return cls.open(path.absolute().parent.parent if path.is_file() else path)
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -69,6 +85,10 @@ class RunFolder:
     @property
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval.jsonl"
 
     @property
     def summary(self) -> Path:

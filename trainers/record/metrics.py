@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "EvalReport",
     "Report",
     "StageReport",
+    "StageResult",
     "Timing",
     "percentile",
     "wall_clock",
@@ -124,6 +126,44 @@ class Report:
     """Every stage, in order."""
     timing: Timing
     """Everything that is not reproducible."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage under frozen weights."""
+
+    stage: str
+    """The stage's name."""
+    episodes: int
+    """Episodes that ended; aborted ones are left out."""
+    success_rate: float
+    """Share of them that succeeded."""
+    low: float
+    """Lower end of its 95 % confidence interval (Wilson 1927)."""
+    high: float
+    """Upper end."""
+    mean_return: float
+    """Mean undiscounted return."""
+    mean_length: float
+    """Mean number of executed steps."""
+    cvar: float
+    """Mean return of the worst tenth of the episodes (CVaR at 10 %)."""
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """One evaluation: one line of eval.jsonl."""
+
+    update: int
+    """Updates that the evaluated parameters have learned."""
+    env_steps: int
+    """Rows collected by then, reset rows included."""
+    best: bool
+    """Whether it is the best one so far: checkpoints/best.pt."""
+    wall_s: float
+    """Seconds that it took, beside the training."""
+    stages: tuple[StageResult, ...]
+    """Every stage, in order."""
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

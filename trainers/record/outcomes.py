@@ -12,6 +12,7 @@ import curriculum as cu
 __all__ = ["Outcomes"]
 
 SAID = {"is_success", "success"}  # keys of a final info
+SILENT = 100  # episodes
 NEWEST = 50  # outcomes kept per stage, as the curriculum's own windows do
 STRAGGLER = 20  # × num_envs: outcomes that wait for an older episode before it is passed over
 
@@ -59,6 +60,11 @@ class Outcomes:
     def _count(self, stage: str, success: bool | None) -> None:
         if success is not None:
             self._windows.setdefault(stage, deque(maxlen=NEWEST)).append(success)
+
+    @property
+    def silence(self) -> bool:
+        """Whether so many episodes have ended, and not one said whether it succeeded, that it is worth a warning."""
+        return self.silent is not None and self.silent >= SILENT
 
     def newest(self, stage: str) -> Sequence[bool]:
         """The newest outcomes of a stage, at most 50, oldest first."""

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainers.record.metrics import Report, StageReport
+from trainers.record.metrics import EvalReport, Report, StageReport
 
 if TYPE_CHECKING:
     from trainers.record.summary import Summary
@@ -56,6 +56,7 @@ class PlainLines:
         self._warnings: Sequence[str] = ()  # of the run; it adds to them
         self._warned = 0
         self._run: Run | None = None
+        self._evaluation: EvalReport | None = None  # the one shown last
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +75,10 @@ class PlainLines:
         for warning in self._warnings[self._warned :]:
             print(f"warning: {warning}", flush=True)
         self._warned = len(self._warnings)
+        evaluation = None if self._run is None else self._run.last_evaluation
+        if evaluation is not None and evaluation is not self._evaluation:
+            self._evaluation = evaluation
+            print(evaluation_line(evaluation), flush=True)
         now = time.monotonic()
         if report.stage == self._stage and now < self._next_s:
             return
@@ -178,6 +183,15 @@ class LivePanel:
         return Panel(Group(table, Text(), bar, facts), title=Text(self._title))
 
 
+def evaluation_line(evaluation: EvalReport) -> str:
+    """What an evaluation found, in one line."""
+    stages = "  ".join(
+        f"{row.stage} {row.success_rate:.0%} ({row.low:.0%} … {row.high:.0%}), return {row.mean_return:.3g}"
+        for row in evaluation.stages
+    )
+    return f"evaluated  @ {evaluation.env_steps:,}: {stages}{'  (best)' if evaluation.best else ''}"
+
+
 def _success(row: StageReport, run: Run) -> str:
     """What is known of a stage's success; nothing where no episode says whether it succeeded."""
     return f"success {row.success_rate:4.0%} of the newest {row.outcomes}, " if run.says_success else ""
@@ -250,6 +264,7 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
         *([f"  return     {_return(run.last_report)} (mean of the last update)"] if run.last_report else []),
         f"  speed      {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
         f"  directives {summary.published} published, {summary.applied} applied by every worker",
+        *([f"  {evaluation_line(run.last_evaluation).strip()}"] if run.last_evaluation else []),
         *(f"  env error  {line}" for line in run.env_errors.lines()),
         *(f"  warning    {warning}" for warning in run.warnings),
         f"  run        {run.folder.path}",
