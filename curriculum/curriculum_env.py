@@ -29,6 +29,8 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
     Under a vec env, directives come from the coordinator; what is broadcast and is not a directive is handed
     to the env inside. Alone, with `strategy=`, it is the only one who counts: it tracks its own episodes, and
     the strategy checks every 10 of them.
+
+    `index`: which env this is, for strategies that give every env a stage of its own; `AsyncVecEnv` tells it.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         *,
         load: Callable[[gym.Env[Any, Any], Level], object] | None = None,
         strategy: Strategy | None = None,
+        index: int | None = None,
     ) -> None:
         super().__init__(env)
+        self.index = 0 if index is None and strategy is not None else index
         self.levels = levels
         self.strategy = strategy
         self._load = load
@@ -59,6 +63,13 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             self._publish()
 
     # ---- updates
+
+    def on_index(self, index: int) -> None:
+        """Which env of the vec env this is, unless it was said when it was made."""
+        if self.index is None:
+            self.index = index
+        if self.env.has_wrapper_attr("on_index"):
+            self.env.get_wrapper_attr("on_index")(index)
 
     def on_broadcast(self, payload: Any, version: int) -> None:
         """Store a directive for the next reset; hand anything else to the env inside."""
@@ -112,7 +123,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         elif seed is not None:
             self._seed = int(seed)
             self._draws = Draws(self._seed)
-        number, stage, generator, role = self._draws.next(directive, self.levels)
+        number, stage, generator, role = self._draws.next(directive, self.levels, self.index)
         level = self.levels[number]
         try:
             if self._load is not None:

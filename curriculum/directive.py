@@ -26,7 +26,8 @@ class Directive:
 
     With a `stage`, tasks come from that stage, from the previous one with probability `mix`, from any earlier
     one with probability `probe`. With `stage=None` they come from all levels. `weights`, one number per level
-    of the whole level set, in its order, weighs levels against each other; None weighs them equally.
+    of the whole level set, in its order, weighs levels against each other; None weighs them equally. `rungs`, the
+    place of a stage for each env, gives every env a stage of its own.
     """
 
     stages: tuple[str, ...]
@@ -36,6 +37,7 @@ class Directive:
     mix: float = 0.0
     probe: float = 0.0
     weights: NDArray[np.float32] | None = None
+    rungs: NDArray[Any] | None = None  # of the smallest unsigned type: a byte per env, with up to 256 stages
 
     def __post_init__(self) -> None:
         if self.stage is not None and self.stage not in self.stages:
@@ -62,6 +64,20 @@ class Directive:
                 )
             weights.setflags(write=False)
             object.__setattr__(self, "weights", weights)
+        if self.rungs is not None:
+            self._check_rungs(np.asarray(self.rungs))
+
+    def _check_rungs(self, given: NDArray[Any]) -> None:
+        whole = given.ndim == 1 and given.dtype.kind in "iu" and len(given) > 0
+        if self.stage is not None or not whole or given.min() < 0 or given.max() >= len(self.stages):
+            raise DirectiveError(
+                f"rungs: expected the place of a stage (0 to {len(self.stages) - 1}) for each env, and no stage for all"
+            )
+        rungs = given.astype(
+            np.min_scalar_type(len(self.stages) - 1)
+        )  # a copy: the strategy goes on with its own
+        rungs.setflags(write=False)
+        object.__setattr__(self, "rungs", rungs)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Directive):
@@ -75,10 +91,11 @@ class Directive:
         return hash(self._plain())
 
     def _plain(self) -> tuple[Any, ...]:
-        return (self.stages, self.stage, self.ratios, self.mix, self.probe)
+        rungs = None if self.rungs is None else self.rungs.tobytes()
+        return (self.stages, self.stage, self.ratios, self.mix, self.probe, rungs)
 
     def __reduce__(self) -> tuple[Any, ...]:  # without what cumulative() keeps
-        return (Directive, (*self._plain(), self.weights))
+        return (Directive, (*self._plain()[:-1], self.weights, self.rungs))
 
     def mixing_ratio(self, stage: str) -> float:
         """The mixing ratio of a stage; DirectiveError for an unknown one."""
@@ -125,10 +142,18 @@ class Draws:
         self._taken: dict[str, int] = {}  # stage → its draws since the seed
         self._round: dict[str, list[int]] = {}  # stage → the order of the round that is being played
 
-    def next(self, directive: Directive, levels: LevelSet) -> tuple[int, str, str, str]:
-        """(level number, stage, generator, role) of the next episode."""
+    def next(
+        self, directive: Directive, levels: LevelSet, index: int | None = None
+    ) -> tuple[int, str, str, str]:
+        """(level number, stage, generator, role) of the next episode. `index`: which env this is, for its rung."""
         chance = self._chances.random(4)  # one count
         self._bits.advance(_PER_RESET - 1)
+        if directive.rungs is not None:
+            place = _rung(directive.rungs, index)
+            stage = directive.stages[place]
+            generator = self._turn(stage, place, levels.generators(stage))
+            number = _level(directive, levels.of_generator(stage, generator), float(chance[3]))
+            return number, stage, generator, "current"
         if directive.stage is None:
             number = _level(directive, range(len(levels)), float(chance[3]))
             stage, generator = levels.place(number)
@@ -156,6 +181,16 @@ class Draws:
             shuffle = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
             order = self._round[stage] = shuffle.permutation(len(generators)).tolist()
         return generators[order[(position + self._key) % len(generators)]]
+
+
+def _rung(rungs: NDArray[Any], index: int | None) -> int:
+    if index is None or index >= len(rungs):
+        which = "does not know which it is" if index is None else f"is the one of index {index}"
+        raise DirectiveError(
+            f"the directive has a rung for each of {len(rungs)} envs, and this env {which}: say "
+            "CurriculumEnv(…, index=…)"
+        )
+    return int(rungs[index])
 
 
 def _level(directive: Directive, numbers: range, chance: float) -> int:

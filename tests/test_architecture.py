@@ -51,8 +51,8 @@ ROOMS: dict[str, set[str]] = {
         "journal", "level_files", "levels", "replay", "rules", "stages", "start_order", "windows",
     },
     "curriculum/strategies": {
-        "__init__", "base", "learnability", "learning_progress", "prioritised_replay", "stage_counts", "staged",
-        "staged_progress", "staged_state", "verdict", "weighted",
+        "__init__", "base", "ladder", "learnability", "learning_progress", "prioritised_replay", "stage_counts",
+        "staged", "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {
         "__init__", "__main__", "cli", "config", "evaluate", "evaluation", "export", "jobs", "loop_monitor", "malloc",

@@ -31,7 +31,9 @@ __all__ = [
 
 C = TypeVar("C")
 UNSET = "none"  # TOML has no None; left out, a setting would be filled from the preset
-StrategyName = Literal["staged", "uniform", "learning_progress", "learnability", "prioritised_replay"]
+StrategyName = Literal[
+    "staged", "ladder", "uniform", "learning_progress", "learnability", "prioritised_replay"
+]
 
 
 class ConfigError(ValueError):
@@ -188,7 +190,8 @@ class TrainConfig:
     curriculum: bool = True
     """Practise what `strategy` says; off: only the last stage is played, from the start."""
     strategy: StrategyName = "staged"
-    """Stage after stage; or levels of all stages: uniformly (domain randomisation), by how fast success moves, by how
+    """Stage after stage; or a stage per env, up after a success and down after a failure (ladder); or levels of all
+    stages: uniformly (domain randomisation), by how fast success moves, by how
     uncertain it is, or by PPO's advantages."""
     replay_score: Literal["l1", "positive", "max_mc"] = "l1"
     """prioritised_replay: score levels by mean |A|, by mean max(A, 0), or by the highest return so far - mean V."""

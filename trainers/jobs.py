@@ -180,6 +180,8 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
 
     score = cu.success_score if success is cu.is_success else scored
     match config.strategy:
+        case "ladder":
+            return cu.Ladder(job.plan, success=success, seed=config.seed)
         case "uniform":
             return cu.DomainRandomisation(levels, score=score)
         case "learning_progress":

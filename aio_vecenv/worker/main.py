@@ -301,6 +301,15 @@ def interrupted(group: EnvGroup, message: Message, error: BaseException) -> Sequ
     return group.pack(group.refuse(envs, message.kind.name.lower(), failure))
 
 
+def _tell_index(env: Any, env_id: int) -> None:
+    """Call the `on_index` of an env, or of what it wraps, if there is one."""
+    try:
+        hook = env.get_wrapper_attr("on_index")
+    except AttributeError:
+        return
+    hook(env_id)
+
+
 def make_envs(setup: Setup, owners: dict[int, int]) -> tuple[list[Any], Spaces]:
     """Make the envs, one after another; their spaces must agree. An error carries `env_id`.
 
@@ -315,6 +324,7 @@ def make_envs(setup: Setup, owners: dict[int, int]) -> tuple[list[Any], Spaces]:
                 env = factory()
                 check_own(env, env_id, owners)
                 envs.append(env)
+                _tell_index(env, env_id)
                 mine = env_groups.spaces_of(env, setup.settings)
                 if spaces is None:
                     spaces = mine

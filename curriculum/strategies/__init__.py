@@ -9,6 +9,7 @@ from curriculum.strategies.base import (
     is_success,
     success_score,
 )
+from curriculum.strategies.ladder import Ladder
 from curriculum.strategies.learnability import Learnability
 from curriculum.strategies.learning_progress import LearningProgress
 from curriculum.strategies.prioritised_replay import PrioritisedReplay, ScorePart
@@ -19,6 +20,7 @@ __all__ = [
     "Decision",
     "DomainRandomisation",
     "FinishedEpisode",
+    "Ladder",
     "Learnability",
     "LearningProgress",
     "PrioritisedReplay",
