@@ -1,16 +1,15 @@
 """`AsyncVecEnv`: the object a user holds."""
-# async: checks and waits here; who owes what is in `ledger`, the workers are in `crew`
+# async: owns the loop and the door; rows are in `core.pool`, workers in `runtime.supervisor`, waiting in `.collector`
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-import time
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -21,32 +20,32 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .backends.base import Backend
+from .backends.inline import InlineBackend
+from .backends.process import ProcessBackend
 from .core import factories, options
 from .core import framing as wire
-from .core.actions import ActionPort
-from .core.assignment import Deal, EnvIds, Share, deal_out, rows_of, seeds_for
+from .core.actions import ActionWriter
+from .core.assignment import EnvIds, seeds_for
 from .core.batch import Batch, RunningEpisode
 from .core.env_state import EnvState
 from .core.framing import Kind
-from .core.layout import SharedMemory, Slab, SpaceTree, layout, pick_rows
-from .core.limits import RestartBudget, RestartLog, Timeouts
-from .core.log_levels import current
-from .core.messages import ERROR, URGENT, WARNING, Reset, Setup, Spaces, Step, encode, failed
+from .core.infos import batch_infos
+from .core.layout import SharedMemory, pick_rows
+from .core.limits import RestartBudget, Timeouts
 from .core.options import Settings
 from .core.policy import Policy
-from .core.pool import Command, Ledger
-from .core.report import ErrorReport, raise_all, rebuild
-from .core.spaces import same_space
-from .core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
+from .core.pool import JoinInfos, Pool
+from .core.statistics import Statistics
 from .core.updates import Apply
-from .errors import BadActions, BusyError, ClosedError, SpaceMismatch, VecEnvError, WrongLoopError
+from .errors import BusyError, ClosedError, VecEnvError, WrongLoopError
 from .memory import check_room
-from .runtime.calls import Calls, whole_workers
+from .runtime.calls import Calls
+from .runtime.collector import Collector
 from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
+from .runtime.opening import Opening
 from .runtime.policies import ParentPolicy
 from .runtime.publisher import Receipt
-from .runtime.supervisor import Boss, Crew, Shift, derive_seed
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
@@ -54,7 +53,7 @@ EnvFactory = Callable[[], Any] | Callable[[int], Any]
 
 _get_running_loop, _thread_id, _process_id = asyncio._get_running_loop, threading.get_ident, os.getpid
 _NOWHERE = object()
-_STEP, _CALL = Kind.STEP, Kind.CALL
+_STEP = Kind.STEP
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
@@ -111,8 +110,8 @@ class AsyncVecEnv:
         casting: Literal["safe", "unsafe"] = "safe",
     ) -> None:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
-        self._factories = factories.resolve(envs, num_envs)
-        self.num_envs = len(self._factories)
+        makers = factories.resolve(envs, num_envs)
+        self.num_envs = len(makers)
         self.num_workers = options.workers_for(num_workers, self.num_envs)
         autoreset = AutoresetMode(autoreset)
         options.one_of("on_env_error", on_env_error, ("raise", "reset"))
@@ -122,13 +121,15 @@ class AsyncVecEnv:
         options.one_of("casting", casting, ("safe", "unsafe"))
         if isinstance(backend, str):
             options.one_of("backend", backend, ("process", "inline"))
-        self._settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
-        self._backend_choice, self._spares = backend, options.whole("spares", spares, 0)
-        self._shared_memory, self._copy = shared_memory, copy
-        self._timeouts, self._budget = timeouts, restart
+        settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
+        warm = options.whole("spares", spares, 0)
+        make_backend = _backend_maker(backend, warm, self.num_workers)
+        self._opening = Opening(
+            makers, self.num_workers, make_backend, settings, shared_memory, copy, timeouts, restart
+        )
         self._policy = None if policy is None else ParentPolicy(policy)
         self._opened = False
-        # the loop it belongs to, while all is well: what `send` and `recv` ask first, before `_check_open` says why not
+        # the loop it belongs to, while it is open: what `send` and `recv` ask first, before `_check_open` says why not
         self._home: object = _NOWHERE
         self._thread = 0
         self._pid = os.getpid()
@@ -148,86 +149,50 @@ class AsyncVecEnv:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._hub = EventHub()
-        self._seed: list[int | None] = []
-        self._restarts: list[int] = []
-        self._receiving = False
-        self._in_reset: set[int] = set()
-        self._waiter: asyncio.Future[None] | None = None
-        self._need = 0
-        self._watchers: list[asyncio.Future[None]] = []
-        self._dropped: set[int] = set()
-        self._warnings: dict[
-            tuple[str, ...], str
-        ] = {}  # what to warn of, by what it is about; "" once that was said
-        self._retried = 0  # errors that on_env_error="reset" counted against the restart budget
         self._closing: asyncio.Task[None] | None = None
-        self._log = RestartLog(self._budget)
-        self._recorder = Recorder(self.num_workers, time.monotonic())
-        self._backend = self._make_backend()
-        # The loop holds the crew, the crew does not hold its boss: dropping the vec env ends it all, see __del__.
-        boss: Boss = weakref.proxy(self)
-        self._crew = Crew(self._backend, self._setups(), boss, self._timeouts, self._log, self._recorder)
+        # The loop holds the supervisor, and nothing there holds this object: dropping it ends it all, see __del__.
+        self._supervisor = self._opening.supervisor()
         try:
-            self._calls = Calls(self._crew)
-            await self._open_crew()
+            await self._start()
         except BaseException:
-            self._closing = self._loop.create_task(self._shut(), name="close vec env")
+            self._closing = self._loop.create_task(self._supervisor.close(), name="close vec env")
             with suppress(VecEnvError, ExceptionGroup):  # what went wrong first is what there is to tell
                 await self._end()
             raise
         self._closed = False
-        if self._crew.failure is None:
-            self._home = self._loop
+        self._home = self._loop
         return self
 
-    def _make_backend(self) -> Backend:
-        if self._backend_choice == "inline":
-            from .backends.inline import InlineBackend
-
-            return InlineBackend()
-        if self._backend_choice == "process":
-            from .backends.process import ProcessBackend
-
-            return ProcessBackend(self._spares, self.num_workers)
-        return self._backend_choice
-
-    def _setups(self) -> list[Setup]:
-        logs = current()
-        return [
-            Setup(self._factories[run.start : run.stop], list(run), self._settings, self._shared_memory, logs)
-            for run in deal_out(self.num_envs, self.num_workers)
-        ]
-
-    async def _open_crew(self) -> None:
-        made = await self._crew.make()
-        self._spaces = _agree(made, [shift.setup.env_ids[0] for shift in self._crew.shifts], self._settings)
-        self._deal = Deal([sum(spaces.rows) for spaces in made], whole=self._spaces.vectorised)
-        self.num_envs = self._deal.num_envs
-        self._seed = [None] * self.num_envs
-        self._restarts = [0] * self.num_workers
-        obs = SpaceTree(self._spaces.observation, self._shared_memory)
-        action = SpaceTree(self._spaces.action)
-        if self._spaces.vectorised:
-            _check_shared(obs, action, self._shared_memory)
-        same_step = self._settings.autoreset is AutoresetMode.SAME_STEP
-        fields, size_bytes = layout(obs, action, self.num_envs, final_obs=same_step)
-        slab = self._slab = Slab(self._backend.allocate(size_bytes), fields, obs, action)
-        self.single_observation_space = self._spaces.observation
-        self.single_action_space = self._spaces.action
+    async def _start(self) -> None:
+        opening, supervisor = self._opening, self._supervisor
+        settings = opening.settings
+        agreed = await opening.agree(supervisor)
+        spaces, deal = agreed.spaces, agreed.deal
+        self._deal, self.num_envs = deal, deal.num_envs
+        self.single_observation_space = spaces.observation
+        self.single_action_space = spaces.action
         if self._policy is not None:
-            self._policy.open(self._spaces.observation, self._spaces.action, self._deal)
+            self._policy.open(spaces.observation, spaces.action, deal)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {**self._spaces.metadata, "autoreset_mode": self._settings.autoreset}
-        self.spec = self._spaces.spec
-        self._ledger = Ledger(self.num_envs, slab, obs, self._settings.autoreset, copy=self._copy)
-        self._port = ActionPort(action, slab, as_given=self._settings.casting == "unsafe")
-        self._states = EnvStates(self._crew, len(self._factories) if self._deal.whole else self.num_envs)
-        self._crew.channel.mark = slab.mark
-        await self._crew.attach(self._deal.rows, self.num_envs, fields, size_bytes)
-        stock = getattr(self._backend, "stock", None)
-        if stock is not None:
-            stock()
+        self.metadata = {**spaces.metadata, "autoreset_mode": settings.autoreset}
+        self.spec = spaces.spec
+        memory = opening.allocate(supervisor, agreed)
+        self._pool = Pool(deal, memory.slab, agreed.obs, settings.autoreset, copy=opening.copy)
+        self._calls = Calls(supervisor, deal)
+        self._actions = ActionWriter(agreed.action, memory.slab, as_given=settings.casting == "unsafe")
+        self._states = EnvStates(supervisor, self._calls.count(None))
+        tries_again = settings.on_env_error == "reset"
+        self._collector = Collector(
+            self._pool,
+            supervisor,
+            self._calls,
+            self._states,
+            self._hub,
+            tries_again=tries_again,
+            whole=deal.whole,
+        )
+        await supervisor.attach(memory, self._collector)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -252,22 +217,15 @@ class AsyncVecEnv:
         if self._closing is None:
             self._closed = True
             self._home = _NOWHERE
-            self._closing = self._loop.create_task(self._shut(), name="close vec env")
-            self._end_calls(ClosedError("the vec env was closed"))
+            self._closing = self._loop.create_task(self._supervisor.close(), name="close vec env")
+            self._collector.failed(ClosedError("the vec env was closed"))
             try:
-                self._hub.release(self._ledger.close())
+                self._hub.release(self._pool.close())
             finally:
                 self._hub.close()
                 await self._end()
         elif not self._closing.done():
             await self._end()
-
-    async def _shut(self) -> None:
-        try:
-            await self._crew.close()
-        finally:
-            if hasattr(self, "_slab"):
-                self._slab.release()
 
     async def _end(self) -> None:
         """Wait for the closing under way. Cancelling cuts its grace short, and is raised once all is closed."""
@@ -275,20 +233,17 @@ class AsyncVecEnv:
         try:
             await asyncio.shield(self._closing)
         except asyncio.CancelledError:
-            self._crew.hurry()
+            self._supervisor.hurry()
             while not self._closing.done():  # milliseconds, however often this task is cancelled meanwhile
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([self._closing])
             if not self._closing.cancelled():
                 self._closing.exception()  # seen: the cancellation is what there is to tell
             raise
-        finally:
-            for name in ("_ledger", "_port"):  # their views keep the block, and Python's mapping a descriptor
-                vars(self).pop(name, None)
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and os.getpid() == self._pid:
-            self._crew.abandon()
+            self._supervisor.abandon()
             warnings.warn(
                 f"{self!r} was not closed: use `async with`, or aclose()",
                 ResourceWarning,
@@ -304,6 +259,10 @@ class AsyncVecEnv:
     def closed(self) -> bool:
         """Whether it is not open: not yet, or no more."""
         return self._closed
+
+    @property
+    def _backend(self) -> Backend:
+        return self._supervisor.backend
 
     # -- stepping --------------------------------------------------------------------------------------------------
 
@@ -322,63 +281,29 @@ class AsyncVecEnv:
         Raises EnvError (an ExceptionGroup if several); the healthy envs' rows stay owed, for `recv`. After a cancelled
         reset those envs accept only reset; its replies are dropped.
         """
+        batch = await self._reset(seed, options, env_ids)
+        return batch.obs, batch.infos
+
+    async def _reset(
+        self,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        env_ids: Sequence[int] | EnvIds | None = None,
+        join: JoinInfos | None = None,
+    ) -> Batch:
+        """The batch of a reset; `join` gives its infos their shape, instead of Gymnasium's."""
         self._check_open()
         ids = self._deal.env_ids(env_ids)
         seeds = seeds_for(seed, ids)
-        if self._receiving or not self._in_reset.isdisjoint(ids.tolist()):
-            raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
-        packed = None
-        if options is not None:
-            if not isinstance(options, dict):
-                raise TypeError(f"options is {options!r:.80}, not a dict; nothing was sent")
-            packed = wire.dumps(options, "options")
-            check_room("the options", len(packed), len(self._deal.by_worker(np.sort(ids))))
-        self._in_reset.update(ids.tolist())
-        try:
-            return await self._reset(ids, seeds, packed)
-        finally:
-            self._in_reset.difference_update(ids.tolist())
-
-    async def _reset(
-        self, ids: EnvIds, seeds: list[int | None], options: bytes | None
-    ) -> tuple[Any, dict[str, Any]]:
-        await self._all_ready(ids)
-        self._ledger.take_errors(
-            ids
-        )  # their episodes are over; what went wrong with them does not matter any more
-        if stale := self._ledger.select(ids):
-            self._hub.release(self._ledger.hand_out(stale)[1])
-        number = self._ledger.next_number
-        self._ledger.next_number += 1
-        asked = dict(zip(ids.tolist(), seeds))
-        by_env = dict(asked)
-        for env_id, given in by_env.items():
-            if given is None:
-                by_env[env_id] = self._ledger.seed_due(env_id)
-            else:
-                self._seed[env_id] = given
-        in_order = np.sort(ids)
-        self._ledger.resetting(in_order, [by_env[e] for e in in_order.tolist()], number)
-        for worker, mine in self._deal.by_worker(in_order):
-            command = Command(Kind.RESET, number, worker, mine, rows_of(mine))
-            command.asked = [asked[e] for e in mine.tolist()]
-            command.seeds, command.options = [by_env[e] for e in mine.tolist()], options
-            self._post_reset(command)
-        try:
-            await self._all_ready(in_order)
-        except asyncio.CancelledError:
-            if not self._closed:
-                self._drop_reset(in_order)
-            raise
-        if self._warnings:
-            self._warn()
-        self._raise_errors(self._ledger.take_errors(ids))
-        batch, events = self._ledger.hand_out(self._ledger.select(ids))
-        self._hub.release(events)
-        if (in_order == ids).all():
-            return batch.obs, batch.infos
-        order = np.searchsorted(in_order, ids)
-        return pick_rows(self.single_observation_space, batch.obs, order), _take_infos(batch.infos, order)
+        self._collector.check_free(ids)
+        packed = None if options is None else _packed(options, len(self._deal.by_worker(np.sort(ids))))
+        batch = await self._collector.reset(ids, seeds, packed, join or batch_infos)
+        if (batch.env_ids == ids).all():
+            return batch
+        order = np.searchsorted(batch.env_ids, ids)
+        obs = pick_rows(self.single_observation_space, batch.obs, order)
+        infos = batch.infos if join else _take_infos(batch.infos, order)
+        return batch._replace(env_ids=ids, obs=obs, infos=infos)
 
     def send(self, actions: Any, env_ids: Sequence[int] | EnvIds | None = None) -> None:
         """Send one action to each env of `env_ids` (default: all); never waits.
@@ -388,25 +313,21 @@ class AsyncVecEnv:
         """
         if (
             _get_running_loop() is not self._home
+            or self._collector.over is not None
             or _thread_id() != self._thread
             or _process_id() != self._pid
         ):
             self._check_open()
-        ledger = self._ledger
+        pool = self._pool
         share = self._deal.share(env_ids)
-        if ledger.owed or ledger.blocked:
-            ledger.check_send(share)
-        if self._deal.whole:
-            self._check_whole_workers(share)
-        loose = self._port.put(actions, len(share.env_ids), share.given)
-        number = ledger.next_number
-        commands: list[Command] = []
-        for worker, mine, rows, _, (payload, flags) in share.parts:
-            commands.append(Command(_STEP, number, worker, mine, rows, payload, flags))
+        if pool.owed or pool.shut or self._deal.whole:
+            pool.check_send(share)
+        loose = self._actions.put(actions, len(share.env_ids), share.given)
+        commands = pool.commands(share, loose)
         if loose:
-            self._load(commands, share, loose)
-        ledger.sent(share)
-        self._crew.post(commands)
+            check_room("the actions", sum(len(command.payload) for command in commands))
+        pool.sent(share)
+        self._supervisor.post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
         """The envs whose replies are in, at least `min_envs` of them (default, and cap: all that owe one).
@@ -417,50 +338,19 @@ class AsyncVecEnv:
         """
         if (
             _get_running_loop() is not self._home
+            or self._collector.over is not None
             or _thread_id() != self._thread
             or _process_id() != self._pid
         ):
             self._check_open()
         if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
             raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
-        if self._receiving or self._in_reset:
-            raise BusyError("recv() while another task is in recv() or reset(): share the batches of one")
-        self._receiving = True
-        ledger = self._ledger
-        try:
-            if self._hub.crowded and self._hub.slowest() is not None:
-                await self._hub.wait_for_readers()
-                self._check_alive()
-            while True:
-                owed = ledger.owed
-                if not owed:
-                    raise ValueError("recv() with nothing owed: send() first")
-                need = owed if min_envs is None else min(min_envs, owed)
-                if ledger.ready_rows >= need:
-                    break
-                if not (self._crew.in_thread and self._crew.pump()):
-                    self._need = need
-                    self._waiter = self._loop.create_future()
-                    try:
-                        await self._waiter
-                    finally:
-                        self._waiter = None
-                if self._home is not self._loop:
-                    self._check_alive()
-        finally:
-            self._receiving = False
-        if self._warnings:
-            self._warn()
-        if ledger.any_errors:
-            self._raise_errors(ledger.take_errors())
-        batch, events = ledger.hand_out(ledger.take_ready())
-        self._hub.release(events)
-        return batch
+        return await self._collector.recv(min_envs)
 
     async def step(self, actions: Any) -> Batch:
         """`send(actions)`, then `recv()` of all. Cancelling loses nothing: the replies stay owed, for `recv`."""
         self.send(actions)
-        return await self.recv()
+        return await self._collector.recv()
 
     # -- the policy ------------------------------------------------------------------------------------------------
 
@@ -505,11 +395,11 @@ class AsyncVecEnv:
             raise ClosedError("the vec env is closed, or not open yet")
         if os.getpid() != self._pid:
             raise ClosedError("this is a fork of the process that opened the vec env")
-        if self._crew.failure is not None:
-            raise self._crew.failure
+        if self._collector.over is not None:
+            raise self._collector.over
         if apply not in ("reset", "now"):
             raise ValueError(f"apply is {apply!r}, not 'reset' or 'now'")
-        return self._crew.channel.publish(payload, topic, apply)
+        return self._supervisor.channel.publish(payload, topic, apply)
 
     async def call(
         self, name: str, *args: Any, env_ids: Sequence[int] | EnvIds | None = None, **kwargs: Any
@@ -534,7 +424,7 @@ class AsyncVecEnv:
         """
         self._check_open()
         if isinstance(values, (list, tuple)):
-            n = len(self._deal.env_ids(env_ids)) if not self._deal.whole else len(self._factories)
+            n = self._calls.count(env_ids)
             if len(values) != n:
                 raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
             await self._ask("set", name, env_ids, lambda rows: [values[r] for r in rows])
@@ -580,15 +470,15 @@ class AsyncVecEnv:
     def observations(self) -> Any:
         """The newest observation of every env, batched; zeros for an env that was never reset. Not while any owes."""
         self._check_open()
-        if self._ledger.owed:
+        if self._pool.owed:
             raise BusyError("observations() while envs owe a reply: recv() first")
-        return self._ledger.observations()
+        return self._pool.observations()
 
     def abort(self, env_ids: Sequence[int] | EnvIds) -> None:
         """Give up the workers of these envs now, instead of at their timeout; then as if they had died."""
         self._check_open()
         ids = self._deal.env_ids(env_ids)
-        self._crew.abort(
+        self._supervisor.abort(
             [worker for worker, _ in self._deal.by_worker(np.sort(ids))], "was aborted by the caller"
         )
 
@@ -597,128 +487,19 @@ class AsyncVecEnv:
         self._check_open(alive=False)
         if not 0 <= env_id < self.num_envs:
             raise IndexError(f"env {env_id}: there are {self.num_envs}")
-        return self._ledger.book.so_far(env_id)
+        return self._pool.episodes.so_far(env_id)
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of what was counted and timed so far."""
         self._check_open(alive=False)
-        now, ledger, channel = time.monotonic(), self._ledger, self._crew.channel
-        workers = tuple(
-            WorkerStatistics(
-                shift.index,
-                getattr(shift.worker, "pid", -1),
-                shift.incarnation,
-                Percentiles.of(self._recorder.step_times_s[shift.index]),
-                self._recorder.share(shift.index, now),
-                1.0 - self._recorder.share(shift.index, now),
-                channel.updates.newest_taken(shift.index),
-                shift.rows,
-                shift.ready,
-                tuple(self._recorder.losses[shift.index]),
-            )
-            for shift in self._crew.shifts
-        )
-        return Statistics(
-            executed_steps=ledger.steps,
-            terminated=ledger.book.outcomes["terminated"],
-            truncated=ledger.book.outcomes["truncated"],
-            aborted=ledger.book.outcomes["aborted"],
-            restarts=self._log.total - self._retried,
-            recovery=Percentiles.of(self._recorder.recoveries_s),
-            bytes_sent=self._recorder.bytes_sent + channel.bytes_sent,
-            bytes_received=self._recorder.bytes_received,
-            version=channel.version,
-            broadcast=Percentiles.of(channel.latencies_s),
-            workers=workers,
-        )
-
-    # -- what the crew says (Boss) -------------------------------------------------------------------------------
-
-    def replied(self, command: Command) -> None:
-        """A reply is in: store it, and wake who waits for it."""
-        if command.kind is _CALL:
-            self._calls.answered(command)
-            return
-        if self._dropped and command.sequence in self._dropped:
-            self._dropped.discard(command.sequence)
-            return
-        if command.unread is not None:  # which env it came from cannot be told
-            command.notes = [(env_id, 0, ERROR, command.unread) for env_id in command.env_ids.tolist()]
-        if command.notes and command.notes[0][2] in URGENT:
-            self._keep_warnings(command)
-            if failed(command.notes) and self._settings.on_env_error == "reset":
-                self._retry_resets(command)
-        ledger = self._ledger
-        ledger.replied(command)
-        if self._waiter is not None and ledger.ready_rows >= self._need and not self._waiter.done():
-            self._waiter.set_result(None)
-        if self._watchers:
-            self._wake_watchers()
-
-    def _keep_warnings(self, command: Command) -> None:
-        """Take the warnings out of a reply; what each is about is said once."""
-        for env_id, _, kind, value in command.notes:
-            if kind == WARNING:
-                about, text = value
-                self._warnings.setdefault(about, f"env {env_id}: {text}")
-        command.notes = [note for note in command.notes if note[2] != WARNING]
-
-    def lost(self, shift: Shift, reason: str) -> list[int | None]:
-        """A worker is about to be replaced."""
-        self._restarts[shift.index] += 1
-        restarts = self._restarts[shift.index]
-        for sequence, command in list(shift.commands.items()):
-            if command.kind is Kind.CALL:
-                del shift.commands[sequence]
-                self._calls.lost(command, shift, reason)
-            elif sequence in self._dropped:
-                del shift.commands[sequence]
-                self._dropped.discard(sequence)
-        seeds = [derive_seed(self._seed[env_id], env_id, restarts) for env_id in shift.rows]
-        if self._deal.whole and (first := seeds[0]) is not None and None not in seeds:
-            seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
-        self._ledger.made_anew(shift.rows, reason + self._states.age(), seeds)
-        for command in shift.commands.values():
-            if command.kind is Kind.RESET:
-                self._ledger.reseed(command)
-                self._pack_reset(command)
-        return seeds
-
-    def failed(self, error: VecEnvError) -> None:
-        """Beyond the restart budget: everybody who waits gets the error."""
-        self._home = _NOWHERE
-        self._end_calls(error)
-
-    def _retry_resets(self, command: Command) -> None:
-        """on_env_error="reset", and an env failed to reset: try again, within the restart budget."""
-        shift = self._crew.shifts[command.worker]
-        counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
-        errors = [(env_id, report) for env_id, _, kind, report in command.notes if kind == ERROR]
-        for together in [errors] if self._deal.whole else [[one] for one in errors]:
-            for env_id, report in together:
-                if report not in counted:
-                    counted.add(report)
-                    if not self._may_retry(env_id, report, shift):
-                        return
-            self._post_reset(self._ledger.retry(command, together))
-
-    def _may_retry(self, env_id: int, report: ErrorReport, shift: Shift) -> bool:
-        """Whether an env that failed to reset may try again; False: the restart budget is spent, it is all over."""
-        log = self._log
-        times = log.failed_reset(env_id, self._ledger.book.index(env_id))
-        if log.budget is not None and times <= log.budget.failed_resets:
-            return True
-        again = f" ({times} times in a row)" if times > 1 else ""
-        text = f"env {env_id} raised {report.type_name} in {report.op}{again}: {report.message}"
-        allowed = self._crew.count_loss(text, shift)
-        self._retried += allowed
-        return allowed
+        return self._supervisor.statistics(self._pool.steps, self._pool.episodes.outcomes)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
         """From now on the loop turns in this thread. For `adapters.driver`, which owns the loop that it turns."""
-        self._thread = self._crew.thread_id = self._crew.channel.thread_id = threading.get_ident()
+        self._thread = threading.get_ident()
+        self._supervisor.adopt()
 
     def _check_owner(self) -> None:
         if os.getpid() != self._pid:
@@ -735,155 +516,29 @@ class AsyncVecEnv:
                 "the vec env is closed" if self._opened else "the vec env is not open yet: use `async with`"
             )
         self._check_owner()
-        if alive:
-            self._check_alive()
-
-    def _check_alive(self) -> None:
-        if self._closed:
-            raise ClosedError("the vec env was closed")
-        if self._crew.failure is not None:
-            raise self._crew.failure
-
-    def _warn(self) -> None:
-        """Say what the workers had to say, once. Nothing is lost where warnings are errors."""
-        for about, text in self._warnings.items():
-            if text:
-                self._warnings[about] = ""
-                warnings.warn(f"{text} (said once)", stacklevel=3)
-
-    def _end_calls(self, error: VecEnvError) -> None:
-        self._calls.end(error)
-        waiting, self._watchers = [self._waiter, *self._watchers], []
-        for future in waiting:
-            if future is not None and not future.done():
-                future.set_exception(error)
-
-    def _drop_reset(self, ids: EnvIds) -> None:
-        """A reset of these envs was cancelled: what is still under way for it will be dropped."""
-        for shift in self._crew.shifts:
-            for command in shift.commands.values():
-                if command.kind is Kind.RESET and np.isin(command.env_ids, ids).any():
-                    self._dropped.add(command.sequence)
-        self._ledger.drop(ids)
-
-    async def _all_ready(self, ids: EnvIds) -> None:
-        """Wait until every one of these envs that owes a row has it ready."""
-        ledger = self._ledger
-        while ledger.waits_for(ids):
-            if not (self._crew.in_thread and self._crew.pump()):
-                future = self._loop.create_future()
-                self._watchers.append(future)
-                try:
-                    await future
-                finally:
-                    if future in self._watchers:
-                        self._watchers.remove(future)
-            self._check_alive()
-
-    def _wake_watchers(self) -> None:
-        watchers, self._watchers = self._watchers, []
-        for future in watchers:
-            if not future.done():
-                future.set_result(None)
-
-    def _raise_errors(self, found: list[tuple[Command, int, ErrorReport]]) -> None:
-        errors: list[VecEnvError] = []
-        for command, env_id, report in found:
-            book = self._ledger.book
-            index, length, seed = book.index(env_id), book.totals(env_id)[0], book.seed[env_id]
-            where = "" if index < 0 else f", episode {index}, after {length} steps, seed {seed}"
-            if command.kind is Kind.RESET:
-                given = dict(zip(command.env_ids.tolist(), command.seeds)).get(env_id)
-                where = f", with seed {given}"
-            elif report.op == "reset":  # an autoreset: not the episode before has failed
-                where = f", in the reset after episode {index}" if index >= 0 else ""
-            errors.append(rebuild(report, env_id, command.worker, where))
-        raise_all(errors, "a step or reset")
-
-    def _check_whole_workers(self, share: Share) -> None:
-        for worker, mine, _, local, _ in share.parts:
-            if local is not None:
-                raise BadActions(
-                    f"worker {worker} holds VectorEnvs, whose envs {self._deal.rows[worker]} are stepped together; "
-                    "nothing was sent",
-                    expected="all of them",
-                    got=str(mine.tolist()),
-                )
-
-    @staticmethod
-    def _load(commands: Sequence[Command], share: Share, loose: list[Any]) -> None:
-        """Put actions that travel pickled into their commands. Raises TypeError or ValueError if they cannot."""
-        wire.dumps(loose, "actions")
-        order = range(len(share.env_ids)) if share.order is None else share.order.tolist()
-        at = 0
-        for command, (_, mine, _, local, _) in zip(commands, share.parts):
-            rows = order[at : at + len(mine)]
-            at += len(mine)
-            picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in loose]
-            envs = None if local is None else local.tolist()
-            command.payload, command.flags = encode(Step(envs, wire.dumps(picked, "actions")))
-        check_room("the actions", sum(len(command.payload) for command in commands))
-
-    def _post_reset(self, command: Command) -> None:
-        self._pack_reset(command)
-        self._crew.post([command])
-
-    def _pack_reset(self, command: Command) -> None:
-        local = self._deal.local(command.worker, command.env_ids).tolist()
-        command.payload, command.flags = encode(Reset(local, list(command.seeds), command.options))
+        if alive and self._collector.over is not None:
+            raise self._collector.over
 
     async def _ask(
-        self,
-        op: str,
-        name: str,
-        env_ids: Sequence[int] | EnvIds | None,
-        values: Callable[[list[int]], Any],
+        self, op: str, name: str, env_ids: Sequence[int] | EnvIds | None, values: Callable[[list[int]], Any]
     ) -> tuple[Any, ...]:
         self._check_open()
-        if self._deal.whole:
-            if env_ids is not None:
-                raise ValueError("a call of VectorEnvs goes to all of them: env_ids cannot pick rows")
-            ids, parts = whole_workers([len(shift.setup.factories) for shift in self._crew.shifts])
-        else:
-            ids = self._deal.env_ids(env_ids)
-            dealt = self._deal.by_worker(np.sort(ids))
-            parts = [(worker, mine, self._deal.local(worker, mine).tolist()) for worker, mine in dealt]
-        return await self._calls.ask(op, name, ids, parts, values)
+        return await self._calls.ask(op, name, env_ids, values)
 
 
-def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:
-    """Raise ValueError unless all rows of VectorEnvs can lie in shared memory."""
-    if shared_memory is False:
-        raise ValueError(
-            "shared_memory=False, but rows of VectorEnvs travel in shared memory only: leave it out"
-        )
-    for name, tree in (("observation", obs), ("action", action)):
-        for leaf in tree.leaves:
-            if not leaf.fixed:
-                raise ValueError(f"the {name} space{leaf} of a VectorEnv has no fixed size: {leaf.space}")
+def _packed(options: Any, workers: int) -> bytes:
+    """The options of a reset, for so many workers. Raises TypeError or MemoryError."""
+    if not isinstance(options, dict):
+        raise TypeError(f"options is {options!r:.80}, not a dict; nothing was sent")
+    packed = wire.dumps(options, "options")
+    check_room("the options", len(packed), workers)
+    return packed
 
 
-def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spaces:
-    """The spaces of all workers, if they agree. Raises SpaceMismatch."""
-    expected = made[0]
-    for got, env_id in zip(made[1:], first_ids[1:]):
-        for name in ("observation", "action"):
-            want, have = getattr(expected, name), getattr(got, name)
-            if not same_space(name, want, have, settings.spaces):
-                raise SpaceMismatch(
-                    f"env {env_id}: the {name} space is {have}; that of env {first_ids[0]} is {want}",
-                    env_id=env_id,
-                    expected=str(want),
-                    got=str(have),
-                )
-        if got.vectorised != expected.vectorised:
-            raise SpaceMismatch(
-                f"env {env_id}: some factories make VectorEnvs, others single envs",
-                env_id=env_id,
-                expected="all of one kind",
-                got="both",
-            )
-    return expected
+def _backend_maker(choice: str | Backend, spares: int, num_workers: int) -> Callable[[], Backend]:
+    if not isinstance(choice, str):
+        return lambda: choice
+    return InlineBackend if choice == "inline" else partial(ProcessBackend, spares, num_workers)
 
 
 def _take_infos(infos: dict[str, Any], order: NDArray[np.intp]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import aio_vecenv as av
+from aio_vecenv.core.pool import Phase
 from aio_vecenv.testing import check_aligned, check_episodes, stamp_envs
 
 Operation = Callable[[av.AsyncVecEnv], Coroutine[Any, Any, Any]]
@@ -83,11 +84,12 @@ async def _done(awaited: Any) -> None:
 
 async def settled(envs: av.AsyncVecEnv) -> None:
     """Bring everything back into step, and check that rows, calls and updates are what they should be."""
-    ledger: Any = envs._ledger
-    if ledger.owed:
+    pool = envs._pool
+    if pool.owed:
         check_aligned(await envs.recv())
-    if ledger.blocked:
-        await envs.reset(env_ids=sorted(ledger.blocked))
+    if pool.shut:
+        usable = (Phase.RUNNING, Phase.DUE)
+        await envs.reset(env_ids=[e for e, phase in enumerate(pool.phases) if phase not in usable])
     before = await envs.get_attr("t")
     batch = await envs.step(_actions(envs))
     check_aligned(batch)

@@ -37,13 +37,16 @@ EXTRA: dict[str, set[str]] = {
 ROOMS: dict[str, set[str]] = {
     "aio_vecenv": {"__init__", "chaos", "errors", "loop", "memory", "vec_env"},
     "aio_vecenv/core": {
-        "__init__", "actions", "assignment", "batch", "env_state", "episodes", "factories", "framing", "infos",
-        "layout", "limits", "log_levels", "messages", "options", "policy", "pool", "protocol", "report", "spaces",
-        "statistics", "updates",
+        "__init__", "actions", "assembly", "assignment", "batch", "env_state", "episodes", "factories", "framing",
+        "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool", "protocol", "report",
+        "spaces", "statistics", "updates",
     },
     "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "rows", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "process"},
-    "aio_vecenv/runtime": {"__init__", "blas", "calls", "env_states", "events", "policies", "publisher", "supervisor"},
+    "aio_vecenv/runtime": {
+        "__init__", "blas", "calls", "collector", "env_states", "events", "opening", "policies", "publisher",
+        "supervisor",
+    },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "aio_vecenv/testing": {"__init__", "policies"},
     "curriculum": {

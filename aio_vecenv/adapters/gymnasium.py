@@ -214,7 +214,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
                 batch = self._session.recv()
                 self._doing, self._late = None, False
             else:
-                receiving = self._session.driver.start(self._session.by_env(self.native.recv))
+                receiving = self._session.driver.start(self._session.receive())
                 try:
                     batch = self._wait(receiving, "step_wait", timeout)
                 except multiprocessing.TimeoutError:
@@ -272,16 +272,16 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     async def _resetting(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: NDArray[np.bool_] | None
     ) -> tuple[Any, dict[str, Any]]:
-        reset, everyone = self.native.reset, np.arange(self.num_envs)
+        reset, everyone = self._session.reset, np.arange(self.num_envs)
         if mask is None:
-            obs, infos = await self._session.by_env(reset, seed=seeds, options=options)
+            obs, infos = await reset(seed=seeds, options=options)
         else:
             chosen = np.flatnonzero(mask)
             chosen_seeds = [seeds[i] for i in chosen]
-            _, infos = await self._session.by_env(reset, seed=chosen_seeds, options=options, env_ids=chosen)
+            _, infos = await reset(seed=chosen_seeds, options=options, env_ids=chosen)
             obs = self.native.observations()
         self._keep(obs)
-        return obs, batch_infos(everyone, infos)  # type: ignore[arg-type]
+        return obs, batch_infos(everyone, infos)
 
     def _unpack(self, batch: Batch) -> Step:
         infos: dict[Any, Any] = batch.infos

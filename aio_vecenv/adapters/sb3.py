@@ -135,12 +135,12 @@ class VecEnv:
     async def _resetting(
         self, seeds: list[int | None], options: dict[str, Any] | list[dict[str, Any]]
     ) -> tuple[Any, dict[Any, dict[str, Any]]]:
-        by_env, reset = self._session.by_env, self.native.reset
+        reset = self._session.reset
         if isinstance(options, dict):
-            return await by_env(reset, seed=seeds, options=options or None)
+            return await reset(seed=seeds, options=options or None)
         infos: dict[Any, dict[str, Any]] = {}
         for i in range(self.num_envs):  # a command carries one set of options
-            _, info = await by_env(reset, seed=[seeds[i]], options=options[i] or None, env_ids=[i])
+            _, info = await reset(seed=[seeds[i]], options=options[i] or None, env_ids=[i])
             infos.update(info)
         return self.native.observations(), infos
 

@@ -8,11 +8,11 @@ import multiprocessing
 import os
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ..core.infos import batch_infos
+from ..core.batch import Batch
 from ..core.updates import Apply
 from ..errors import BadActions, EnvError, SpaceMismatch, VecEnvError
 from ..runtime.publisher import Receipt
@@ -92,27 +92,29 @@ class Session:
         """One step of all envs: the batch."""
         if self.before_step is not None:
             return self.driver.quick(self._settled_step(self.before_step, actions))
-        return self.driver.quick(self.by_env(self.native.step, actions))
+        return self.driver.quick(self._step(actions))
 
     def recv(self) -> Any:
         """What all envs owe: the batch."""
-        return self.driver.quick(self.by_env(self.native.recv))
+        return self.driver.quick(self.receive())
 
     async def _settled_step(self, before_step: BeforeStep, actions: Any) -> Any:
         await self._settle(before_step)
-        return await self.by_env(self.native.step, actions)
+        return await self._step(actions)
 
-    async def by_env(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
-        """The result of a step, recv or reset of the native env, its infos by env id as the workers sent them.
+    async def _step(self, actions: Any) -> Batch:
+        self.native.send(actions)
+        return await self.native._collector.recv(join=_unjoined)
 
-        Each adapter shapes them as its users know them.
-        """
-        ledger = self.native._ledger
-        ledger.join_infos = _unjoined
-        try:
-            return await call(*args, **kwargs)
-        finally:
-            ledger.join_infos = batch_infos
+    async def receive(self) -> Batch:
+        """The batch that all envs owe, its infos by env id as the workers sent them: each adapter shapes them."""
+        self.native._check_open()
+        return await self.native._collector.recv(join=_unjoined)
+
+    async def reset(self, **kwargs: Any) -> tuple[Any, dict[Any, Any]]:
+        """As of the native env, the infos by env id."""
+        batch = await self.native._reset(**kwargs, join=_unjoined)
+        return batch.obs, batch.infos
 
     async def _settle(self, before_step: BeforeStep) -> None:
         try:
@@ -124,17 +126,17 @@ class Session:
     @property
     def failure(self) -> VecEnvError | None:
         """What ended the vec env: the restart budget is spent. Every further call raises it."""
-        return self.native._crew.failure
+        return self.native._supervisor.failure
 
     @property
-    def given_obs(self) -> dict[int, Any]:
+    def given_obs(self) -> Mapping[int, Any]:
         """Of the newest batch, by env id: last observations whose types their rows have lost."""
-        return self.native._ledger.given_obs
+        return self.native._pool.given_obs
 
     @property
     def owed(self) -> int:
         """How many envs have a command whose row was not handed out."""
-        return self.native._ledger.owed
+        return self.native._pool.owed
 
     def discard(self) -> None:
         """After an error: take the healthy rows of that command off, so that the envs can be used again."""

@@ -47,6 +47,10 @@ class Worker(Protocol):
     index: int
     conversation: Conversation
 
+    @property
+    def pid(self) -> int:
+        """Of its process; -1: it has none of its own."""
+
     async def make(self, setup: Setup) -> Spaces:
         """Start, make the envs. Raises Loss, or what `Setup` brought about. Cancelling leaves `close` to clean up."""
 
@@ -80,6 +84,9 @@ class Backend(Protocol):
 
     def worker(self, index: int, incarnation: int, listener: Listener) -> Worker:
         """A new worker; nothing is started yet."""
+
+    def start_spares(self) -> None:
+        """Start what is missing of the warm interpreters that wait to replace a lost worker; never waits."""
 
     def allocate(self, size_bytes: int) -> Any:
         """A writable buffer of that size which the workers can attach. Raises MemoryError."""

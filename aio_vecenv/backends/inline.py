@@ -37,6 +37,9 @@ class InlineBackend:
     def worker(self, index: int, incarnation: int, listener: Listener) -> InlineWorker:
         return InlineWorker(self, index, incarnation, listener)
 
+    def start_spares(self) -> None:
+        pass
+
     def allocate(self, size_bytes: int) -> Any:
         self.block = np.zeros(size_bytes, np.uint8)
         return self.block

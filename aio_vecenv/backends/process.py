@@ -50,8 +50,7 @@ class ProcessBackend:
                 spare = None
         return ProcessWorker(index, incarnation, listener, self.block_fd, spare)
 
-    def stock(self) -> None:
-        """Start as many warm interpreters as are missing."""
+    def start_spares(self) -> None:
         while len(self._spares) < self._wanted_spares:
             self._spares.append(launch(self.block_fd))
 

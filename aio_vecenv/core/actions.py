@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from ..errors import BadActions
 from .layout import Leaf, Slab, SpaceTree
 
-__all__ = ["ActionPort", "columns_of"]
+__all__ = ["ActionWriter", "columns_of"]
 
 
-class ActionPort:
+class ActionWriter:
     """The action space of one env as the batch sees it: leaf by leaf, a column of n rows.
 
     `as_given`: what is not of its leaf's dtype already reaches the envs as it was given, float64s and lists included,

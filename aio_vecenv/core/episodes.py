@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from .batch import Episode, EpisodeStarted, Outcome, RunningEpisode
 
-__all__ = ["EpisodeBook"]
+__all__ = ["EpisodeTracker"]
 
 _NEVER = 2**63 - 1  # larger than any order
 _MOST_LATE = 64  # steps, before they are added up all the same
 _ONE = np.array(1, np.int64)  # added in half the time that a Python number takes
 
 
-class EpisodeBook:
+class EpisodeTracker:
     """One line per env. An episode is opened once and closed once; orders only grow."""
 
     def __init__(self, num_envs: int) -> None:

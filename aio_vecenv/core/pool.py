@@ -1,67 +1,174 @@
-"""Who owes what: the commands, replies and rows of every env, and how they become batches.
+"""The rules of a row: what the next row of every env will be, who owes one, and what those taken together mean.
 
-What a row means is decided when its batch is handed out, from the block and the notes of the replies; so the same
-replies give the same batches and events, whatever the order in which they arrived.
+An env is in one `Phase`. What may happen to it is an `Event`; every legal move is a row of `moves`, and anything else
+raises `IllegalMove` and changes nothing. A few things to look up here:
+
+- **A new episode is decided before it begins.** `Begin` says how the env's next row begins one: with which seed, and,
+  where a running episode is cut off, why. When the reply is in, the `Begin` goes to its command: a row means what it
+  meant when its reply came, and whatever happens afterwards is about the row after it.
+- **The worker of env 3 dies during a reset of env 3** (RESETTING, LOST): it stays RESETTING. The same command goes to
+  the replacement, with the seed of its caller, or the replacement's own where the caller gave none. Nothing is cut off
+  that the reset would not have ended, so its row does not speak of the loss.
+- **The worker dies during a step, or while idle** (RUNNING, LOST): DUE. The step goes to the replacement, which resets;
+  the row is `first` and `truncated`, its episode `aborted`, its info `worker_lost`. (DUE, LOST) says so, too.
+- **An env raises**: its caller is told, and it is FAILED; under on_env_error="reset" it is reset by its worker, in the
+  same row, or if that raises, by a command of the parent's under the number of the call: DUE until that has worked.
+- **A new kind of command** is sent in the phases in which `moves` lets it, and adds its own events, one per row: a
+  command of T rows is T times the events of one. Only its first row can find an env DUE; where an episode ends or is
+  cut off inside of it, what begins then is said by its worker's notes.
+
+Rows are read when they are taken, from the block and the notes of the replies, so the same replies give the same
+batches and events, whatever the order in which they arrived.
 """
 # pure: arrays and plain data; no loop, no process, no clock
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from enum import IntEnum, auto
 from operator import attrgetter
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ..errors import BadActions, BusyError
-from .assignment import EnvIds, Share, rows_of
+from .assembly import Columns
+from .assignment import Deal, EnvIds, Share, rows_of
 from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
-from .episodes import EpisodeBook
-from .framing import Kind
+from .episodes import EpisodeTracker
+from .framing import Kind, dumps
 from .infos import batch_infos
-from .layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree
+from .layout import TERMINATED, TRUNCATED, Slab, SpaceTree
 from .messages import (
     END_INFO,
     ERROR,
     FINAL_INFO,
-    FINAL_OBS,
-    GIVEN_OBS,
     INFO,
-    OBS,
     RESTARTED,
     TASK,
     Note,
+    Reset,
+    Step,
     by_kind,
+    encode,
     failed,
 )
 from .report import ErrorReport
 
-__all__ = ["Command", "Ledger"]
+__all__ = ["Begin", "Command", "Event", "IllegalMove", "Phase", "Pool", "derive_seed", "moves"]
+
+
+class Phase(IntEnum):
+    """What the next row of an env will be, as far as replies are in."""
+
+    NEVER = 0  # none: it was never reset, and accepts only a reset
+    RUNNING = 1  # a step of its episode
+    DUE = 2  # the first of an episode, whatever its action
+    ENDED = 3  # none: its episode is over, and autoreset is DISABLED
+    FAILED = 4  # none: it raised, and its caller knows
+    RESETTING = 5  # the first of an episode, if the reset under way is not cancelled; else none
+
+    __hash__ = int.__hash__  # see framing.Kind
+
+
+class Event(IntEnum):
+    """What happens to an env."""
+
+    SENT = auto()  # a step leaves
+    RESET = auto()  # a reset leaves
+    BEGUN = auto()  # a reply came whose row begins an episode
+    END = auto()  # its episode ended, in a row that is taken now
+    ERROR = auto()  # it raised, and its caller is told now
+    RETRIED = auto()  # it raised, and so did the reset after it: the parent resets it
+    LOST = auto()  # its worker is being replaced
+    CANCELLED = auto()  # the caller of its reset does not wait any more
+
+    __hash__ = int.__hash__
+
+
+Moves = dict[tuple[Phase, Event], Phase]
+
+
+def moves(autoreset: AutoresetMode) -> Moves:
+    """Every legal move."""
+    end = {
+        AutoresetMode.NEXT_STEP: Phase.DUE,
+        AutoresetMode.SAME_STEP: Phase.RUNNING,
+        AutoresetMode.DISABLED: Phase.ENDED,
+    }[autoreset]
+    return {
+        (Phase.RUNNING, Event.SENT): Phase.RUNNING,
+        (Phase.DUE, Event.SENT): Phase.DUE,
+        **{(phase, Event.RESET): Phase.RESETTING for phase in Phase},
+        (Phase.DUE, Event.BEGUN): Phase.RUNNING,
+        (Phase.RESETTING, Event.BEGUN): Phase.RUNNING,
+        (Phase.RUNNING, Event.END): end,
+        (Phase.DUE, Event.END): Phase.ENDED if end is Phase.ENDED else Phase.DUE,  # lost since its reply
+        (Phase.RUNNING, Event.ERROR): Phase.FAILED,
+        (Phase.DUE, Event.ERROR): Phase.FAILED,
+        (Phase.RESETTING, Event.ERROR): Phase.FAILED,
+        (Phase.RUNNING, Event.RETRIED): Phase.DUE,
+        (Phase.DUE, Event.RETRIED): Phase.DUE,
+        (Phase.RESETTING, Event.RETRIED): Phase.RESETTING,
+        **{(phase, Event.LOST): phase for phase in Phase},
+        (Phase.RUNNING, Event.LOST): Phase.DUE,
+        (Phase.RESETTING, Event.CANCELLED): Phase.RESETTING,
+        (Phase.RUNNING, Event.CANCELLED): Phase.RESETTING,  # its reply was in
+        (Phase.DUE, Event.CANCELLED): Phase.RESETTING,  # … and its worker was lost since
+    }
+
+
+class IllegalMove(Exception):
+    """What may not happen to an env in its phase; nothing was changed."""
+
+
+class Begin(NamedTuple):
+    """How an env's next episode begins."""
+
+    seed: int | None = None  # that its reset gets
+    key: str = ""  # of the info that says why the episode before it is cut off: worker_lost, env_error; "": it is not
+    reason: str = ""  # what that info says
+
+
+_BY_ITSELF = Begin()  # autoreset
+_NO_BEGINS: Mapping[int, Begin] = MappingProxyType({})
+_SHUT = {Phase.NEVER, Phase.ENDED, Phase.FAILED, Phase.RESETTING}  # an env in them accepts only a reset
+_REFUSALS = {
+    Phase.NEVER: "was never reset",
+    Phase.ENDED: "has ended its episode (autoreset is DISABLED)",
+    Phase.RESETTING: "has a reset under way, or one that was cancelled",
+}
 
 # flags to bools, as `bytes.translate` takes it
 _TERMINATED = bytes(bool(flags & TERMINATED) for flags in range(256))
 _TRUNCATED = bytes(bool(flags & TRUNCATED) for flags in range(256))
 _ENDED = bytes(bool(flags) for flags in range(256))
 _BOOL = np.dtype(np.bool_)
+_STEP = Kind.STEP
 _by_sequence = attrgetter("sequence")
-_NOTED_NOTHING = by_kind([])  # nobody writes to it
+_NOTED_NOTHING = by_kind([])  # never written to
+
+JoinInfos = Callable[[EnvIds, dict[int, dict[str, Any]]], dict[Any, Any]]
 
 
 class Command:
-    """One command to one worker, from its sending to the hand-out of its rows."""
+    """One command to one worker, from its sending until its rows are taken."""
 
     # what few commands have stands here once: they are made all the time
     sequence: int = 0  # number of the message: replies are matched by it
     version: int = 0  # the newest update at sending
     sent_at: float = 0.0  # seconds, for deadlines
-    asked: Sequence[int | None] = ()  # RESET: the seeds that its caller gave
-    seeds: Sequence[int | None] = ()  # RESET: those that it is sent with
+    asked: Mapping[int, int | None] = MappingProxyType({})  # RESET: the seeds that its caller gave, by env
+    seeds: Mapping[int, int | None] = MappingProxyType({})  # RESET: those that it is sent with
     options: bytes | None = None  # RESET, pickled
+    dropped: bool = False  # its caller does not wait any more: its rows never come up
     notes: Sequence[Note] = ()  # of the reply, as far as it is in
     unread: ErrorReport | None = None  # why notes could not be unpickled
+    begins: Mapping[int, Begin] = _NO_BEGINS  # once its reply is in: the rows that begin an episode, by env
 
     def __init__(
         self,
@@ -82,43 +189,46 @@ class Command:
         self.flags = flags
 
 
-class Ledger:
-    """The state of all envs. Arrays are indexed by env id."""
+class Pool:
+    """Knows the phase of every env and what it owes, and turns replies into batches. Arrays are by env id."""
 
     def __init__(
-        self, num_envs: int, slab: Slab, obs: SpaceTree, autoreset: AutoresetMode, *, copy: bool
+        self, deal: Deal, slab: Slab, obs: SpaceTree, autoreset: AutoresetMode, *, copy: bool
     ) -> None:
-        self.num_envs = num_envs
-        self.join_infos: Callable[[EnvIds, dict[int, dict[str, Any]]], dict[Any, Any]] = batch_infos
-        self.given_obs: dict[
-            int, Any
-        ] = {}  # of the newest batch, by env id: last observations as the envs gave them
+        num_envs = deal.num_envs
         self.next_number = 0  # of the next send or reset call
-        self.batches = 0  # handed out so far
+        self.batches = 0  # taken so far
         self.steps = 0  # executed
-        self.book = EpisodeBook(num_envs)
-        self.ready: list[Command] = []  # replied, not handed out
+        self.episodes = EpisodeTracker(num_envs)
+        self.ready: list[Command] = []  # replied, not taken
         self.ready_rows = 0
         self.any_errors = False  # whether a reply in `ready` says that an env raised
-        self.owed = 0  # envs with a command whose row was not handed out
+        self.owed = 0  # envs with a command whose row was not taken
         self.owes = np.zeros(num_envs, np.bool_)
-        self.blocked: dict[int, str] = dict.fromkeys(range(num_envs), "was never reset")  # accepts only reset
-        self._slab, self._obs, self._copy = slab, obs, copy
+        self.phases = [Phase.NEVER] * num_envs
+        self.shut = num_envs  # envs that accept only a reset
+        self._moves = moves(autoreset)
+        self._begins: dict[int, Begin] = {}  # of the envs that are DUE or RESETTING
+        self._fresh: dict[
+            int, int | None
+        ] = {}  # seeds of envs that have begun nothing in their worker's replacement
+        self._seeds: list[int | None] = [None] * num_envs  # the newest that a caller gave
+        self._failures: dict[int, str] = {}  # what the FAILED have done
+        self._unreleased: list[Episode] = []  # ended where no row says so; part of the next batch
+        self._deal, self._slab = deal, slab
+        self._columns = Columns(num_envs, slab, obs, copy=copy)
         self._same_step = autoreset is AutoresetMode.SAME_STEP
-        self._next_step = autoreset is AutoresetMode.NEXT_STEP
-        self._everyone = np.arange(num_envs)
-        self._all_rows = rows_of(self._everyone)
-        self._loose: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
-        self._loose_final: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
-        self._due: set[int] = set()  # its current or next command begins an episode
-        self._next_seed: dict[int, int | None] = {}  # that the due episode is seeded with
-        # the due episode is a replacement: info key and reason
-        self._anew_why: dict[int, tuple[str, str]] = {}
-        # lost after its row was replied: reason, seed
-        self._anew_later: dict[int, tuple[str, int | None]] = {}
-        # of envs that have begun nothing in their worker's replacement
-        self._seed_due: dict[int, int | None] = {}
-        self._unreleased: list[Episode] = []  # ended outside a hand-out; part of the next one
+        self._all_rows = rows_of(deal.everyone)
+
+    def _move(self, env_id: int, event: Event) -> Phase:
+        before = self.phases[env_id]
+        after = self._moves.get((before, event))
+        if after is None:
+            raise IllegalMove(f"env {env_id} is {before.name}: {event.name} may not happen")
+        if after is not before:
+            self.phases[env_id] = after
+            self.shut += (after in _SHUT) - (before in _SHUT)
+        return after
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -127,51 +237,148 @@ class Ledger:
         if self.owed and b"\1" in self.owes[share.rows].tobytes():
             busy = share.env_ids[self.owes[share.env_ids]]
             raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
-        if self.blocked:
+        if self.shut:
             for env_id in share.env_ids.tolist():
-                if reason := self.blocked.get(env_id):
+                if (phase := self.phases[env_id]) in _SHUT:
+                    why = _REFUSALS.get(phase) or self._failures[env_id]
                     raise BadActions(
-                        f"env {env_id} {reason}: it accepts only reset(env_ids=[{env_id}])",
+                        f"env {env_id} {why}: it accepts only reset(env_ids=[{env_id}])",
                         expected="envs with a running episode",
-                        got=f"env {env_id}, which {reason}",
+                        got=f"env {env_id}, which {why}",
+                    )
+        if self._deal.whole:
+            for part in share.parts:
+                if part.local is not None:
+                    raise BadActions(
+                        f"worker {part.worker} holds VectorEnvs, whose envs {self._deal.rows[part.worker]} are stepped "
+                        "together; nothing was sent",
+                        expected="all of them",
+                        got=str(part.env_ids.tolist()),
                     )
 
+    def commands(self, share: Share, loose: list[Any]) -> list[Command]:
+        """The commands that step these envs, which `check_send` let.
+
+        `loose`: of their actions, what does not lie in the block.
+        Raises TypeError or MemoryError if that cannot be pickled. Nothing has happened before `sent`.
+        """
+        number = self.next_number
+        commands: list[Command] = []
+        for worker, mine, rows, _, (payload, flags) in share.parts:
+            commands.append(Command(_STEP, number, worker, mine, rows, payload, flags))
+        if loose:
+            _load(commands, share, loose)
+        return commands
+
     def sent(self, share: Share) -> None:
-        """Step commands for these envs are about to leave, under the number `next_number`."""
+        """The commands for these envs are about to leave."""
         number = self.next_number
         self.next_number = number + 1
         self.owes[share.rows] = True
-        n = len(share.env_ids)
-        self.owed += n
-        due = self._due
-        if due:
-            if n < self.num_envs:
-                due = due.intersection(share.env_ids.tolist())
-            for env_id in due:
-                self.book.about_to_begin(env_id, number)
+        self.owed += len(share.env_ids)
+        if self._begins:
+            for env_id in _of(self._begins, share.env_ids, share.rows):
+                self.episodes.about_to_begin(env_id, number)
 
-    def resetting(self, env_ids: EnvIds, seeds: Sequence[int | None], number: int) -> None:
-        """A reset command for these envs is on its way. Their unfinished episodes end when it is handed out."""
+    def reset(self, env_ids: EnvIds, seeds: Mapping[int, int | None], options: bytes | None) -> list[Command]:
+        """The commands that reset these envs (sorted; none owes a row). Their unfinished episodes end with its rows."""
+        number = self.next_number
+        self.next_number = number + 1
         self.owes[env_ids] = True
         self.owed += len(env_ids)
-        for env_id, seed in zip(env_ids.tolist(), seeds):
-            self._due.add(env_id)
-            self.blocked[env_id] = "has a reset under way, or one that was cancelled"
-            self._anew_why.pop(env_id, None)
-            self._anew_later.pop(env_id, None)
-            self._next_seed[env_id] = seed
-            self.book.about_to_begin(env_id, number)
+        for env_id in env_ids.tolist():
+            self._move(env_id, Event.RESET)
+            self._begins[env_id] = _BY_ITSELF
+            if seeds[env_id] is not None:
+                self._seeds[env_id] = seeds[env_id]
+            self.episodes.about_to_begin(env_id, number)
+        commands: list[Command] = []
+        for worker, mine in self._deal.by_worker(env_ids):
+            command = Command(Kind.RESET, number, worker, mine, rows_of(mine))
+            command.asked, command.options = {env_id: seeds[env_id] for env_id in mine.tolist()}, options
+            self._seed(command)
+            commands.append(command)
+        return commands
+
+    def _seed(self, command: Command) -> None:
+        """Give a reset its seeds: those that were asked for, or where none was, that of a replacement."""
+        fresh, asked = self._fresh, command.asked
+        seeds = {e: asked[e] if asked.get(e) is not None else fresh.get(e) for e in command.env_ids.tolist()}
+        for env_id, seed in seeds.items():
+            self._begins[env_id] = self._begins[env_id]._replace(seed=seed)
+        local = self._deal.local(command.worker, command.env_ids).tolist()
+        command.seeds = seeds
+        command.payload, command.flags = encode(Reset(local, list(seeds.values()), command.options))
+
+    # -- what comes back ---------------------------------------------------------------------------------------
 
     def replied(self, command: Command) -> None:
-        """A reply is in; its rows wait to be handed out."""
+        """A reply is in; its rows wait to be taken, and what they mean does not change any more."""
         self.ready.append(command)
         self.ready_rows += len(command.env_ids)
-        if command.notes and failed(command.notes):
+        wrong = failed(command.notes) if command.notes else False
+        if wrong:
             self.any_errors = True
+        if self._begins and (mine := _of(self._begins, command.env_ids, command.rows)):
+            if wrong:
+                raised = {env_id for env_id, _, kind, _ in command.notes if kind == ERROR}
+                mine = [env_id for env_id in mine if env_id not in raised]
+            for env_id in mine:
+                self._move(env_id, Event.BEGUN)
+                self._fresh.pop(env_id, None)
+            command.begins = {env_id: self._begins.pop(env_id) for env_id in mine}
 
-    def is_ready(self, env_id: int) -> bool:
-        """Whether the row of this env waits to be handed out."""
-        return any(env_id in command.env_ids for command in self.ready)
+    def lost(self, worker: int, reason: str, restarts: int, under_way: Iterable[Command]) -> list[int | None]:
+        """A worker is replaced, for the `restarts`-th time; `under_way`: what it owes, for its replacement to do.
+
+        Returns the seeds of its envs' next episodes.
+        """
+        env_ids = self._deal.rows[worker]
+        seeds = [derive_seed(self._seeds[env_id], env_id, restarts) for env_id in env_ids]
+        if self._deal.whole and (first := seeds[0]) is not None and None not in seeds:
+            seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
+        for env_id, seed in zip(env_ids, seeds):
+            self._fresh[env_id] = seed
+            if self._move(env_id, Event.LOST) is Phase.DUE:
+                self._begins[env_id] = Begin(seed, "worker_lost", reason)
+        for command in under_way:
+            if command.kind is Kind.RESET and not command.dropped:
+                self._seed(command)
+        return seeds
+
+    def retry(self, command: Command, raised: Sequence[tuple[int, ErrorReport]]) -> Command:
+        """These envs failed to reset under `command`: they leave it, and are reset by the command returned.
+
+        Only where errors are not raised (on_env_error="reset").
+        """
+        for env_id, report in raised:
+            if self._turned(command, env_id):
+                self._end_failed(command, env_id)
+                self.episodes.about_to_begin(env_id, command.number)
+            if self._move(env_id, Event.RETRIED) is Phase.DUE:
+                begin = self._begins.get(env_id, _BY_ITSELF)
+                if begin.key != "worker_lost":  # that is what there is to tell, if it was
+                    begin = Begin(None, "env_error", f"{report.type_name}: {report.message}")
+                self._begins[env_id] = begin
+        ids = np.array(sorted(env_id for env_id, _ in raised), np.int64)
+        again = Command(Kind.RESET, command.number, command.worker, ids, rows_of(ids))
+        again.asked, again.options = command.asked, command.options
+        self._seed(again)
+        rest = _part(command, ~np.isin(command.env_ids, ids))
+        command.env_ids, command.rows, command.notes = rest.env_ids, rest.rows, rest.notes
+        return again
+
+    def drop(self, env_ids: EnvIds, under_way: Iterable[Command]) -> None:
+        """The reset of these envs was cancelled: its rows are dropped, and they accept only a reset."""
+        for command in under_way:
+            if command.kind is Kind.RESET and np.isin(command.env_ids, env_ids).any():
+                command.dropped = True
+        self._remove_ready(env_ids)
+        for env_id in env_ids.tolist():
+            self._move(env_id, Event.CANCELLED)
+            self._begins.pop(env_id, None)
+            self.episodes.forget(env_id)  # nothing begins before the next reset
+        self._settle(env_ids)
 
     def waits_for(self, env_ids: EnvIds) -> bool:
         """Whether one of these envs owes a row that is not in."""
@@ -180,136 +387,81 @@ class Ledger:
             owing = owing[~np.isin(owing, np.concatenate([command.env_ids for command in self.ready]))]
         return bool(len(owing))
 
-    def made_anew(self, env_ids: Iterable[int], reason: str, seeds: Sequence[int | None]) -> None:
-        """The worker of these envs is replaced: the row of the command in flight, or of the next, begins an episode.
-
-        A row that has been replied stays what it is. An env that waits for a reset gets that, and no such row.
-        """
-        for env_id, seed in zip(env_ids, seeds):
-            self._seed_due[env_id] = seed
-            if self.is_ready(env_id):
-                self._anew_later[env_id] = (reason, seed)
-            elif env_id not in self.blocked:
-                self._begin_anew(env_id, "worker_lost", reason, seed)
-
-    def seed_due(self, env_id: int) -> int | None:
-        """The seed for a reset that brings none: that of a replacement, whose own generator nobody has seeded."""
-        return self._seed_due.get(env_id)
-
-    def reseed(self, command: Command) -> None:
-        """A reset goes to the replacement of its worker: what it does not seed gets the replacement's seeds."""
-        env_ids = command.env_ids.tolist()
-        command.seeds = [
-            self.seed_due(env_id) if asked is None else asked for env_id, asked in zip(env_ids, command.asked)
-        ]
-        self._next_seed.update(zip(env_ids, command.seeds))
-
-    def retry(self, command: Command, failed: Sequence[tuple[int, ErrorReport]]) -> Command:
-        """These envs failed to reset under `command`: they leave that, and are reset again by the command returned.
-
-        Only where errors are not raised (on_env_error="reset").
-        """
-        for env_id, report in failed:
-            if self.book.runs(env_id) and command.kind is Kind.STEP and self._slab.flags[env_id]:
-                self._end_failed(command, env_id)
-                self.book.about_to_begin(env_id, command.number)
-            known = self._anew_why.get(env_id)  # a lost worker is what there is to tell, if one was lost
-            if command.kind is Kind.STEP if known is None else known[0] == "env_error":
-                why = f"{report.type_name}: {report.message}"
-                self._begin_anew(env_id, "env_error", why, self.seed_due(env_id))
-        gone = {env_id for env_id, _ in failed}
-        asked = dict(zip(command.env_ids.tolist(), command.asked))
-        command.notes = [note for note in command.notes if note[0] not in gone]
-        ids = np.array(sorted(gone), np.int64)
-        if asked:
-            command.asked = [seed for env_id, seed in asked.items() if env_id not in gone]
-        command.env_ids = command.env_ids[~np.isin(command.env_ids, ids)]
-        command.rows = rows_of(command.env_ids)
-        again = Command(Kind.RESET, command.number, command.worker, ids, rows_of(ids))
-        again.seeds = [self._next_seed.get(env_id) for env_id in ids.tolist()]
-        again.asked = [asked.get(env_id) for env_id in ids.tolist()]
-        again.options = command.options
-        return again
-
-    def drop(self, env_ids: EnvIds) -> None:
-        """A reset of these envs was cancelled: its rows are dropped, and they accept only reset."""
-        self._remove_ready(env_ids)
-        self._settle(env_ids)
-        for env_id in env_ids.tolist():
-            self.book.forget(env_id)  # nothing begins before the next reset
-
-    def _begin_anew(self, env_id: int, key: str, reason: str, seed: int | None) -> None:
-        self._anew_why[env_id] = (key, reason)
-        self._due.add(env_id)
-        self._next_seed[env_id] = seed
-
-    def _settle(self, env_ids: EnvIds) -> None:
-        self.owes[env_ids] = False
-        self.owed -= len(env_ids)
-
     # -- errors ------------------------------------------------------------------------------------------------
 
     def take_errors(self, env_ids: EnvIds | None = None) -> list[tuple[Command, int, ErrorReport]]:
-        """The errors among the replies that are in, by env; their envs now accept only reset.
+        """The errors among the replies that are in, by env; their envs now accept only a reset.
 
         Their unfinished episodes are aborted. With `env_ids`, only those of these envs.
         """
         wanted = None if env_ids is None else set(env_ids.tolist())
         errors: list[tuple[Command, int, ErrorReport]] = []
         for command in self.ready:
-            if not failed(command.notes):
-                continue
-            mine = [(e, report) for e, _, kind, report in command.notes if kind == ERROR]
-            if wanted is not None:
-                mine = [(e, report) for e, report in mine if e in wanted]
-            for env_id, report in mine:
-                self._fail(command, env_id, report)
-            errors += [(command, env_id, report) for env_id, report in mine]
+            if failed(command.notes):
+                errors += [
+                    (command, env_id, report)
+                    for env_id, _, kind, report in command.notes
+                    if kind == ERROR and (wanted is None or env_id in wanted)
+                ]
+        for command, env_id, report in errors:
+            if self.episodes.runs(env_id):
+                self._end_failed(command, env_id)
+            self.episodes.forget(env_id)
+            self._move(env_id, Event.ERROR)
+            self._begins.pop(env_id, None)
+            self._failures[env_id] = f"raised {report.type_name} in {report.op}"
         gone = np.array([env_id for _, env_id, _ in errors], np.int64)
         self._remove_ready(gone)
         self._settle(gone)
         self.any_errors = any(failed(command.notes) for command in self.ready)
         return sorted(errors, key=lambda item: item[1])
 
-    def _fail(self, command: Command, env_id: int, report: ErrorReport) -> None:
-        if self.book.runs(env_id):
-            self._end_failed(command, env_id)
-        self.book.forget(env_id)
-        self._due.add(env_id)
-        self._anew_why.pop(env_id, None)
-        self.blocked[env_id] = f"raised {report.type_name} in {report.op}"
+    def where(self, command: Command, env_id: int, op: str) -> str:
+        """Which episode and step it was whose `op` raised under `command`, for the message."""
+        if command.kind is Kind.RESET:
+            return f", with seed {command.seeds.get(env_id)}"
+        episodes = self.episodes
+        index, length, seed = episodes.index(env_id), episodes.totals(env_id)[0], episodes.seed[env_id]
+        if index < 0:
+            return ""
+        if op == "reset":  # an autoreset: not the episode before has failed
+            return f", in the reset after episode {index}"
+        return f", episode {index}, after {length} steps, seed {seed}"
+
+    def _turned(self, command: Command, env_id: int) -> bool:
+        """Whether the step itself ended the env's episode, and only the reset after it raised (SAME_STEP)."""
+        return command.kind is Kind.STEP and self.episodes.runs(env_id) and bool(self._slab.flags[env_id])
 
     def _end_failed(self, command: Command, env_id: int) -> None:
-        """The episode of an env that raised is over; as it ended itself, if only the reset after it failed."""
-        flags = int(self._slab.flags[env_id])
+        """The running episode of an env that raised is over."""
         outcome: Outcome = "aborted"
         info: dict[str, Any] = {}
-        if flags and command.kind is Kind.STEP:  # SAME_STEP
-            self.book.executed_one(env_id, self._slab.rewards.item(env_id))
-            outcome = "terminated" if flags & TERMINATED else "truncated"
+        if self._turned(command, env_id):
+            self.episodes.executed_one(env_id, self._slab.rewards.item(env_id))
+            outcome = "terminated" if self._slab.flags[env_id] & TERMINATED else "truncated"
             noted = by_kind([command.notes])
             info = noted[END_INFO].get(env_id) or noted[FINAL_INFO].get(env_id, {})
-        self._unreleased.append(self.book.end(env_id, outcome, info, -1))
+        self._unreleased.append(self.episodes.end(env_id, outcome, info, -1))
 
-    # -- hand-out ----------------------------------------------------------------------------------------------
-
-    def select(self, env_ids: EnvIds) -> list[Command]:
-        """The replied rows of just these envs, taken out of what waits."""
-        taken = [
-            part for command in self.ready if (part := _part(command, np.isin(command.env_ids, env_ids)))
-        ]
-        self._remove_ready(env_ids)
-        return taken
+    # -- rows, taken -------------------------------------------------------------------------------------------
 
     def take_ready(self) -> list[Command]:
-        """All replied rows, oldest command first."""
+        """All replied rows, oldest command first; for `collect`."""
         commands, self.ready, self.ready_rows = self.ready, [], 0
         self.any_errors = False
         if len(commands) > 1:
             commands.sort(key=_by_sequence)
         return commands
 
-    def hand_out(self, commands: Sequence[Command]) -> tuple[Batch, EventBatch | None]:
+    def select(self, env_ids: EnvIds) -> list[Command]:
+        """The replied rows of just these envs, taken out of what waits; for `collect`."""
+        parts = [_part(command, np.isin(command.env_ids, env_ids)) for command in self.ready]
+        self._remove_ready(env_ids)
+        return [part for part in parts if len(part.env_ids)]
+
+    def collect(
+        self, commands: Sequence[Command], join: JoinInfos = batch_infos
+    ) -> tuple[Batch, EventBatch | None]:
         """The rows of `commands` as a batch, and the events that go with it. Their envs owe nothing any more."""
         slab = self._slab
         ids, rows = self._union(commands)
@@ -321,146 +473,106 @@ class Ledger:
         self.owed -= n
         number = self.batches
         self.batches = number + 1
-        replies: list[Sequence[Note]] = []
-        for command in commands:
-            if command.notes:
-                replies.append(command.notes)  # noqa: PERF401 - a comprehension is a function, made each time
-        noted = by_kind(replies) if replies else _NOTED_NOTHING
-        infos: dict[int, dict[str, Any]] = noted[INFO] if replies else {}
-        final_infos: dict[int, dict[str, Any]] = noted[FINAL_INFO]
-        anew: set[int] = set()
-        self.given_obs = noted[GIVEN_OBS]
-        if replies:
-            self._loosen(noted)
-        if self._anew_why or noted[RESTARTED]:
-            anew = self._made_anew_rows(noted[RESTARTED], ids, infos)
+        noted, begins = _noted(commands)
+        infos: dict[int, dict[str, Any]] = {} if noted is _NOTED_NOTHING else noted[INFO]
+        self._columns.keep(noted)
         # Bytes rather than arrays: there is little to do, and each kind of array work costs.
         first = bytearray(n)
         flags = bytearray(slab.flag_bytes[rows] if is_view else slab.flags[rows].data)
-        begins: list[int] = []  # positions of the rows of actions that were not executed
-        if self._due or anew:
-            begins = _positions(ids, rows, self._due | anew if anew else self._due)
-            for position in begins:
-                first[position] = True
-            for position in _positions(ids, rows, anew) if anew else ():
+        begun = _positions(ids, rows, begins) if begins else []
+        for position in begun:
+            first[position] = True
+            if begins[env_id := ids.item(position)].key:
+                _, key, reason = begins[env_id]
                 rewards[position], flags[position] = 0.0, TRUNCATED
-        ends = _ones(flags.translate(_ENDED))
-        self.steps += n - len(begins)
-        book = self.book
-        book.executed(rows, rewards, [int(ids[position]) for position in begins] if begins else ())
+                infos[env_id] = {**infos.get(env_id, {}), key: reason}
+        ended = _ones(flags.translate(_ENDED))
+        self.steps += n - len(begun)
+        self.episodes.executed(rows, rewards, [ids.item(position) for position in begun] if begun else ())
         events: list[EpisodeStarted | Episode] = []
-        if ends or begins or self._unreleased or self._anew_later:
-            if self._unreleased:
-                events += [episode._replace(batch=number) for episode in self._unreleased]
-                self._unreleased.clear()
-            turning = sorted({*ends, *begins}) if begins else ends
-            self._turn(turning, commands, noted, ids, first, flags, anew, infos, number, events)
-            if self._anew_later:
-                for env_id in self._anew_later.keys() & set(ids.tolist()):  # from its next row on
-                    reason, seed = self._anew_later.pop(env_id)
-                    self._seed_due[env_id] = seed
-                    self._begin_anew(env_id, "worker_lost", reason, seed)
-        watermark = book.watermark(self.next_number)
+        if ended or begun or self._unreleased:
+            turning = sorted({*ended, *begun}) if begun else ended
+            self._turn(commands, [ids.item(position) for position in turning], begins, noted, infos, events)
+        final_infos, watermark = noted[FINAL_INFO], self.episodes.watermark(self.next_number)
         batch = Batch(
             ids.copy(),
-            self._observations(slab.obs, self._loose, rows, ids, is_view),
+            self._columns.obs(rows, ids),
             rewards,
             np.frombuffer(flags.translate(_TERMINATED), _BOOL),
             np.frombuffer(flags.translate(_TRUNCATED), _BOOL),
             np.frombuffer(first, _BOOL),
-            self.join_infos(ids, infos) if infos else {},
+            join(ids, infos) if infos else {},
             versions,
             tuple([event for event in events if type(event) is Episode]) if events else (),
             number,
             watermark,
-            self._observations(slab.final_obs, self._loose_final, rows, ids, is_view)
-            if self._same_step
-            else None,
-            self.join_infos(ids, final_infos) if final_infos else {},
+            self._columns.final_obs(rows, ids) if self._same_step else None,
+            join(ids, final_infos) if final_infos else {},
         )
-        return batch, EventBatch(number, watermark, tuple(events), book.beginning) if events else None
+        beginning = self.episodes.beginning
+        return batch, EventBatch(number, watermark, tuple(events), beginning) if events else None
 
     def observations(self) -> Any:
         """The newest observation of every env."""
-        return self._observations(self._slab.obs, self._loose, self._all_rows, self._everyone, True)
+        return self._columns.obs(self._all_rows, self._deal.everyone)
+
+    @property
+    def given_obs(self) -> Mapping[int, Any]:
+        """Of the newest batch, by env id: last observations as their envs gave them."""
+        return self._columns.given_obs
 
     def close(self) -> EventBatch:
         """The last events: what ended in replies that nobody took, then every running episode as aborted."""
         self.take_errors()
-        batch, released = self.hand_out(self.take_ready())
-        aborted = [self.book.end(env_id, "aborted", {}, batch.number) for env_id in self.book.running]
-        watermark = self.book.watermark(self.next_number)
+        batch, released = self.collect(self.take_ready())
+        episodes = self.episodes
+        aborted = [episodes.end(env_id, "aborted", {}, batch.number) for env_id in episodes.running]
+        watermark = episodes.watermark(self.next_number)
         return EventBatch(batch.number, watermark, (*(released.events if released else ()), *aborted))
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _made_anew_rows(
-        self, restarted: dict[int, ErrorReport], ids: EnvIds, infos: dict[int, dict[str, Any]]
-    ) -> set[int]:
-        """The envs whose row begins a replacement: their worker was lost under it, or they raised and were reset.
-
-        Their infos say why.
-        """
-        why = {
-            env_id: ("env_error", f"{report.type_name}: {report.message}")
-            for env_id, report in restarted.items()
-        }
-        for env_id in self._anew_why.keys() & set(ids.tolist()):
-            why[env_id] = self._anew_why.pop(env_id)
-        for env_id, (key, reason) in why.items():
-            infos[env_id] = {**infos.get(env_id, {}), key: reason}
-        return set(why)
-
     def _turn(
         self,
-        positions: Sequence[int],
         commands: Sequence[Command],
-        noted: list[dict[int, Any]],
-        ids: EnvIds,
-        first: bytearray,
-        flags: bytearray,
-        anew: set[int],
+        env_ids: Sequence[int],
+        begins: Mapping[int, Begin],
+        noted: Sequence[dict[int, Any]],
         infos: dict[int, dict[str, Any]],
-        number: int,
         events: list[EpisodeStarted | Episode],
     ) -> None:
-        """End and begin episodes, env by env, in the rows at `positions`."""
-        tasks, ends = noted[TASK], noted[END_INFO]
+        """End and begin episodes, env by env, in the rows of these envs."""
+        number = self.batches - 1
+        if self._unreleased:
+            events += [episode._replace(batch=number) for episode in self._unreleased]
+            self._unreleased.clear()
         last_infos = noted[FINAL_INFO] if self._same_step else infos
         call_of: dict[int, int] = {}  # where not all rows are of one call
         for command in commands:
             if command.number != commands[0].number:
                 call_of = {e: command.number for command in commands for e in command.env_ids.tolist()}
                 break
-        book, versions = self.book, self._slab.versions
-        for position in positions:
-            env_id, begins, flag = ids.item(position), first[position], flags[position]
-            if flag and env_id not in anew:
-                outcome: Outcome = "terminated" if flag & TERMINATED else "truncated"
-                info = ends.get(env_id) or last_infos.get(env_id, {})
-                events.append(book.end(env_id, outcome, info, number))
-                if self._next_step:
-                    self._due.add(env_id)
-                elif self._same_step:
-                    begins = True
-                else:
-                    self.blocked[env_id] = "has ended its episode (autoreset is DISABLED)"
-            if begins:
-                if book.runs(env_id):
-                    events.append(book.end(env_id, "aborted", {}, number))
-                task = (
-                    tasks[env_id]
-                    if env_id in tasks
-                    else infos[env_id].get("task")
-                    if env_id in infos
-                    else None
-                )
-                call = call_of[env_id] if call_of else commands[0].number
-                seed = self._next_seed.pop(env_id, None)
-                events.append(book.begin(env_id, call, versions.item(env_id), task, seed))
-                self._due.discard(env_id)
-                self.blocked.pop(env_id, None)
-                self._seed_due.pop(env_id, None)
+        episodes, slab, tasks = self.episodes, self._slab, noted[TASK]
+        for env_id in env_ids:
+            begin = begins.get(env_id)
+            if begin is None:
+                outcome: Outcome = "terminated" if slab.flags[env_id] & TERMINATED else "truncated"
+                info = noted[END_INFO].get(env_id) or last_infos.get(env_id, {})
+                events.append(episodes.end(env_id, outcome, info, number))
+                if self._move(env_id, Event.END) is Phase.DUE:
+                    self._begins.setdefault(env_id, _BY_ITSELF)
+                if not self._same_step:
+                    continue
+                begin = _BY_ITSELF
+            if episodes.runs(env_id):
+                events.append(episodes.end(env_id, "aborted", {}, number))
+            call = call_of[env_id] if call_of else commands[0].number
+            task = tasks[env_id] if env_id in tasks else infos.get(env_id, {}).get("task")
+            events.append(episodes.begin(env_id, call, slab.versions.item(env_id), task, begin.seed))
+
+    def _settle(self, env_ids: EnvIds) -> None:
+        self.owes[env_ids] = False
+        self.owed -= len(env_ids)
 
     def _union(self, commands: Sequence[Command]) -> tuple[EnvIds, Any]:
         """The envs of all commands, sorted, and what picks their rows."""
@@ -469,56 +581,62 @@ class Ledger:
         n = 0
         for command in commands:
             n += len(command.env_ids)
-        if n == self.num_envs:
-            return self._everyone, self._all_rows
-        ids = np.concatenate([command.env_ids for command in commands]) if n else self._everyone[:0]
+        everyone = self._deal.everyone
+        if n == len(everyone):
+            return everyone, self._all_rows
+        if not n:
+            return everyone[:0], slice(0, 0)
+        ids = np.concatenate([command.env_ids for command in commands])
         ids.sort()
         return ids, rows_of(ids)
 
     def _remove_ready(self, env_ids: EnvIds) -> None:
-        """Take the rows of these envs out of what waits to be handed out."""
-        if not len(env_ids):
-            return
-        kept: list[Command] = []
-        for command in self.ready:
-            gone = np.isin(command.env_ids, env_ids)
-            if not gone.any():
-                kept.append(command)
-                continue
-            self.ready_rows -= int(gone.sum())
-            if rest := _part(command, ~gone):
-                kept.append(rest)
-        self.ready = kept
+        """Take the rows of these envs out of what waits to be taken."""
+        if len(env_ids):
+            parts = [_part(command, ~np.isin(command.env_ids, env_ids)) for command in self.ready]
+            self.ready = [part for part in parts if len(part.env_ids)]
+            self.ready_rows = sum(len(part.env_ids) for part in self.ready)
 
-    def _loosen(self, noted: list[dict[int, Any]]) -> None:
-        """Store observations that came pickled."""
-        loose = [index for index, column in enumerate(self._slab.obs) if column is None]
-        if not loose:
-            return
-        for kind, store in ((OBS, self._loose), (FINAL_OBS, self._loose_final)):
-            for env_id, values in noted[kind].items():
-                for index, value in zip(loose, values):
-                    store[index][env_id] = value
 
-    def _observations(
-        self,
-        columns: Sequence[NDArray[Any] | None],
-        loose: Sequence[Sequence[Any]],
-        rows: Any,
-        ids: EnvIds,
-        is_view: bool,
-    ) -> Any:
-        """The batch of observations; arrays that the caller owns, or views of the block under copy=False."""
-        if self._obs.is_leaf and columns[0] is not None:
-            return _own(columns[0], rows, is_view, self._copy)
-        leaves: list[Any] = []
-        for index, column in enumerate(columns):
-            if column is not None:
-                leaves.append(_own(column, rows, is_view, self._copy))
-            else:
-                values = [loose[index][env_id] for env_id in ids.tolist()]
-                leaves.append(_stack(self._obs.leaves[index], values))
-        return self._obs.join(leaves)
+def derive_seed(seed: int | None, env_id: int, restarts: int) -> int | None:
+    """The seed of an env that is made again, from (seed, env_id, restart count); None stays None."""
+    if seed is None:
+        return None
+    return int(np.random.SeedSequence([seed & (2**63 - 1), env_id, restarts]).generate_state(1)[0])
+
+
+def _noted(commands: Sequence[Command]) -> tuple[list[dict[int, Any]], Mapping[int, Begin]]:
+    """The notes of these replies, by kind and env, and the rows that begin an episode."""
+    replies: list[Sequence[Note]] = []
+    begins: Mapping[int, Begin] = _NO_BEGINS
+    for command in commands:
+        if command.notes:
+            replies.append(command.notes)
+        if command.begins:
+            begins = {**begins, **command.begins} if begins else command.begins
+    noted = by_kind(replies) if replies else _NOTED_NOTHING
+    if noted[RESTARTED]:
+        begins = _with_restarted(begins, noted[RESTARTED])
+    return noted, begins
+
+
+def _with_restarted(begins: Mapping[int, Begin], restarted: dict[int, ErrorReport]) -> dict[int, Begin]:
+    """With the rows in which an env raised and began again; a lost worker is what there is to tell, if one was."""
+    merged = dict(begins)
+    for env_id, report in restarted.items():
+        begin = merged.get(env_id, _BY_ITSELF)
+        if not begin.key:
+            merged[env_id] = Begin(begin.seed, "env_error", f"{report.type_name}: {report.message}")
+    return merged
+
+
+def _of(some: Iterable[int], env_ids: EnvIds, rows: Any) -> list[int]:
+    """Those of `some` envs that are among `env_ids`; `rows`: as `rows_of(env_ids)`."""
+    if type(rows) is slice:
+        start, stop = rows.start, rows.stop
+        return [env_id for env_id in some if start <= env_id < stop]
+    among = set(env_ids.tolist())
+    return [env_id for env_id in some if env_id in among]
 
 
 def _ones(marks: bytearray) -> list[int]:
@@ -531,41 +649,36 @@ def _ones(marks: bytearray) -> list[int]:
     return found
 
 
-def _positions(ids: EnvIds, rows: Any, env_ids: set[int]) -> list[int]:
+def _positions(ids: EnvIds, rows: Any, env_ids: Mapping[int, Any]) -> list[int]:
     """Where in `ids` those of `env_ids` stand that are there, ascending; `rows`: as `rows_of(ids)`."""
     if type(rows) is slice:
         return sorted([e - rows.start for e in env_ids if rows.start <= e < rows.stop])
     return [position for position, env_id in enumerate(ids.tolist()) if env_id in env_ids]
 
 
-def _own(column: NDArray[Any], rows: Any, is_view: bool, copy: bool) -> NDArray[Any]:
-    """The picked rows: of a slice a view, or a copy of it; else a copy (`take`: a quarter of an index's time)."""
-    picked: NDArray[Any] = column[rows] if is_view else column.take(rows, 0)
-    return picked.copy() if is_view and copy else picked
+def _load(commands: Sequence[Command], share: Share, loose: list[Any]) -> None:
+    """Put actions that travel pickled into their commands. Raises TypeError or MemoryError if they cannot."""
+    dumps(loose, "actions")
+    order = range(len(share.env_ids)) if share.order is None else share.order.tolist()
+    at = 0
+    for command, (_, mine, _, local, _) in zip(commands, share.parts):
+        rows = order[at : at + len(mine)]
+        at += len(mine)
+        picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in loose]
+        envs = None if local is None else local.tolist()
+        command.payload, command.flags = encode(Step(envs, dumps(picked, "actions")))
 
 
-def _stack(leaf: Leaf, values: list[Any]) -> Any:
-    """Observations that came pickled: one array where the space has a fixed size, else a tuple."""
-    if not leaf.stackable:
-        return tuple(values)
-    rows = np.zeros((len(values), *leaf.shape), leaf.dtype)
-    for row, value in enumerate(values):
-        if value is not None:
-            rows[row] = value
-    return rows
-
-
-def _part(command: Command, mask: NDArray[np.bool_]) -> Command | None:
-    """The part of a replied command that `mask` picks; None if that is nothing."""
-    if not mask.any():
-        return None
+def _part(command: Command, mask: NDArray[np.bool_]) -> Command:
+    """The part of a replied command that `mask` picks; it may be empty."""
     if mask.all():
         return command
-    ids = command.env_ids[mask]
-    keep = set(ids.tolist())
     part = copy(command)
-    part.env_ids, part.rows = ids, rows_of(ids)
+    part.env_ids = command.env_ids[mask]
+    part.rows = rows_of(part.env_ids)
+    keep = set(part.env_ids.tolist())
     part.notes = [note for note in command.notes if note[0] in keep]
+    part.begins = {env_id: begin for env_id, begin in command.begins.items() if env_id in keep}
     return part
 
 

@@ -10,96 +10,119 @@ from typing import Any
 import numpy as np
 
 from ..core import framing as wire
-from ..core.assignment import EnvIds
+from ..core.assignment import Deal, EnvIds
 from ..core.framing import Kind
 from ..core.messages import ERROR, Call, Note, Packed, encode
 from ..core.pool import Command
 from ..core.report import raise_all, rebuild
 from ..errors import VecEnvError, WorkerLost
 from ..memory import check_room
-from .supervisor import Crew, Shift
+from .supervisor import Supervisor, WorkerSlot
 
 __all__ = ["Calls"]
 
 Answers = Sequence[Note]  # one per env, in their order: its result, or an error
 
 
-class Calls:
-    """The calls under way of one vec env."""
+class _Ask(Command):
+    """A call of some envs of one worker, and who waits for its answers."""
 
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
-        self._waiting: dict[Command, asyncio.Future[Answers]] = {}
+    answers: asyncio.Future[Answers]
+
+
+class Calls:
+    """Asks the envs of one vec env, and brings each answer to its caller."""
+
+    def __init__(self, supervisor: Supervisor, deal: Deal) -> None:
+        self._supervisor, self._deal = supervisor, deal
+
+    def count(self, env_ids: Sequence[int] | EnvIds | None) -> int:
+        """How many are asked: envs, or VectorEnvs."""
+        if self._deal.whole:
+            return sum(len(slot.setup.factories) for slot in self._supervisor.slots)
+        return len(self._deal.env_ids(env_ids))
 
     async def ask(
         self,
         op: str,
         name: str,
-        ids: EnvIds,
-        parts: list[tuple[int, EnvIds, list[int]]],
+        env_ids: Sequence[int] | EnvIds | None,
         values: Callable[[list[int]], Any],
     ) -> tuple[Any, ...]:
-        """One result per env of `ids`, in that order. `parts`: worker, its env ids, their local indices.
+        """One result per env of `env_ids` (default: all), in that order.
 
         `values(positions)` gives what travels to one worker. Raises EnvError (an ExceptionGroup if several), or
         WorkerLost. Cancelling drops the replies.
         """
         loop = asyncio.get_running_loop()
+        ids, parts = self._parts(env_ids)
         positions = {env_id: position for position, env_id in enumerate(ids.tolist())}
-        commands: list[Command] = []
+        asks: list[_Ask] = []
         for worker, mine, local in parts:
             rows = [positions[env_id] for env_id in mine.tolist()]
             packed = _pack(op, values(rows), f"the arguments of {name!r}")
-            commands.append(
-                Command(Kind.CALL, -1, worker, mine, None, *encode(Call(op, name, local, packed)))
-            )
-        check_room(f"the arguments of {name!r}", sum(len(command.payload) for command in commands))
-        futures: list[asyncio.Future[Answers]] = [loop.create_future() for _ in commands]
-        self._waiting.update(zip(commands, futures))
-        self._crew.post(commands)
-        while self._crew.in_thread and any(not future.done() for future in futures) and self._crew.pump():
+            ask = _Ask(Kind.CALL, -1, worker, mine, None, *encode(Call(op, name, local, packed)))
+            ask.answers = loop.create_future()
+            asks.append(ask)
+        check_room(f"the arguments of {name!r}", sum(len(ask.payload) for ask in asks))
+        self._supervisor.post(asks)
+        while any(not ask.answers.done() for ask in asks) and self._supervisor.run_pending():
             pass
         try:
-            await asyncio.wait(futures)
+            await asyncio.wait([ask.answers for ask in asks])
         finally:
-            for command, future in zip(commands, futures):
-                self._waiting.pop(command, None)
-                if not future.cancel() and not future.cancelled():
-                    future.exception()  # seen: it is raised below, or this call was cancelled
+            for ask in asks:
+                if not ask.answers.cancel() and not ask.answers.cancelled():
+                    ask.answers.exception()  # seen: it is raised below, or this call was cancelled
         results: list[Any] = [None] * len(ids)
         errors: list[VecEnvError] = []
-        for command, future in zip(commands, futures):
-            for env_id, (_, _, kind, value) in zip(command.env_ids.tolist(), future.result()):
+        for ask in asks:
+            for env_id, (_, _, kind, value) in zip(ask.env_ids.tolist(), ask.answers.result()):
                 if kind == ERROR:
-                    errors.append(rebuild(value, env_id, command.worker))
+                    errors.append(rebuild(value, env_id, ask.worker))
                 else:
                     results[positions[env_id]] = value
         raise_all(errors, f"{op} {name!r}")
         return tuple(results)
 
+    def _parts(
+        self, env_ids: Sequence[int] | EnvIds | None
+    ) -> tuple[EnvIds, list[tuple[int, EnvIds, list[int]]]]:
+        """The ids, and by worker its own and their local indices. Of VectorEnvs: one id per VectorEnv."""
+        deal = self._deal
+        if not deal.whole:
+            ids = deal.env_ids(env_ids)
+            return ids, [(w, mine, deal.local(w, mine).tolist()) for w, mine in deal.by_worker(np.sort(ids))]
+        if env_ids is not None:
+            raise ValueError("a call of VectorEnvs goes to all of them: env_ids cannot pick rows")
+        counts = [len(slot.setup.factories) for slot in self._supervisor.slots]
+        bounds = np.cumsum([0, *counts]).tolist()
+        ids = np.arange(bounds[-1])
+        return ids, [(w, ids[a : a + n], list(range(n))) for w, (a, n) in enumerate(zip(bounds, counts))]
+
     def answered(self, command: Command) -> None:
-        """A reply is in; nobody may wait for it any more."""
-        future = self._waiting.pop(command, None)
-        if future is None or future.done():
-            return
+        """A reply is in; its caller may not wait for it any more."""
         if command.unread is not None:
             command.notes = [(row, 0, ERROR, command.unread) for row in range(len(command.env_ids))]
-        future.set_result(command.notes)
+        if isinstance(command, _Ask) and not command.answers.done():
+            command.answers.set_result(command.notes)
 
-    def lost(self, command: Command, shift: Shift, reason: str) -> None:
+    def lost(self, command: Command, slot: WorkerSlot, reason: str) -> None:
         """The worker was lost with this call under way."""
-        future = self._waiting.pop(command, None)
-        if future is not None and not future.done():
-            ids = list(shift.rows)
-            text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason} during a call"
-            future.set_exception(WorkerLost(text, worker=shift.index, env_ids=ids, reason=reason))
+        ids = list(slot.rows)
+        text = f"worker {slot.index} (envs {ids[0]}-{ids[-1]}) {reason} during a call"
+        _fail(command, WorkerLost(text, worker=slot.index, env_ids=ids, reason=reason))
 
     def end(self, error: VecEnvError) -> None:
-        """It is over: everybody who waits gets `error`."""
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(error)
+        """It is over: every caller that waits gets `error`."""
+        for slot in self._supervisor.slots:
+            for command in slot.commands.values():
+                _fail(command, error)
+
+
+def _fail(command: Command, error: VecEnvError) -> None:
+    if isinstance(command, _Ask) and not command.answers.done():
+        command.answers.set_exception(error)
 
 
 def _pack(op: str, values: Any, what: str) -> Packed:
@@ -108,10 +131,3 @@ def _pack(op: str, values: Any, what: str) -> Packed:
         return wire.dumps(values, what)
     packed = {id(value): wire.dumps(value, what) for value in {id(value): value for value in values}.values()}
     return [packed[id(value)] for value in values]
-
-
-def whole_workers(counts: list[int]) -> tuple[EnvIds, list[tuple[int, EnvIds, list[int]]]]:
-    """Ids and parts of a call to VectorEnvs: one id per VectorEnv, `counts[w]` of them in worker w."""
-    bounds = np.cumsum([0, *counts]).tolist()
-    ids = np.arange(bounds[-1])
-    return ids, [(w, ids[a : a + n], list(range(n))) for w, (a, n) in enumerate(zip(bounds, counts))]

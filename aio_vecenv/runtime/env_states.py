@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.env_state import EnvState, merge, read, restore, uncarried
 from ..errors import EnvError
-from .supervisor import Crew
+from .supervisor import Supervisor
 
 __all__ = ["EnvStates"]
 
@@ -22,8 +22,8 @@ Apply = Callable[[Callable[[Any], Any]], Awaitable[tuple[Any, ...]]]
 class EnvStates:
     """Of `count` envs, or VectorEnvs. `apply` calls a function on each of them, as `AsyncVecEnv.apply` does."""
 
-    def __init__(self, crew: Crew, count: int) -> None:
-        self._crew, self._count = crew, count
+    def __init__(self, supervisor: Supervisor, count: int) -> None:
+        self._supervisor, self._count = supervisor, count
         self._frozen = False
         self._seen_at: float | None = None  # seconds; None: there is none, or nobody has asked
         self._warned = False
@@ -72,8 +72,7 @@ class EnvStates:
     def _keep(self, state: Mapping[str, Any]) -> None:
         """Replacements get it from now on."""
         self._seen_at = time.monotonic()
-        for shift in self._crew.shifts:
-            shift.setup = shift.setup._replace(state=(dict(state), self._count, self._frozen))
+        self._supervisor.carry((dict(state), self._count, self._frozen))
 
     async def _warn(self, apply: Apply) -> None:
         """Say once what is known to have a state that cannot be carried."""

@@ -70,13 +70,13 @@ class Receipt:
 
 
 class Channel:
-    """Publishes to all live workers. `mark(version)` makes a version visible in the shared block."""
+    """Publishes to all live workers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, workers: Sequence[Worker]) -> None:
         self.lock = threading.RLock()  # held for non-blocking work only
         self.thread_id = threading.get_ident()
         self.updates = Updates()
-        self.mark: Callable[[int], None] = lambda version: None
+        self._mark: Callable[[int], None] | None = None
         self.latencies_s: deque[float] = deque(maxlen=_LATENCIES)
         self.bytes_sent = 0
         self._loop = loop
@@ -97,10 +97,19 @@ class Channel:
             if self.closed:
                 raise ClosedError("the vec env is closed")
             update = self.updates.publish(topic, apply, body, time.monotonic())
-            self.mark(update.version)
+            if self._mark is not None:
+                self._mark(update.version)
             for worker in self._workers:
                 self._push(worker)
         return Receipt(self, topic, update.version)
+
+    def open(self, mark: Callable[[int], None]) -> None:
+        """From now on `mark(version)` makes a version visible in the shared block."""
+        self._mark = mark
+
+    def adopt(self) -> None:
+        """From now on the loop turns in this thread."""
+        self.thread_id = threading.get_ident()
 
     def join(self, worker: Worker) -> None:
         """A worker is ready: the newest update of every topic goes to it."""
@@ -164,6 +173,7 @@ class Channel:
         """End every receipt that is still waited for with ClosedError."""
         with self.lock:
             self.closed = True
+            self._mark = None  # it holds the block
             for _, _, future in self._waiters:
                 if not future.done():
                     future.set_exception(

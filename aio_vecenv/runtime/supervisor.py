@@ -6,24 +6,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
-
-import numpy as np
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..backends.base import Backend, Loss, Worker
+from ..core.batch import Outcome
+from ..core.env_state import EnvState
 from ..core.framing import HEADER_BYTES, Kind, Message, new_message
-from ..core.layout import Field
-from ..core.limits import RestartLog, Timeouts
+from ..core.layout import Field, Slab
+from ..core.limits import RestartBudget, RestartLog, Timeouts
 from ..core.messages import Attachment, Setup, Spaces, decode_notes
 from ..core.pool import Command
-from ..core.report import describe
-from ..core.statistics import Recorder
+from ..core.report import ErrorReport, describe
+from ..core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from ..errors import VecEnvError, WorkerLost, WorkerTimeout
 from .publisher import Channel
 
-__all__ = ["Boss", "Crew", "Shift"]
+__all__ = ["Client", "Memory", "Supervisor", "WorkerSlot"]
 
 T = TypeVar("T")
 _STEP = Kind.STEP
@@ -31,7 +31,20 @@ _STEP = Kind.STEP
 _LATE_S = 0.1  # a timer this late means that the loop, or the machine, stood still: nobody's time was fairly measured
 
 
-class Shift:
+class Memory(NamedTuple):
+    """Where the rows of all workers lie."""
+
+    slab: Slab
+    rows: Sequence[range]  # per worker
+    fields: tuple[Field, ...]
+    size_bytes: int
+
+    def attachment(self, rows: range, seeds: list[int | None] | None) -> Attachment:
+        """What the worker of these rows is told; `seeds`: of the envs of a replacement."""
+        return Attachment(rows.start, self.rows[-1].stop, self.fields, self.size_bytes, seeds)
+
+
+class WorkerSlot:
     """What one worker does: its factories, rows, commands under way, and the incarnation that does it now."""
 
     def __init__(self, index: int, setup: Setup) -> None:
@@ -48,69 +61,52 @@ class Shift:
         self.covered = 0  # version up to which its worker lacks no update, as its newest reply says
 
 
-class Boss(Protocol):
-    """The vec env, as its crew sees it."""
+class Client(Protocol):
+    """Whose commands they are: hears of replies and losses, on the loop."""
 
     def replied(self, command: Command) -> None:
         """A command was answered: its notes are in."""
 
-    def lost(self, shift: Shift, reason: str) -> list[int | None]:
-        """A worker is being replaced: the seeds of its envs' next episodes. Calls in flight have been taken off."""
+    def lost(self, slot: WorkerSlot, reason: str, calls: Sequence[Command]) -> list[int | None]:
+        """A worker is being replaced: the seeds of its envs' next episodes. `calls` were under way, and end now."""
 
     def failed(self, error: VecEnvError) -> None:
         """It is over: every call but aclose raises this."""
 
 
-class Crew:
+class Supervisor:
     """Starts, feeds, replaces and closes the workers."""
 
     def __init__(
-        self,
-        backend: Backend,
-        setups: Sequence[Setup],
-        boss: Boss,
-        timeouts: Timeouts,
-        log: RestartLog,
-        recorder: Recorder,
+        self, backend: Backend, setups: Sequence[Setup], timeouts: Timeouts, budget: RestartBudget | None
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._backend, self._boss = backend, boss
-        self._timeouts, self._log, self._recorder = timeouts, log, recorder
+        self.backend, self._timeouts = backend, timeouts
+        self._log, self._recorder = RestartLog(budget), Recorder(len(setups), time.monotonic())
+        self._retried = 0  # resets tried again, which count against the budget like losses
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.workers: list[Worker] = []
         self.channel = Channel(self._loop, self.workers)
         self.lock = self.channel.lock
         self.thread_id = threading.get_ident()
-        self.shifts = [Shift(index, setup) for index, setup in enumerate(setups)]
-        self.fields: tuple[Field, ...] = ()
-        self.size_bytes = 0
-        self.num_envs = 0
+        self.slots = [WorkerSlot(index, setup) for index, setup in enumerate(setups)]
+        self._memory: Memory | None = None
+        self._client: Client | None = None
         self.failure: VecEnvError | None = None
         self._made: list[Spaces] = []
-        self.in_thread = getattr(backend, "in_thread", True)
         self._updates = self.channel.updates
         self._sequence = 0  # of the newest command
         self._timed = timeouts.step is not None or timeouts.reset is not None
 
     # -- opening -------------------------------------------------------------------------------------------------
 
-    async def make(self, progress: Callable[[int, int], None] | None = None) -> list[Spaces]:
+    async def make(self) -> list[Spaces]:
         """Start all workers and make their envs. The first failure ends it; `close` cleans up, also if cancelled."""
-        self.workers[:] = [self._backend.worker(shift.index, 0, self) for shift in self.shifts]
-        for shift, worker in zip(self.shifts, self.workers):
-            shift.worker = worker
-        ready = 0
-
-        async def start(worker: Worker, setup: Setup) -> Spaces:
-            nonlocal ready
-            spaces = await self._start(worker, setup)
-            ready += 1
-            if progress is not None:
-                progress(ready, len(self.shifts))
-            return spaces
-
-        self._made = await _all_or_none([start(w, s.setup) for w, s in zip(self.workers, self.shifts)])
+        self.workers[:] = [self.backend.worker(slot.index, 0, self) for slot in self.slots]
+        for slot, worker in zip(self.slots, self.workers):
+            slot.worker = worker
+        self._made = await _all_or_none([self._start(w, s.setup) for w, s in zip(self.workers, self.slots)])
         return self._made
 
     async def _start(self, worker: Worker, setup: Setup) -> Spaces:
@@ -126,35 +122,32 @@ class Crew:
         except Loss as loss:
             raise _start_failed(who, worker.index, setup, loss) from None
 
-    async def attach(
-        self, rows: Sequence[range], num_envs: int, fields: tuple[Field, ...], size_bytes: int
-    ) -> None:
-        """Tell every worker where its rows are; afterwards commands are taken."""
-        self.fields, self.size_bytes, self.num_envs = fields, size_bytes, num_envs
-        for shift, mine in zip(self.shifts, rows):
-            shift.rows = mine
-        await _all_or_none([self._attach(s, w, None) for s, w in zip(self.shifts, self.workers)])
+    async def attach(self, memory: Memory, client: Client) -> None:
+        """Tell every worker where its rows are; afterwards commands are taken, and `client` hears of them."""
+        self._memory, self._client = memory, client
+        self.channel.open(memory.slab.mark)
+        for slot, mine in zip(self.slots, memory.rows):
+            slot.rows = mine
+        await _all_or_none([self._attach(s, w, None) for s, w in zip(self.slots, self.workers)])
+        self.backend.start_spares()
 
-    async def _attach(self, shift: Shift, worker: Worker, reborn: list[int | None] | None) -> None:
+    async def _attach(self, slot: WorkerSlot, worker: Worker, seeds: list[int | None] | None) -> None:
         """From here on the worker's loss is one of a running worker."""
         limit_s = self._timeouts.start
-        who = f"worker {shift.index} (envs {shift.rows.start}-{shift.rows.stop - 1})"
+        who = f"worker {slot.index} (envs {slot.rows.start}-{slot.rows.stop - 1})"
         try:
             async with asyncio.timeout(limit_s):
-                await worker.attach(self._attachment(shift, reborn))
+                await worker.attach(self._memory.attachment(slot.rows, seeds))  # type: ignore[union-attr]
         except TimeoutError:
             raise WorkerTimeout(
                 f"{who} did not map its memory within {limit_s} s",
-                worker=shift.index,
+                worker=slot.index,
                 limit_s=float(limit_s or 0),
             ) from None
         except Loss as loss:
-            raise _start_failed(who, shift.index, shift.setup, loss) from None
-        shift.ready = True
+            raise _start_failed(who, slot.index, slot.setup, loss) from None
+        slot.ready = True
         self.channel.join(worker)
-
-    def _attachment(self, shift: Shift, reborn: list[int | None] | None) -> Attachment:
-        return Attachment(shift.rows.start, self.num_envs, self.fields, self.size_bytes, reborn)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -163,15 +156,15 @@ class Crew:
         version, now, sequence = self._updates.version, time.monotonic(), self._sequence
         self._sequence += len(commands)
         for command in commands:
-            shift = self.shifts[command.worker]
+            slot = self.slots[command.worker]
             command.sequence = sequence = sequence + 1
             command.version, command.sent_at = version, now
-            shift.commands[sequence] = command
-            if shift.ready:
-                self._send(shift, command)
+            slot.commands[sequence] = command
+            if slot.ready:
+                self._send(slot, command)
 
-    def _send(self, shift: Shift, command: Command) -> None:
-        shift.worker.send(  # type: ignore[union-attr]
+    def _send(self, slot: WorkerSlot, command: Command) -> None:
+        slot.worker.send(  # type: ignore[union-attr]
             new_message(
                 (
                     command.kind,
@@ -179,39 +172,41 @@ class Crew:
                     command.version,
                     command.payload,
                     command.flags,
-                    shift.incarnation,
+                    slot.incarnation,
                 )
             )
         )
         if self._timed:
-            self._arm(shift)
+            self._arm(slot)
 
-    def pump(self) -> bool:
+    def run_pending(self) -> bool:
         """Let workers that live in this thread do the oldest command; whether there was one."""
-        for shift in sorted((s for s in self.shifts if s.commands), key=lambda s: next(iter(s.commands))):
-            assert shift.worker is not None
-            if shift.worker.pump():
+        if not self.backend.in_thread:
+            return False
+        for slot in sorted((s for s in self.slots if s.commands), key=lambda s: next(iter(s.commands))):
+            assert slot.worker is not None
+            if slot.worker.pump():
                 return True
         return False
 
     # -- what workers say (Listener) -----------------------------------------------------------------------------
 
     def part(self, worker: Worker, message: Message) -> None:
-        shift = self.shifts[worker.index]
-        shift.progress_at = time.monotonic()  # who sends is not stuck
+        slot = self.slots[worker.index]
+        slot.progress_at = time.monotonic()  # who sends is not stuck
         self._recorder.bytes_received += HEADER_BYTES + len(message.payload)
         if not self._closing:
-            _read(shift.commands[message.number], message)
+            _read(slot.commands[message.number], message)
 
     def replied(self, worker: Worker, message: Message) -> None:
-        shift = self.shifts[worker.index]
-        command = shift.commands.pop(message.number)
-        if message.version > shift.covered:
-            shift.covered = message.version
+        slot = self.slots[worker.index]
+        command = slot.commands.pop(message.number)
+        if message.version > slot.covered:
+            slot.covered = message.version
             self.channel.covered(worker, message.version)
         now = time.monotonic()
-        took_s = now - (command.sent_at if command.sent_at > shift.progress_at else shift.progress_at)
-        shift.progress_at = now
+        took_s = now - (command.sent_at if command.sent_at > slot.progress_at else slot.progress_at)
+        slot.progress_at = now
         recorder = self._recorder
         recorder.busy_s[worker.index] += took_s
         if command.kind is _STEP:
@@ -220,37 +215,37 @@ class Crew:
         recorder.bytes_received += HEADER_BYTES + len(message.payload)
         if self._closing:
             return
-        if self._timed and shift.commands:
-            self._arm(shift)
+        if self._timed and slot.commands:
+            self._arm(slot)
         if message.payload:
             _read(command, message)
-        self._boss.replied(command)
+        self._client.replied(command)  # type: ignore[union-attr]
 
     def took(self, worker: Worker, version: int) -> None:
         self.channel.took(worker, version)
 
     def lost(self, worker: Worker, loss: Loss) -> None:
-        shift = self.shifts[worker.index]
-        shift.ready = False
-        for command in shift.commands.values():
+        slot = self.slots[worker.index]
+        slot.ready = False
+        for command in slot.commands.values():
             command.notes, command.unread = (), None  # of a reply that did not come to its end
         self.channel.leave(worker.index)
-        self._disarm(shift)
+        self._disarm(slot)
         if self._closing or self.failure is not None:
             return
-        self._replace_or_fail(shift, loss.reason, loss.exit_status)
+        self._replace_or_fail(slot, loss.reason, loss.exit_status)
 
-    def _replace_or_fail(self, shift: Shift, reason: str, exit_status: int | None = None) -> None:
-        ids = list(shift.rows)
-        text = f"worker {shift.index} (envs {ids[0]}-{ids[-1]}) {reason}"
-        self._recorder.losses[shift.index].append(reason)
-        if not self.count_loss(text, shift, exit_status):
+    def _replace_or_fail(self, slot: WorkerSlot, reason: str, exit_status: int | None = None) -> None:
+        ids = list(slot.rows)
+        text = f"worker {slot.index} (envs {ids[0]}-{ids[-1]}) {reason}"
+        self._recorder.losses[slot.index].append(reason)
+        if not self.count_loss(text, slot, exit_status):
             return
-        task = self._loop.create_task(self._replace(shift, reason), name=f"replace worker {shift.index}")
+        task = self._loop.create_task(self._replace(slot, reason), name=f"replace worker {slot.index}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def count_loss(self, text: str, shift: Shift, exit_status: int | None = None) -> bool:
+    def count_loss(self, text: str, slot: WorkerSlot, exit_status: int | None = None) -> bool:
         """Count it against the restart budget; False if that is spent, and the vec env has failed."""
         if self._log.allow(time.monotonic(), text):
             return True
@@ -262,8 +257,8 @@ class Crew:
         )
         error = WorkerLost(
             f"{text}; {spent}",
-            worker=shift.index,
-            env_ids=list(shift.rows),
+            worker=slot.index,
+            env_ids=list(slot.rows),
             reason=text,
             exit_status=exit_status,
             crashes=self._log.reasons,
@@ -271,93 +266,158 @@ class Crew:
         self.fail(error)
         return False
 
+    def may_retry(self, slot: WorkerSlot, env_id: int, episode: int, report: ErrorReport) -> bool:
+        """Whether an env that failed to reset may try again; False: the restart budget is spent, it is all over.
+
+        `episode`: the index of its newest one.
+        """
+        log = self._log
+        times = log.failed_reset(env_id, episode)
+        if log.budget is not None and times <= log.budget.failed_resets:
+            return True
+        again = f" ({times} times in a row)" if times > 1 else ""
+        text = f"env {env_id} raised {report.type_name} in {report.op}{again}: {report.message}"
+        allowed = self.count_loss(text, slot)
+        self._retried += allowed
+        return allowed
+
+    def carry(self, state: tuple[EnvState, int, bool]) -> None:
+        """Replacements get this state of their envs from now on."""
+        for slot in self.slots:
+            slot.setup = slot.setup._replace(state=state)
+
     def fail(self, error: VecEnvError) -> None:
         """It is over; whatever still runs is killed by `close`, without grace."""
         if self.failure is None:
             self.failure = error
-            self._boss.failed(error)
+            if self._client is not None:
+                self._client.failed(error)
 
-    async def _replace(self, shift: Shift, reason: str) -> None:
+    async def _replace(self, slot: WorkerSlot, reason: str) -> None:
         """Start a new incarnation, and send it what the old one still owed."""
-        shift.incarnation += 1
-        shift.covered = 0
+        slot.incarnation += 1
+        slot.covered = 0
         began = time.monotonic()
-        seeds = self._boss.lost(shift, reason)
-        worker = self._backend.worker(shift.index, shift.incarnation, self)
-        old, shift.worker = shift.worker, worker
+        calls = [command for command in slot.commands.values() if command.kind is Kind.CALL]
+        slot.commands = {
+            number: command
+            for number, command in slot.commands.items()
+            if command.kind is not Kind.CALL and not command.dropped
+        }
+        assert self._client is not None
+        seeds = self._client.lost(slot, reason, calls)
+        worker = self.backend.worker(slot.index, slot.incarnation, self)
+        old, slot.worker = slot.worker, worker
         with self.lock:
-            self.workers[shift.index] = worker
+            self.workers[slot.index] = worker
         try:
             if old is not None:
                 await old.close(0)
-            spaces = await self._start(worker, shift.setup)
-            _check_unchanged(self._made[shift.index], spaces)
-            await self._attach(shift, worker, seeds)
+            spaces = await self._start(worker, slot.setup)
+            _check_unchanged(self._made[slot.index], spaces)
+            await self._attach(slot, worker, seeds)
         except Exception as error:  # a replacement that failed, however it did, is one more loss
             await worker.close(0)
             if self.failure is None and not self._closing:
-                self._replace_or_fail(shift, f"could not be replaced: {type(error).__name__}: {error}")
+                self._replace_or_fail(slot, f"could not be replaced: {type(error).__name__}: {error}")
             return
-        self._recorder.restarted(shift.index, time.monotonic() - began)
-        shift.progress_at = time.monotonic()
-        for command in list(shift.commands.values()):
-            self._send(shift, command)
-        stock = getattr(self._backend, "stock", None)
-        if stock is not None:
-            stock()
+        self._recorder.restarted(slot.index, time.monotonic() - began)
+        slot.progress_at = time.monotonic()
+        for command in list(slot.commands.values()):
+            self._send(slot, command)
+        self.backend.start_spares()
 
     # -- timeouts ------------------------------------------------------------------------------------------------
 
     def abort(self, workers: Sequence[int], reason: str) -> None:
         """Give these workers up now; a replacement that is still being made, too."""
         for index in workers:
-            worker = self.shifts[index].worker
+            worker = self.slots[index].worker
             if worker is not None:
                 worker.kill(reason)
 
     def _limit(self, command: Command) -> float | None:
         return {Kind.STEP: self._timeouts.step, Kind.RESET: self._timeouts.reset}.get(command.kind)
 
-    def _arm(self, shift: Shift) -> None:
+    def _arm(self, slot: WorkerSlot) -> None:
         """Watch the oldest command; the time before it was that worker's turn does not count.
 
         A timer that comes earlier stays: it looks again. So an ordinary step costs no timer.
         """
-        oldest = next(iter(shift.commands.values()), None)
+        oldest = next(iter(slot.commands.values()), None)
         limit_s = None if oldest is None else self._limit(oldest)
         if oldest is None or limit_s is None:
             return
-        due_at = max(oldest.sent_at, shift.progress_at) + limit_s
-        if shift.timer is not None:
-            if shift.due_at <= due_at:
+        due_at = max(oldest.sent_at, slot.progress_at) + limit_s
+        if slot.timer is not None:
+            if slot.due_at <= due_at:
                 return
-            shift.timer.cancel()
-        shift.due_at = due_at
+            slot.timer.cancel()
+        slot.due_at = due_at
         # uvloop's clock is read once per turn, so a timer may come early; `_expired` looks again.
-        shift.timer = self._loop.call_later(due_at - time.monotonic(), self._expired, shift)
+        slot.timer = self._loop.call_later(due_at - time.monotonic(), self._expired, slot)
 
-    def _expired(self, shift: Shift) -> None:
-        shift.timer = None
+    def _expired(self, slot: WorkerSlot) -> None:
+        slot.timer = None
         now = time.monotonic()
-        if now - shift.due_at > _LATE_S:
-            shift.progress_at = now  # the loop stood still: measure again
-            self._arm(shift)
+        if now - slot.due_at > _LATE_S:
+            slot.progress_at = now  # the loop stood still: measure again
+            self._arm(slot)
             return
-        assert shift.worker is not None
-        shift.worker.poll()
-        for command in shift.commands.values():
+        assert slot.worker is not None
+        slot.worker.poll()
+        for command in slot.commands.values():
             limit_s = self._limit(command)
-            if limit_s is not None and now - max(command.sent_at, shift.progress_at) >= limit_s - 1e-3:
+            if limit_s is not None and now - max(command.sent_at, slot.progress_at) >= limit_s - 1e-3:
                 what = command.kind.name.lower()
-                shift.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
+                slot.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
             else:
-                self._arm(shift)
+                self._arm(slot)
             return
 
-    def _disarm(self, shift: Shift) -> None:
-        if shift.timer is not None:
-            shift.timer.cancel()
-            shift.timer = None
+    def _disarm(self, slot: WorkerSlot) -> None:
+        if slot.timer is not None:
+            slot.timer.cancel()
+            slot.timer = None
+
+    # -- telling ---------------------------------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """From now on the loop turns in this thread."""
+        self.thread_id = threading.get_ident()
+        self.channel.adopt()
+
+    def statistics(self, executed_steps: int, outcomes: Mapping[Outcome, int]) -> Statistics:
+        """A frozen snapshot of what was counted and timed so far."""
+        now, channel, recorder = time.monotonic(), self.channel, self._recorder
+        workers = tuple(
+            WorkerStatistics(
+                slot.index,
+                -1 if slot.worker is None else slot.worker.pid,
+                slot.incarnation,
+                Percentiles.of(recorder.step_times_s[slot.index]),
+                recorder.share(slot.index, now),
+                1.0 - recorder.share(slot.index, now),
+                channel.updates.newest_taken(slot.index),
+                slot.rows,
+                slot.ready,
+                tuple(recorder.losses[slot.index]),
+            )
+            for slot in self.slots
+        )
+        return Statistics(
+            executed_steps=executed_steps,
+            terminated=outcomes["terminated"],
+            truncated=outcomes["truncated"],
+            aborted=outcomes["aborted"],
+            restarts=self._log.total - self._retried,
+            recovery=Percentiles.of(recorder.recoveries_s),
+            bytes_sent=recorder.bytes_sent + channel.bytes_sent,
+            bytes_received=recorder.bytes_received,
+            version=channel.version,
+            broadcast=Percentiles.of(channel.latencies_s),
+            workers=workers,
+        )
 
     # -- closing ---------------------------------------------------------------------------------------------------
 
@@ -385,8 +445,8 @@ class Crew:
         """
         self._closing = True
         self.channel.close()
-        for shift in self.shifts:
-            self._disarm(shift)
+        for slot in self.slots:
+            self._disarm(slot)
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -400,8 +460,9 @@ class Crew:
             try:
                 await asyncio.gather(*closings, return_exceptions=True)
             finally:
-                self.channel.mark = lambda version: None  # nobody is left to see it, and it holds the block
-                self._backend.close()
+                if self._memory is not None:
+                    self._memory.slab.release()
+                self.backend.close()
         errors = [c.exception() for c in closings if not c.cancelled()]
         failed = [error for error in errors if isinstance(error, Exception)]
         if len(failed) == 1:
@@ -447,10 +508,3 @@ def _start_failed(who: str, index: int, setup: Setup, loss: Loss) -> WorkerLost:
         reason=loss.reason,
         exit_status=loss.exit_status,
     )
-
-
-def derive_seed(seed: int | None, env_id: int, restarts: int) -> int | None:
-    """The seed of an env that is made again, from (seed, env_id, restart count); None stays None."""
-    if seed is None:
-        return None
-    return int(np.random.SeedSequence([seed & (2**63 - 1), env_id, restarts]).generate_state(1)[0])

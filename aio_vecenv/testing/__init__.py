@@ -451,6 +451,9 @@ class ScriptedBackend:
         worker = self.workers[index] = ScriptedWorker(self, index, incarnation, listener)
         return worker
 
+    def start_spares(self) -> None:
+        """There are none."""
+
     def allocate(self, size_bytes: int) -> Any:
         return self._inline.allocate(size_bytes)
 

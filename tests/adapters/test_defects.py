@@ -187,7 +187,7 @@ from tests.adapters.envs import Faulty
 envs = VectorEnv([partial(Faulty, sys.argv[1])] * 2, num_workers=2)
 envs.reset()
 envs.step_async([4, 4])
-print(*[shift.worker.pid for shift in envs.native._crew.shifts], flush=True)
+print(*[shift.worker.pid for shift in envs.native._supervisor.slots], flush=True)
 envs.step_wait()
 """
 

@@ -330,7 +330,7 @@ def test_a_vec_env_without_a_channel_is_refused() -> None:
 
 def test_workers_do_not_import_torch(cartpoles: Any) -> None:
     cartpoles.env_is_wrapped(stable_baselines3.common.monitor.Monitor)
-    pid = cartpoles.native._crew.shifts[0].worker.pid
+    pid = cartpoles.native._supervisor.slots[0].worker.pid
     with open(f"/proc/{pid}/maps") as maps:
         assert "libtorch" not in maps.read()
     assert pid != os.getpid()

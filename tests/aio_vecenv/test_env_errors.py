@@ -777,7 +777,7 @@ async def test_f44_after_an_interrupt_inside_an_env_of_this_thread_nothing_hangs
         await envs.step(zeros(2))
         envs.send(zeros(2))
         with pytest.raises(KeyboardInterrupt):
-            envs._crew.pump()
+            envs._supervisor.run_pending()
         with pytest.raises(ExceptionGroup, match="a step or reset"):
             await envs.recv()
         obs, _ = await envs.reset(seed=2)

@@ -237,7 +237,7 @@ async def test_a_worker_killed_in_the_midst_of_a_large_result() -> None:
     async with AsyncVecEnv(large_envs(2), num_workers=2) as envs:
         await envs.reset(seed=1)
         asking = asyncio.ensure_future(envs.call("give", 150 * MiB, env_ids=[0]))
-        worker: Any = envs._crew.workers[0]
+        worker: Any = envs._supervisor.workers[0]
         await until(lambda: worker._decoder.mid_message)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(WorkerLost, match="during a call"):

@@ -28,7 +28,7 @@ from aio_vecenv import (
     WorkerTimeout,
 )
 from aio_vecenv.core.limits import RestartLog
-from aio_vecenv.runtime.supervisor import derive_seed
+from aio_vecenv.core.pool import derive_seed
 from aio_vecenv.testing import FaultyEnv, ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
 from .harness import alive, until

@@ -24,18 +24,15 @@ from hypothesis.stateful import (
 )
 
 from aio_vecenv import BadActions, BusyError, Episode, EpisodeStarted
-from aio_vecenv.core import messages
-from aio_vecenv.core.assignment import Deal, EnvIds, deal_out, rows_of
+from aio_vecenv.core.assignment import Deal, EnvIds, deal_out
 from aio_vecenv.core.batch import Batch, EventBatch
-from aio_vecenv.core.episodes import EpisodeBook
-from aio_vecenv.core.framing import Kind, Message
+from aio_vecenv.core.episodes import EpisodeTracker
+from aio_vecenv.core.framing import Message
 from aio_vecenv.core.layout import Slab, SpaceTree, layout
-from aio_vecenv.core.messages import ERROR, decode_notes, encode, failed
+from aio_vecenv.core.messages import ERROR, decode_notes
 from aio_vecenv.core.options import Settings
-from aio_vecenv.core.pool import Command, Ledger
-from aio_vecenv.core.report import ErrorReport
+from aio_vecenv.core.pool import Command, Pool, derive_seed
 from aio_vecenv.core.updates import Inbox
-from aio_vecenv.runtime.supervisor import derive_seed
 from aio_vecenv.worker.env_group import EnvGroup
 from aio_vecenv.worker.main import execute
 
@@ -147,11 +144,9 @@ class Hall:
         self.settings = Settings(autoreset, on_env_error=on_env_error)
         runs = deal_out(num_envs, num_workers)
         self.deal = Deal([len(run) for run in runs])
-        self.ledger = Ledger(num_envs, self.slab, obs, autoreset, copy=True)
+        self.pool = Pool(self.deal, self.slab, obs, autoreset, copy=True)
         self.workers = [FakeWorker(index, run) for index, run in enumerate(runs)]
-        self.seed: list[int | None] = [None] * num_envs
         self.asked: dict[int, dict[int, int | None]] = {}  # the seeds of each reset call, by its number
-        self.dropped: set[int] = set()
         self.sequence = self.version = 0
         for worker in self.workers:
             self._start(worker, None)
@@ -183,77 +178,50 @@ class Hall:
 
     def send(self, ids: EnvIds) -> None:
         share = self.deal.share(ids)
-        self.ledger.check_send(share)
-        number = self.ledger.next_number
-        commands = [
-            Command(Kind.STEP, number, worker, mine, rows, *step)
-            for worker, mine, rows, _, step in share.parts
-        ]
-        self.ledger.sent(share)
+        self.pool.check_send(share)
+        commands = self.pool.commands(share, [])
+        self.pool.sent(share)
         self._post(commands)
 
     def reset(self, ids: EnvIds, seeds: dict[int, int | None]) -> None:
-        self.ledger.take_errors(ids)
-        stale = self.ledger.select(ids)
-        self.released = self.ledger.hand_out(stale) if stale else None
-        number = self.ledger.next_number
-        self.ledger.next_number += 1
-        self.asked[number] = seeds
-        given = {e: self.ledger.seed_due(e) if seed is None else seed for e, seed in seeds.items()}
-        self.seed = [self.seed[e] if seeds.get(e) is None else seeds[e] for e in range(len(self.seed))]
-        self.ledger.resetting(ids, [given[e] for e in ids.tolist()], number)
-        for worker, mine in self.deal.by_worker(ids):
-            command = Command(Kind.RESET, number, worker, mine, rows_of(mine))
-            command.asked, command.seeds = (
-                [seeds[e] for e in mine.tolist()],
-                [given[e] for e in mine.tolist()],
-            )
-            self._post([command])
+        self.pool.take_errors(ids)
+        stale = self.pool.select(ids)
+        self.released = self.pool.collect(stale) if stale else None
+        self.asked[self.pool.next_number] = seeds
+        self._post(self.pool.reset(ids, seeds, None))
 
     def cancel(self, ids: EnvIds) -> None:
-        for worker in self.workers:
-            for command in worker.queue:
-                if command.kind is Kind.RESET and np.isin(command.env_ids, ids).any():
-                    self.dropped.add(command.sequence)
-        self.ledger.drop(ids)
+        self.pool.drop(ids, [command for worker in self.workers for command in worker.queue])
 
     def work(self, worker: FakeWorker) -> None:
         """The worker does its oldest command; its reply comes in."""
         command = worker.queue.pop(0)
-        payload, flags = command.payload, command.flags
-        local = (command.env_ids - worker.rows.start).tolist()
-        if command.kind is Kind.RESET:
-            payload, flags = encode(messages.Reset(local, list(command.seeds), command.options))
-        answer = execute(worker.group, Message(command.kind, command.sequence, 0, payload, flags))
-        if command.sequence in self.dropped:
+        message = Message(command.kind, command.sequence, 0, command.payload, command.flags)
+        for payload in execute(worker.group, message):
+            command.notes = [*command.notes, *decode_notes(payload)]
+        if command.dropped:
             return
-        command.notes = [note for payload in answer for note in decode_notes(payload)]
-        if failed(command.notes) and self.settings.on_env_error == "reset":
-            for env_id, report in [(note[0], note[3]) for note in command.notes if note[2] == ERROR]:
-                self._post([self.ledger.retry(command, [(env_id, report)])])
-        self.ledger.replied(command)
+        if self.settings.on_env_error == "reset":
+            for env_id, _, kind, report in command.notes:
+                if kind == ERROR:
+                    self._post([self.pool.retry(command, [(env_id, report)])])
+        self.pool.replied(command)
 
     def lose(self, worker: FakeWorker) -> None:
         """The worker dies; its replacement gets what it owed."""
         worker.incarnation += 1
-        worker.queue = [command for command in worker.queue if command.sequence not in self.dropped]
-        seeds = [derive_seed(self.seed[env_id], env_id, worker.incarnation) for env_id in worker.rows]
-        self.ledger.made_anew(worker.rows, "died", seeds)
-        for command in worker.queue:
-            if command.kind is Kind.RESET:
-                self.ledger.reseed(command)
-        self._start(worker, seeds)
+        worker.queue = [command for command in worker.queue if not command.dropped]
+        self._start(worker, self.pool.lost(worker.index, "died", worker.incarnation, worker.queue))
 
     def ready(self, ids: EnvIds) -> bool:
-        return not self.ledger.waits_for(ids)
+        return not self.pool.waits_for(ids)
 
     def errors(self, ids: EnvIds | None = None) -> list[int]:
         """The envs whose errors a call raises now."""
-        found: list[tuple[Command, int, ErrorReport]] = self.ledger.take_errors(ids)
-        return [env_id for _, env_id, _ in found]
+        return [env_id for _, env_id, _ in self.pool.take_errors(ids)]
 
     def collect(self, ids: EnvIds | None = None) -> tuple[Batch, EventBatch | None]:
-        return self.ledger.hand_out(self.ledger.take_ready() if ids is None else self.ledger.select(ids))
+        return self.pool.collect(self.pool.take_ready() if ids is None else self.pool.select(ids))
 
 
 # -- what must hold, whatever happens ----------------------------------------------------------------------------------
@@ -375,7 +343,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.hall.send(ids)
         self.owing |= set(ids.tolist())
 
-    @precondition(lambda self: not self.resets and self.hall.ledger.ready_rows)
+    @precondition(lambda self: not self.resets and self.hall.pool.ready_rows)
     @rule()
     def take(self) -> None:
         """What `recv` does once enough is there: errors are raised alone, the healthy rows stay owed."""
@@ -446,7 +414,7 @@ class PoolMachine(RuleBasedStateMachine):
         before = [len(env.begun) for env in worker.envs]
         self.hall.work(worker)
         for env, count in zip(worker.envs, before):
-            dropped = command.sequence in self.hall.dropped  # decided long ago, and nobody's episode
+            dropped = command.dropped  # decided long ago, and nobody's episode
             if env.begun and not count and worker.incarnation and not dropped:
                 self._check_first_seed(env, worker, command.number)
 
@@ -474,25 +442,25 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_is_known_what_is_owed(self) -> None:
-        ledger = self.hall.ledger
-        assert set(np.flatnonzero(ledger.owes).tolist()) == self.owing
-        assert ledger.owed == len(self.owing)
-        assert ledger.ready_rows == sum(len(command.env_ids) for command in ledger.ready)
-        under_way: list[int] = [e for command in ledger.ready for e in command.env_ids.tolist()]
+        pool = self.hall.pool
+        assert set(np.flatnonzero(pool.owes).tolist()) == self.owing
+        assert pool.owed == len(self.owing)
+        assert pool.ready_rows == sum(len(command.env_ids) for command in pool.ready)
+        under_way: list[int] = [e for command in pool.ready for e in command.env_ids.tolist()]
         for worker in self.hall.workers:
             for command in worker.queue:
-                if command.sequence not in self.hall.dropped:
+                if not command.dropped:
                     under_way += command.env_ids.tolist()
         assert sorted(under_way) == sorted(self.owing)  # each once
 
     def teardown(self) -> None:
         """G8: `aclose` releases what ended and reports what runs as aborted."""
         if hasattr(self, "hall"):
-            last = self.hall.ledger.close()
+            last = self.hall.pool.close()
             self.witness.events(last, last.number, last=True)
             assert not self.witness.running
             if not self.owing:  # nothing more will begin, and nothing runs
-                assert last.watermark == self.hall.ledger.next_number * self.witness.num_envs
+                assert last.watermark == self.hall.pool.next_number * self.witness.num_envs
 
 
 @pytest.mark.parametrize("on_env_error", ["raise", "reset"])
@@ -570,7 +538,7 @@ def test_the_order_in_which_replies_arrive_changes_nothing(seed: int, mode: Auto
 def test_episodes_open_and_close_once_and_their_sums_are_those_of_their_rows() -> None:
     """Against a slow twin: rows by slices and by ids, some of which were not executed, and one that is in no batch."""
     rng = np.random.default_rng(1)
-    book = EpisodeBook(4)
+    book = EpisodeTracker(4)
     twin: dict[int, list[float]] = {}
     for call in range(200):
         for env_id in range(4):
@@ -602,7 +570,7 @@ def test_episodes_open_and_close_once_and_their_sums_are_those_of_their_rows() -
 
 
 def test_the_watermark_waits_for_what_runs_and_for_what_is_about_to_begin() -> None:
-    book = EpisodeBook(3)
+    book = EpisodeTracker(3)
     assert book.watermark(5) == 15  # nothing is open
     book.about_to_begin(2, 4)
     assert book.watermark(5) == 14

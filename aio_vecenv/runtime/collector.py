@@ -1,0 +1,231 @@
+"""Waiting for rows: replies, losses and errors go into the pool, and whoever waits for them wakes up."""
+# async: futures of the callers of recv and reset; every rule about rows is in `core.pool`
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..core.assignment import EnvIds
+from ..core.batch import Batch
+from ..core.framing import Kind
+from ..core.infos import batch_infos
+from ..core.messages import ERROR, URGENT, WARNING, failed
+from ..core.pool import Command, JoinInfos, Pool
+from ..core.report import ErrorReport, raise_all, rebuild
+from ..errors import BusyError, VecEnvError
+from .calls import Calls
+from .env_states import EnvStates
+from .events import EventHub
+from .supervisor import Supervisor, WorkerSlot
+
+__all__ = ["Collector"]
+
+_CALL = Kind.CALL
+
+
+class Collector:
+    """Collects rows for the callers of `recv` and `reset`. `tries_again`: an env that cannot be reset is no error."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        supervisor: Supervisor,
+        calls: Calls,
+        states: EnvStates,
+        hub: EventHub,
+        *,
+        tries_again: bool,
+        whole: bool,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pool, self._supervisor = pool, supervisor
+        self._calls, self._states, self._hub = calls, states, hub
+        self._tries_again, self._whole = tries_again, whole
+        self.over: VecEnvError | None = None  # what every call raises from now on
+        self._receiving = False
+        self._in_reset: set[int] = set()  # envs that a `reset` waits for
+        self._waiter: asyncio.Future[None] | None = None  # of `recv`
+        self._need = 0  # rows that it waits for
+        self._watchers: list[asyncio.Future[None]] = []  # of `reset`
+        self._warnings: dict[tuple[str, ...], str] = {}  # by what they are about; "" once that was said
+
+    # -- what callers do -----------------------------------------------------------------------------------------
+
+    async def recv(self, min_envs: int | None = None, join: JoinInfos = batch_infos) -> Batch:
+        """As of `AsyncVecEnv.recv`; `join` gives the infos of the batch their shape."""
+        if self._receiving or self._in_reset:
+            raise BusyError("recv() while another task is in recv() or reset(): share the batches of one")
+        self._receiving = True
+        pool, hub = self._pool, self._hub
+        try:
+            if hub.crowded and hub.slowest() is not None:
+                await hub.wait_for_readers()
+                self._check()
+            while True:
+                owed = pool.owed
+                if not owed:
+                    raise ValueError("recv() with nothing owed: send() first")
+                need = owed if min_envs is None else min(min_envs, owed)
+                if pool.ready_rows >= need:
+                    break
+                if not self._supervisor.run_pending():
+                    self._need = need
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                if self.over is not None:
+                    raise self.over
+        finally:
+            self._receiving = False
+        if self._warnings:
+            self._warn()
+        if pool.any_errors:
+            self._raise_errors(pool.take_errors())
+        batch, events = pool.collect(pool.take_ready(), join)
+        hub.release(events)
+        return batch
+
+    def check_free(self, env_ids: EnvIds) -> None:
+        """Raise BusyError if another task waits for rows of these envs."""
+        if self._receiving or not self._in_reset.isdisjoint(env_ids.tolist()):
+            raise BusyError("reset() while another task is in recv(), or in reset() of the same envs")
+
+    async def reset(
+        self,
+        ids: EnvIds,
+        seeds: Sequence[int | None],
+        options: bytes | None,
+        join: JoinInfos = batch_infos,
+    ) -> Batch:
+        """As of `AsyncVecEnv.reset`; the rows are in the order of the env ids."""
+        waits_for = set(ids.tolist())
+        self._in_reset |= waits_for
+        try:
+            await self._all_ready(ids)
+            self._pool.take_errors(ids)  # their episodes are over, and so is what went wrong with them
+            if stale := self._pool.select(ids):
+                self._hub.release(self._pool.collect(stale)[1])
+            in_order = np.sort(ids)
+            self._supervisor.post(self._pool.reset(in_order, dict(zip(ids.tolist(), seeds)), options))
+            try:
+                await self._all_ready(in_order)
+            except asyncio.CancelledError:
+                if self.over is None:
+                    under_way = [c for slot in self._supervisor.slots for c in slot.commands.values()]
+                    self._pool.drop(in_order, under_way)
+                raise
+            if self._warnings:
+                self._warn()
+            self._raise_errors(self._pool.take_errors(ids))
+            batch, events = self._pool.collect(self._pool.select(ids), join)
+            self._hub.release(events)
+            return batch
+        finally:
+            self._in_reset -= waits_for
+
+    # -- what the supervisor says (Client) -----------------------------------------------------------------------
+
+    def replied(self, command: Command) -> None:
+        if command.kind is _CALL:
+            self._calls.answered(command)
+            return
+        if command.dropped:
+            return
+        if command.unread is not None:  # which env it came from cannot be told
+            command.notes = [(env_id, 0, ERROR, command.unread) for env_id in command.env_ids.tolist()]
+        if command.notes and command.notes[0][2] in URGENT:
+            self._keep_warnings(command)
+            if self._tries_again and failed(command.notes):
+                self._retry_resets(command)
+        pool = self._pool
+        pool.replied(command)
+        if self._waiter is not None and pool.ready_rows >= self._need and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self._watchers:
+            self._wake_watchers()
+
+    def lost(self, slot: WorkerSlot, reason: str, calls: Sequence[Command]) -> list[int | None]:
+        for command in calls:
+            self._calls.lost(command, slot, reason)
+        return self._pool.lost(
+            slot.index, reason + self._states.age(), slot.incarnation, slot.commands.values()
+        )
+
+    def failed(self, error: VecEnvError) -> None:
+        """It is over: whoever waits gets the error, and every further call."""
+        self.over = error
+        self._calls.end(error)
+        waiting, self._watchers = [self._waiter, *self._watchers], []
+        for future in waiting:
+            if future is not None and not future.done():
+                future.set_exception(error)
+
+    # -- warnings of envs ----------------------------------------------------------------------------------------
+
+    def _keep_warnings(self, command: Command) -> None:
+        """Take the warnings out of a reply; what each is about is said once."""
+        for env_id, _, kind, value in command.notes:
+            if kind == WARNING:
+                about, text = value
+                self._warnings.setdefault(about, f"env {env_id}: {text}")
+        command.notes = [note for note in command.notes if note[2] != WARNING]
+
+    def _warn(self) -> None:
+        """Say what the workers had to say, once. Nothing is lost where warnings are errors."""
+        for about, text in self._warnings.items():
+            if text:
+                self._warnings[about] = ""
+                warnings.warn(f"{text} (said once)", stacklevel=4)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _retry_resets(self, command: Command) -> None:
+        """Envs failed to reset: try again, within the restart budget."""
+        slot = self._supervisor.slots[command.worker]
+        counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
+        raised = [(env_id, report) for env_id, _, kind, report in command.notes if kind == ERROR]
+        for together in [raised] if self._whole else [[one] for one in raised]:
+            for env_id, report in together:
+                if report not in counted:
+                    counted.add(report)
+                    if not self._supervisor.may_retry(
+                        slot, env_id, self._pool.episodes.index(env_id), report
+                    ):
+                        return
+            self._supervisor.post([self._pool.retry(command, together)])
+
+    async def _all_ready(self, ids: EnvIds) -> None:
+        """Wait until every one of these envs that owes a row has it ready."""
+        while self._pool.waits_for(ids):
+            if not self._supervisor.run_pending():
+                future = self._loop.create_future()
+                self._watchers.append(future)
+                try:
+                    await future
+                finally:
+                    if future in self._watchers:
+                        self._watchers.remove(future)
+            self._check()
+
+    def _wake_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for future in watchers:
+            if not future.done():
+                future.set_result(None)
+
+    def _check(self) -> None:
+        if self.over is not None:
+            raise self.over
+
+    def _raise_errors(self, found: list[tuple[Command, int, ErrorReport]]) -> None:
+        errors: list[VecEnvError] = [
+            rebuild(report, env_id, command.worker, self._pool.where(command, env_id, report.op))
+            for command, env_id, report in found
+        ]
+        raise_all(errors, "a step or reset")

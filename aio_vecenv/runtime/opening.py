@@ -1,0 +1,117 @@
+"""Opening a vec env: the spaces that all of its workers agree on, and memory for their rows."""
+# async: `agree` waits for the workers; the rest is plain data
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from gymnasium.vector import AutoresetMode
+
+from ..backends.base import Backend
+from ..core.assignment import Deal, deal_out
+from ..core.layout import SharedMemory, Slab, SpaceTree, layout
+from ..core.limits import RestartBudget, Timeouts
+from ..core.log_levels import current
+from ..core.messages import Setup, Spaces
+from ..core.options import Settings
+from ..core.spaces import same_space
+from ..errors import SpaceMismatch
+from .supervisor import Memory, Supervisor
+
+__all__ = ["Agreed", "Opening"]
+
+
+class Agreed(NamedTuple):
+    """What all workers of a vec env have in common."""
+
+    spaces: Spaces
+    obs: SpaceTree
+    action: SpaceTree
+    deal: Deal
+
+
+class Opening:
+    """What a vec env is to be made of, as its constructor was told; it can be opened once."""
+
+    def __init__(
+        self,
+        factories: Sequence[Callable[..., Any]],
+        num_workers: int,
+        backend: Callable[[], Backend],
+        settings: Settings,
+        shared_memory: SharedMemory,
+        copy: bool,
+        timeouts: Timeouts,
+        restart: RestartBudget | None,
+    ) -> None:
+        self.settings, self.copy = settings, copy
+        self._factories, self._num_workers, self._backend = factories, num_workers, backend
+        self._shared_memory, self._timeouts, self._restart = shared_memory, timeouts, restart
+
+    def supervisor(self) -> Supervisor:
+        """Of workers that are not started yet."""
+        logs = current()
+        setups = [
+            Setup(
+                list(self._factories[run.start : run.stop]),
+                list(run),
+                self.settings,
+                self._shared_memory,
+                logs,
+            )
+            for run in deal_out(len(self._factories), self._num_workers)
+        ]
+        return Supervisor(self._backend(), setups, self._timeouts, self._restart)
+
+    async def agree(self, supervisor: Supervisor) -> Agreed:
+        """Start the workers and let them make their envs. Raises SpaceMismatch, and what making them brings about."""
+        made = await supervisor.make()
+        spaces = _agree(made, [slot.setup.env_ids[0] for slot in supervisor.slots], self.settings)
+        obs, action = SpaceTree(spaces.observation, self._shared_memory), SpaceTree(spaces.action)
+        if spaces.vectorised:
+            _check_shared(obs, action, self._shared_memory)
+        return Agreed(spaces, obs, action, Deal([sum(one.rows) for one in made], whole=spaces.vectorised))
+
+    def allocate(self, supervisor: Supervisor, agreed: Agreed) -> Memory:
+        """The block in which their rows lie. Raises MemoryError."""
+        _, obs, action, deal = agreed
+        same_step = self.settings.autoreset is AutoresetMode.SAME_STEP
+        fields, size_bytes = layout(obs, action, deal.num_envs, final_obs=same_step)
+        slab = Slab(supervisor.backend.allocate(size_bytes), fields, obs, action)
+        return Memory(slab, deal.rows, fields, size_bytes)
+
+
+def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:
+    """Raise ValueError unless all rows of VectorEnvs can lie in shared memory."""
+    if shared_memory is False:
+        raise ValueError(
+            "shared_memory=False, but rows of VectorEnvs travel in shared memory only: leave it out"
+        )
+    for name, tree in (("observation", obs), ("action", action)):
+        for leaf in tree.leaves:
+            if not leaf.fixed:
+                raise ValueError(f"the {name} space{leaf} of a VectorEnv has no fixed size: {leaf.space}")
+
+
+def _agree(made: list[Spaces], first_ids: list[int], settings: Settings) -> Spaces:
+    """The spaces of all workers, if they agree. Raises SpaceMismatch."""
+    expected = made[0]
+    for got, env_id in zip(made[1:], first_ids[1:]):
+        for name in ("observation", "action"):
+            want, have = getattr(expected, name), getattr(got, name)
+            if not same_space(name, want, have, settings.spaces):
+                raise SpaceMismatch(
+                    f"env {env_id}: the {name} space is {have}; that of env {first_ids[0]} is {want}",
+                    env_id=env_id,
+                    expected=str(want),
+                    got=str(have),
+                )
+        if got.vectorised != expected.vectorised:
+            raise SpaceMismatch(
+                f"env {env_id}: some factories make VectorEnvs, others single envs",
+                env_id=env_id,
+                expected="all of one kind",
+                got="both",
+            )
+    return expected
