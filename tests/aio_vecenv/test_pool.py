@@ -6,6 +6,7 @@ Pure: real envs in real env groups over a block of ordinary memory, and the pare
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -31,7 +32,7 @@ from aio_vecenv.core.framing import Message
 from aio_vecenv.core.layout import Slab, SpaceTree, layout
 from aio_vecenv.core.messages import ERROR, decode_notes
 from aio_vecenv.core.options import Settings
-from aio_vecenv.core.pool import Command, Pool, derive_seed
+from aio_vecenv.core.pool import Command, Event, IllegalMove, Phase, Pool, derive_seed, moves
 from aio_vecenv.core.updates import Inbox
 from aio_vecenv.worker.env_group import EnvGroup
 from aio_vecenv.worker.main import execute
@@ -446,6 +447,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert set(np.flatnonzero(pool.owes).tolist()) == self.owing
         assert pool.owed == len(self.owing)
         assert pool.ready_rows == sum(len(command.env_ids) for command in pool.ready)
+        shut = [e for e, phase in enumerate(pool.phases) if phase not in (Phase.RUNNING, Phase.DUE)]
+        assert pool.shut == len(shut)
+        assert set(shut) - self.owing == self.shut - self.owing
         under_way: list[int] = [e for command in pool.ready for e in command.env_ids.tolist()]
         for worker in self.hall.workers:
             for command in worker.queue:
@@ -478,6 +482,74 @@ def test_g06_g08_g11_hold_whatever_the_order(
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("autoreset", list(AutoresetMode))
+def test_what_is_no_row_of_the_table_raises_and_changes_nothing(autoreset: AutoresetMode) -> None:
+    """And every row leads where it says; how many envs accept only a reset is counted on the way."""
+    shut = {Phase.NEVER, Phase.ENDED, Phase.FAILED, Phase.RESETTING}
+    legal = moves(autoreset)
+    for before, event in product(Phase, Event):
+        pool = Hall(2, 1, autoreset, "raise").pool
+        pool.phases[0] = before
+        pool.shut = (before in shut) + 1
+        if (before, event) in legal:
+            pool._move(0, event)
+            assert pool.phases == [legal[before, event], Phase.NEVER]
+        else:
+            with pytest.raises(IllegalMove, match=rf"env 0 is {before.name}: {event.name} may not happen"):
+                pool._move(0, event)
+            assert pool.phases == [before, Phase.NEVER]
+        assert pool.shut == sum(phase in shut for phase in pool.phases)
+
+
+@pytest.mark.parametrize(
+    ("autoreset", "after"),
+    [
+        (AutoresetMode.NEXT_STEP, Phase.DUE),
+        (AutoresetMode.SAME_STEP, Phase.RUNNING),
+        (AutoresetMode.DISABLED, Phase.ENDED),
+    ],
+)
+def test_the_rules_of_a_row(autoreset: AutoresetMode, after: Phase) -> None:
+    """Spelled out: what the table says of sends, ends, errors, losses and resets."""
+    table = moves(autoreset)
+    everywhere = set(Phase)
+    assert {phase for phase in everywhere if (phase, Event.SENT) in table} == {Phase.RUNNING, Phase.DUE}
+    assert {table[phase, Event.RESET] for phase in everywhere} == {Phase.RESETTING}
+    assert table[Phase.RUNNING, Event.END] is after
+    assert table[Phase.DUE, Event.END] is (Phase.ENDED if after is Phase.ENDED else Phase.DUE)
+    for phase in everywhere:  # only a running episode is cut off
+        lost = table[phase, Event.LOST]
+        assert lost is (Phase.DUE if phase is Phase.RUNNING else phase)
+    for phase in (Phase.RUNNING, Phase.DUE, Phase.RESETTING):
+        assert table[phase, Event.ERROR] is Phase.FAILED
+        assert table[phase, Event.CANCELLED] is Phase.RESETTING
+    for phase in (Phase.NEVER, Phase.ENDED, Phase.FAILED):  # nothing is under way
+        for event in (Event.BEGUN, Event.END, Event.ERROR, Event.RETRIED, Event.CANCELLED):
+            assert (phase, event) not in table
+
+
+def test_a_worker_that_dies_in_a_reset_does_it_again_and_no_row_speaks_of_the_loss() -> None:
+    """Its neighbour, which only ran, begins with its next row, and that says why."""
+    hall = Hall(2, 1, AutoresetMode.NEXT_STEP, "raise")
+    worker, both, first = hall.workers[0], np.arange(2), np.arange(1)
+    hall.reset(both, {0: 1, 1: 2})
+    hall.work(worker)
+    hall.collect(both)
+    hall.reset(first, {0: 5})
+    hall.lose(worker)
+    assert hall.pool.phases == [Phase.RESETTING, Phase.DUE]
+    hall.work(worker)
+    batch, _ = hall.collect(first)
+    assert "worker_lost" not in batch.infos
+    assert worker.envs[0].begun == [5]
+    hall.send(both)
+    hall.work(worker)
+    batch, _ = hall.collect()
+    assert batch.first.tolist() == batch.truncations.tolist() == [False, True]
+    assert batch.infos["worker_lost"].tolist() == [None, "died"]
+    assert [(one.env_id, one.outcome) for one in batch.episodes] == [(1, "aborted")]
 
 
 def test_a_reset_whose_worker_is_lost_twice_has_the_seed_of_the_second_replacement() -> None:
