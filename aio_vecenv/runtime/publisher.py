@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ _LATENCIES = 4096  # of the newest acknowledgements, for the percentiles
 
 
 class Receipt:
-    """What `broadcast` returned. `await receipt` waits until every live worker has applied it, or a newer one.
+    """What `broadcast` returned. `await receipt` waits until every live worker has taken it, or a newer one.
 
     Reading the properties is allowed from any thread; awaiting from the loop that opened the vec env.
     """
@@ -38,9 +39,18 @@ class Receipt:
         self.version = version
 
     @property
+    def taken(self) -> tuple[int, ...]:
+        """The live workers that have taken it, or a newer one of its topic.
+
+        Under apply="reset" their envs get it afterwards, each just before its next reset.
+        """
+        return self._channel.taken(self.topic, self.version)
+
+    @property
     def applied(self) -> tuple[int, ...]:
-        """The live workers that have applied it, or a newer one of its topic."""
-        return self._channel.applied(self.topic, self.version)
+        """The name that `taken` had: it never said that an env has it. Gone in the next version."""
+        warnings.warn("Receipt.applied is called taken now", DeprecationWarning, stacklevel=2)
+        return self.taken
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -144,7 +154,7 @@ class Channel:
         if self._waiters:
             self._wake()
 
-    def applied(self, topic: str, version: int) -> tuple[int, ...]:
+    def taken(self, topic: str, version: int) -> tuple[int, ...]:
         with self.lock:
             return self.updates.applied(topic, version)
 

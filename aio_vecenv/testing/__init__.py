@@ -633,7 +633,7 @@ class BackendContract:
                 receipt = envs.broadcast("last")
                 await receipt
                 assert receipt.pending == ()
-                assert receipt.applied == (0, 1)
+                assert receipt.taken == (0, 1)
 
         self.run(main())
 

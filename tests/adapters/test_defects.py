@@ -222,7 +222,7 @@ def test_v11_control_while_a_step_is_pending(tmp_path: Path) -> None:
     assert envs.step_wait()[0].ravel().tolist() == [1, 1]
     assert envs.step([0, 0])[1].tolist()[0] == 4.5
     envs.wait_for(receipt, timeout=20)
-    assert sorted(receipt.applied) == [0, 1]
+    assert sorted(receipt.taken) == [0, 1]
     envs.close()
 
 

@@ -260,7 +260,7 @@ async def test_f36_a_broadcast_handler_raises(backend: Backend) -> None:
     async with AsyncVecEnv(factories, num_workers=2, backend=backend) as envs:
         await envs.reset(seed=5)
         receipt = await envs.broadcast("refuse", apply="now")
-        assert receipt.applied == (0, 1)  # the worker has taken it; its env says what it thinks of it:
+        assert receipt.taken == (0, 1)  # the worker has taken it; its env says what it thinks of it:
         with pytest.raises(EnvError, match="refused") as caught:
             await envs.step(zeros(4))
         assert (caught.value.env_id, caught.value.op) == (3, "on_broadcast")

@@ -293,14 +293,16 @@ async def test_g05_receipts(backend: Backend) -> None:
         await envs.reset(seed=1)
         receipt = envs.broadcast("one")
         assert await receipt is receipt
-        assert (receipt.applied, receipt.pending, receipt.version) == ((0, 1), (), 1)
+        assert (receipt.taken, receipt.pending, receipt.version) == ((0, 1), (), 1)
+        with pytest.warns(DeprecationWarning, match="taken"):
+            assert receipt.applied == receipt.taken
         if backend == "inline":
             return
         os.kill(envs.statistics().workers[1].pid, signal.SIGSTOP)
         stuck = envs.broadcast("two")
         with pytest.raises(TimeoutError, match=r"workers \[1\]"):
             await stuck.wait(0.05)
-        assert (stuck.applied, stuck.pending) == ((0,), (1,))
+        assert (stuck.taken, stuck.pending) == ((0,), (1,))
         newer = envs.broadcast("three")
         os.kill(envs.statistics().workers[1].pid, signal.SIGCONT)
         await newer
@@ -711,4 +713,4 @@ async def test_broadcast_from_a_thread(backend: Backend) -> None:
         await envs.reset(seed=1)
         receipt = await asyncio.to_thread(envs.broadcast, bytes(1 << 20))
         await receipt.wait(10)
-        assert receipt.applied == (0, 1)
+        assert receipt.taken == (0, 1)
