@@ -195,6 +195,8 @@ class TrainConfig:
     uncertain it is, or by PPO's advantages."""
     replay_score: Literal["l1", "positive", "max_mc"] = "l1"
     """prioritised_replay: score levels by mean |A|, by mean max(A, 0), or by the highest return so far - mean V."""
+    strategy_options: dict[str, Any] = field(default_factory=dict)
+    """Other parameters of the strategy's class: NAME=VALUE …, in a file the table [strategy_options]."""
     window: Literal["started", "completed"] = "started"
     """Count outcomes in the order in which episodes started, or in which they ended."""
     rules: Literal["reference", "sequential"] = "reference"
@@ -257,6 +259,8 @@ class TrainConfig:
     """Older ones are removed."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `tensorboard`)."""
+    logger: tuple[str, ...] = ()
+    """Also give every report to loggers of your own: MODULE:FACTORY …, called with the run's folder and its config."""
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)

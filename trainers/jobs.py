@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ __all__ = [
     "levels_of",
     "make_envs",
     "make_strategy",
+    "named",
     "planned",
     "resolve_job",
     "restore_envs",
@@ -151,17 +154,15 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
         if config.strategy != "staged" or not config.curriculum:
             asked = f"strategy={config.strategy!r}" if config.curriculum else "curriculum=False"
             raise ConfigError(f"the job brings a strategy of its own, and the config asks for {asked}")
+        if config.strategy_options:
+            raise ConfigError("the job brings a strategy of its own, which strategy_options do not reach")
         return job.strategy(job.plan, levels)
     if config.strategy == "staged":
-        return cu.Staged(
-            job.plan,
-            window=config.window,
-            rules=config.rules,
-            early=config.early,
-            trend=config.trend,
-            success=success,
-            total_steps=config.total_steps,
-        )
+        own: dict[str, Any] = {
+            "window": config.window, "rules": config.rules, "early": config.early, "trend": config.trend,
+            "success": success, "total_steps": config.total_steps,
+        }  # fmt: skip
+        return cu.Staged(job.plan, **own, **_options(cu.Staged, config, own))
     name = f"strategy={config.strategy!r}"
     if not isinstance(levels, cu.LevelSet):
         raise ConfigError(
@@ -178,20 +179,41 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
     def scored(episode: Any) -> float:
         return float(success(episode))
 
-    score = cu.success_score if success is cu.is_success else scored
-    match config.strategy:
-        case "ladder":
-            return cu.Ladder(job.plan, success=success, seed=config.seed)
-        case "uniform":
-            return cu.DomainRandomisation(levels, score=score)
-        case "learning_progress":
-            return cu.LearningProgress(levels, score=score)
-        case "learnability":
-            return cu.Learnability(levels, seed=config.seed, score=score)
-        case "prioritised_replay":
-            return cu.PrioritisedReplay(
-                levels, by=config.replay_score, waiting=max(64, config.ppo.num_steps), score=score
+    score: Any = cu.success_score if success is cu.is_success else scored
+    if config.strategy == "ladder":
+        own = {"success": success, "seed": config.seed}
+        return cu.Ladder(job.plan, **own, **_options(cu.Ladder, config, own))
+    kind, own = _WEIGHTED[config.strategy], {"score": score}
+    if config.strategy == "learnability":
+        own["seed"] = config.seed
+    elif config.strategy == "prioritised_replay":
+        own.update(by=config.replay_score, waiting=max(64, config.ppo.num_steps))
+    return kind(levels, **own, **_options(kind, config, own))
+
+
+_WEIGHTED: dict[str, Any] = {
+    "uniform": cu.DomainRandomisation,
+    "learning_progress": cu.LearningProgress,
+    "learnability": cu.Learnability,
+    "prioritised_replay": cu.PrioritisedReplay,
+}
+
+
+def _options(kind: Any, config: TrainConfig, own: dict[str, Any]) -> dict[str, Any]:
+    """`strategy_options` for this class. Raises `ConfigError` for what it does not take, or a setting says."""
+    known = [
+        name
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in own
+    ]
+    for name in config.strategy_options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"strategy_options: {config.strategy} takes no {name!r}{hint}; it takes {', '.join(known)}"
             )
+    return config.strategy_options
 
 
 NO_STAGES = "all"  # the one stage of an env that was given no plan
@@ -255,20 +277,31 @@ def _factory(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
         return _registered(name, None, kwargs)
     if not module_name or not attribute:
         raise ConfigError(f"env {name}: expected MODULE:FACTORY")
-    module = _imported(module_name, attribute)
-    factory: Any = module
-    for part in attribute.split("."):
-        if not hasattr(factory, part):
-            if attribute in gym.registry:
-                return _registered(attribute, module_name, kwargs)
-            near = difflib.get_close_matches(part, [*dir(factory), *gym.registry], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"env {name}: {module_name} has no {part!r}{hint}")
-        factory = getattr(factory, part)
-    if not callable(factory):
-        raise ConfigError(f"env {name}: not callable but {type(factory).__name__}")
+    _imported("env", module_name, attribute)
+    if attribute in gym.registry and not hasattr(sys.modules[module_name], attribute):
+        return _registered(attribute, module_name, kwargs)
+    factory = named("env", name, gym.registry)
     made: Callable[[], Any] = partial(factory, **kwargs) if kwargs else factory
     return made
+
+
+def named(kind: str, name: str, others: Iterable[str] = ()) -> Callable[..., Any]:
+    """What MODULE:FACTORY names. Raises `ConfigError` that says what `kind` of thing it is for; `others`: names that
+    could have been meant, too."""
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{kind} {name}: expected MODULE:FACTORY")
+    found: Any = _imported(kind, module_name, attribute)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [*dir(found), *others], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{kind} {name}: {module_name} has no {part!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{kind} {name}: not callable but {type(found).__name__}")
+    factory: Callable[..., Any] = found
+    return factory
 
 
 def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) -> Callable[[], Any]:
@@ -290,20 +323,20 @@ def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) ->
     return make
 
 
-def _imported(module_name: str, attribute: str) -> Any:
+def _imported(kind: str, module_name: str, attribute: str) -> Any:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigError(f"env {module_name}:{attribute}: no module named {error.name!r}") from None
-        raise _import_failed(module_name, attribute, error) from error
+            raise ConfigError(f"{kind} {module_name}:{attribute}: no module named {error.name!r}") from None
+        raise _import_failed(kind, module_name, attribute, error) from error
     except Exception as error:
-        raise _import_failed(module_name, attribute, error) from error
+        raise _import_failed(kind, module_name, attribute, error) from error
 
 
-def _import_failed(module_name: str, attribute: str, error: Exception) -> ConfigError:
+def _import_failed(kind: str, module_name: str, attribute: str, error: Exception) -> ConfigError:
     frames = traceback.extract_tb(error.__traceback__)
     at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return ConfigError(
-        f"env {module_name}:{attribute}: importing it failed: {type(error).__name__}: {error}{at}"
+        f"{kind} {module_name}:{attribute}: importing it failed: {type(error).__name__}: {error}{at}"
     )

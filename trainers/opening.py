@@ -16,7 +16,7 @@ import curriculum as cu
 from trainers.config import ConfigError, TrainConfig
 from trainers.evaluate import evaluator
 from trainers.evaluation import Evaluation, eval_config
-from trainers.jobs import has_no_plan, levels_of, make_envs, make_strategy, planned, resolve_job
+from trainers.jobs import has_no_plan, levels_of, make_envs, make_strategy, named, planned, resolve_job
 from trainers.learn.learner import torch_threads
 from trainers.learn.thread import LearnerThread
 from trainers.presets import Job
@@ -73,6 +73,7 @@ async def training(
         config = folder.config()
     assert config is not None
     job = resolve_job(config) if job is None else job
+    own_loggers = [named("logger", name) for name in config.logger]
     async with contextlib.AsyncExitStack() as stack:
         saved = None
         if folder is not None:
@@ -91,16 +92,12 @@ async def training(
             stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
         checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, saved and saved[1])
-        loggers = open_loggers(config, folder, stack)
-        evaluation = None
-        if config.eval.every is not None:
-            judge = await stack.enter_async_context(evaluator(eval_config(config), whole))
-            evaluation = Evaluation(judge, config, folder, checkpoints)
+        evaluation = await _open_evaluation(config, whole, folder, checkpoints, stack)
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
-        reports = ReportStream(loggers)
+        reports = ReportStream(open_loggers(config, folder, stack, own_loggers))
         run = Run(
             config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation
         )
@@ -132,3 +129,17 @@ def _start_thread(
     thread = LearnerThread(torch_threads(config, 0, space))  # the workers wait for it
     stack.push_async_callback(thread.aclose)
     return thread
+
+
+async def _open_evaluation(
+    config: TrainConfig,
+    job: Job,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    stack: contextlib.AsyncExitStack,
+) -> Evaluation | None:
+    """What evaluates the run beside it, if anything does; `stack` closes its envs."""
+    if config.eval.every is None:
+        return None
+    judge = await stack.enter_async_context(evaluator(eval_config(config), job))
+    return Evaluation(judge, config, folder, checkpoints)

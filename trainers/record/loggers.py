@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,11 +19,13 @@ __all__ = ["Logger", "MetricsFile", "TensorBoard", "open_loggers"]
 
 
 class Logger(Protocol):
-    """Where reports go."""
+    """Where reports go. What it raises ends the run."""
 
-    def write(self, report: Report) -> None: ...
+    def write(self, report: Report) -> None:
+        """Take one update's report, on the event loop: it should be quick."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended, or could not begin."""
 
 
 class MetricsFile:
@@ -81,11 +83,19 @@ def _scalars(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
     return found
 
 
-def open_loggers(config: TrainConfig, folder: RunFolder, stack: contextlib.AsyncExitStack) -> list[Logger]:
-    """Those that `config` asks for; `stack` closes them."""
+def open_loggers(
+    config: TrainConfig,
+    folder: RunFolder,
+    stack: contextlib.AsyncExitStack,
+    factories: Sequence[Callable[[Path, TrainConfig], Logger]] = (),
+) -> list[Logger]:
+    """Those that `config` asks for, and what the user's own `factories` make; `stack` closes them."""
     loggers: list[Logger] = [MetricsFile(folder.metrics)]
     stack.callback(loggers[0].close)
     if config.tensorboard:
         loggers.append(TensorBoard(folder.path / "tensorboard"))
         stack.callback(loggers[1].close)
+    for factory in factories:
+        loggers.append(factory(folder.path, config))
+        stack.callback(loggers[-1].close)
     return loggers
