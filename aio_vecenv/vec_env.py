@@ -123,9 +123,9 @@ class AsyncVecEnv:
             options.one_of("backend", backend, ("process", "inline"))
         settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
         warm = options.whole("spares", spares, 0)
-        make_backend = _backend_maker(backend, warm, self.num_workers)
+        make = _backend_maker(backend, warm, self.num_workers)
         self._opening = Opening(
-            makers, self.num_workers, make_backend, settings, shared_memory, copy, timeouts, restart
+            makers, self.num_workers, make, settings, shared_memory, copy, timeouts, restart
         )
         self._policy = None if policy is None else ParentPolicy(policy)
         self._opened = False
@@ -298,12 +298,7 @@ class AsyncVecEnv:
         self._collector.check_free(ids)
         packed = None if options is None else _packed(options, len(self._deal.by_worker(np.sort(ids))))
         batch = await self._collector.reset(ids, seeds, packed, join or batch_infos)
-        if (batch.env_ids == ids).all():
-            return batch
-        order = np.searchsorted(batch.env_ids, ids)
-        obs = pick_rows(self.single_observation_space, batch.obs, order)
-        infos = batch.infos if join else _take_infos(batch.infos, order)
-        return batch._replace(env_ids=ids, obs=obs, infos=infos)
+        return _in_order(batch, ids, self.single_observation_space, joined=join is None)
 
     def send(self, actions: Any, env_ids: Sequence[int] | EnvIds | None = None) -> None:
         """Send one action to each env of `env_ids` (default: all); never waits.
@@ -539,6 +534,15 @@ def _backend_maker(choice: str | Backend, spares: int, num_workers: int) -> Call
     if not isinstance(choice, str):
         return lambda: choice
     return InlineBackend if choice == "inline" else partial(ProcessBackend, spares, num_workers)
+
+
+def _in_order(batch: Batch, ids: EnvIds, space: gym.Space[Any], *, joined: bool) -> Batch:
+    """The batch of a reset, its rows in the order of `ids`; `joined`: its infos have rows, too."""
+    if (batch.env_ids == ids).all():
+        return batch
+    order = np.searchsorted(batch.env_ids, ids)
+    infos = _take_infos(batch.infos, order) if joined else batch.infos
+    return batch._replace(env_ids=ids, obs=pick_rows(space, batch.obs, order), infos=infos)
 
 
 def _take_infos(infos: dict[str, Any], order: NDArray[np.intp]) -> dict[str, Any]:
