@@ -17,8 +17,8 @@ from ..core.report import describe, rebuild
 from ..core.updates import Inbox
 from ..memory import bytes_left
 from ..worker import env_groups
-from ..worker.env_group import EnvGroup
 from ..worker.main import execute, interrupted, make_envs, take_update
+from ..worker.rows import Group
 from .base import Listener
 
 __all__ = ["InlineBackend", "InlineWorker"]
@@ -57,7 +57,7 @@ class InlineWorker:
         self._backend, self._listener = backend, listener
         self._queue: deque[Message] = deque()
         self._news: deque[Message] = deque()
-        self._group: EnvGroup | None = None
+        self._group: Group | None = None
         self._envs: list[Any] = []
         self._inbox = Inbox(0)
         self._loop = asyncio.get_running_loop()

@@ -9,53 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ..core import framing as wire
-from ..core.layout import TERMINATED, TRUNCATED, Leaf, Slab, SpaceTree, cast, exact
-from ..core.messages import (
-    END_INFO,
-    ERROR,
-    FINAL_INFO,
-    FINAL_OBS,
-    GIVEN_OBS,
-    INFO,
-    OBS,
-    RESTARTED,
-    RESULT,
-    TASK,
-    WARNING,
-    Note,
-    Packed,
-)
+from ..core.layout import TERMINATED, TRUNCATED, Slab, SpaceTree
+from ..core.messages import ERROR, INFO, RESTARTED, RESULT, Note, Packed
 from ..core.options import Settings
 from ..core.report import RowError, describe
 from ..core.updates import Inbox
-from .rows import pack
+from .rows import REWARD_TYPES, Rows, bad_flags, close_all, reward_of
 
-__all__ = ["EnvGroup", "fit"]
+__all__ = ["EnvGroup"]
 
 
 _BOOLS = (False, True)
-_REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
-
-_MAX_WARNED = (
-    32  # keys of a worker's observations: those of an env that makes up new ones all the time are enough then
-)
-
-
-class _Rows(NamedTuple):
-    """Where one set of observations goes: per leaf, per local env, a writable view; None for loose leaves."""
-
-    views: list[list[np.ndarray[Any, Any]] | None]
-
-    @classmethod
-    def of(cls, columns: Sequence[np.ndarray[Any, Any] | None], start: int, stop: int) -> _Rows:
-        return cls([None if c is None else [c[i, ...] for i in range(start, stop)] for c in columns])
 
 
 class EnvGroup:
@@ -80,43 +51,28 @@ class EnvGroup:
         left: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.envs = list(envs)
-        self._left = left
-        self._first = first
         count = len(self.envs)
         self.settings = settings
+        self.rows = Rows(first, count, slab, obs, settings, left)
+        self.everyone = self.rows.everyone
         self._inbox, self._catch_up = inbox, catch_up
-        self._obs, self._action = obs, action
+        self._action = action
         self._steps: list[Callable[[Any], tuple[Any, Any, Any, Any, Any]]] = [env.step for env in self.envs]
         self._hooks = [hook_of(env) for env in self.envs]
+        self._tasks: list[Any] = [None] * count  # of the episode that each env is in
         self._pending = [True] * count  # its next command resets it, whatever it is
         # Who is in it has never begun an episode: after a restart any command begins one, with this seed.
         self._fresh: dict[int, int | None] = dict(enumerate(reborn or [None] * count))
-        self._tasks: list[Any] = [None] * count  # of the newest reset, as its info says
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
-
-        stop = first + count
         self._newest = slab.newest
-        self._rows = _Rows.of(slab.obs, first, stop)
-        self._final_rows = _Rows.of(slab.final_obs, first, stop)
         # A memoryview takes a Python number in a third of the time that an array takes.
-        self._rewards: Any = memoryview(slab.rewards[first:stop].data)
-        self._flags: Any = memoryview(slab.flags[first:stop].data)
-        self._versions: Any = memoryview(slab.versions[first:stop].data)
-        self._action_columns = [None if c is None else c[first:stop] for c in slab.action]
+        self._rewards: Any = memoryview(self.rows.rewards.data)
+        self._flags: Any = memoryview(self.rows.flags.data)
+        self._no_flags = bytes(count)
+        self._action_columns = [None if c is None else c[first : first + count] for c in slab.action]
         as_ints = settings.casting == "safe"  # else numpy's integers, as other vec envs have it
         self._discrete = [as_ints and isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
-        self._warned: set[str] = set()  # what the parent was told once
-        self.everyone = range(count)  # local indices of its rows
-        self._no_flags = bytes(count)
-        # where the observation is one leaf in the block: its rows, by local index
-        leaf = obs.leaves[0] if obs.leaves else None  # of an empty Dict or Tuple there is none
-        self._dtype = None if leaf is None else leaf.dtype
-        self._shape = () if leaf is None else leaf.shape
-        self._plain_rows = self._rows.views[0] if obs.is_leaf else None
-        # where its numbers must be finite: all these rows, looked at once per command
-        finite = settings.check == "finite" and leaf is not None and leaf.dtype.kind == "f"
-        column = slab.obs[0] if finite and obs.is_leaf else None
-        self._finite = None if column is None else column[first:stop]
+        self._glance = _Glance(obs, self.rows, settings)
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -129,8 +85,10 @@ class EnvGroup:
         if self._inbox.has_now:
             self._deliver_now()
         steps, pending, refused, rewards = self._steps, self._pending, self._refused, self._rewards
-        rows, dtype, shape = self._plain_rows, self._dtype, self._shape
-        ndarray, all_infos, first = np.ndarray, self.settings.info == "all", self._first
+        glance = self._glance
+        rows, dtype, shape = glance.views, glance.dtype, glance.shape
+        numbers, low, high = glance.numbers, glance.low, glance.high
+        ndarray, all_infos, first = np.ndarray, self.settings.info == "all", self.rows.first
         if envs is None:
             envs = self.everyone
             self._flags[:] = self._no_flags
@@ -150,58 +108,63 @@ class EnvGroup:
             except Exception as error:
                 self._fail(i, "step", error, notes)
                 continue
-            if (  # as nearly always; everything else is looked at with care
+            usual = (  # as nearly always; everything else is looked at with care
                 terminated is False
                 and truncated is False
                 and type(reward) is float
                 and isfinite(reward)
                 and type(info) is dict
-                and rows is not None
-                and type(obs) is ndarray
-                and obs.dtype is dtype
-                and obs.shape == shape
-            ):
-                rows[i][...] = obs
+            )
+            if usual:
+                if type(obs) is ndarray and obs.dtype is dtype and obs.shape == shape and rows is not None:
+                    rows[i][...] = obs
+                elif type(obs) is int and low <= obs <= high:
+                    numbers[i] = obs
+                else:
+                    usual = False
+            if usual:
                 rewards[i] = reward
                 if info:
                     if all_infos:
                         notes.append((first + i, 0, INFO, info))
                     else:
-                        self._info(i, info, notes, edge=False)
+                        self.rows.say(i, info, notes)
                 continue
             try:
                 self._take(i, obs, reward, terminated, truncated, info, notes)
             except Exception as error:
                 self._fail(i, "step", error, notes)
-        finite = self._finite
+        finite = glance.finite
         if finite is not None and np.count_nonzero(np.isfinite(finite)) < finite.size:
             self._fail_infinite(envs, notes)
         return notes
 
     def _fail_infinite(self, envs: Sequence[int], notes: list[Note]) -> None:
         """Fail those whose step gave a NaN or an infinity. Their rows are zeros until they are reset."""
-        assert self._finite is not None
+        finite, leaf = self._glance.finite, self._glance.leaf
+        assert finite is not None
+        assert leaf is not None
         failed = {note[0] for note in notes if note[2] == ERROR}
         for i in envs:
-            if self._first + i not in failed and not np.isfinite(self._finite[i]).all():
-                self._finite[i] = 0
-                self._fail(i, "step", _infinite(self._obs.leaves[0]), notes)
+            if self.rows.first + i not in failed and not np.isfinite(finite[i]).all():
+                finite[i] = 0
+                self._fail(i, "step", self.rows.infinite(leaf), notes)
 
     def _take(
         self, i: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any, notes: list[Note]
     ) -> None:
         """Check and store what a step gave. Raises RowError."""
-        if type(reward) not in _REWARD_TYPES or not isfinite(reward):
-            reward = _reward(reward)
+        if type(reward) not in REWARD_TYPES or not isfinite(reward):
+            reward = reward_of(reward)
         if terminated not in _BOOLS or truncated not in _BOOLS or not isinstance(info, dict):
-            raise _bad_flags(terminated, truncated, info)
+            raise bad_flags(terminated, truncated, info)
         if terminated or truncated:
             self._end(i, obs, reward, bool(terminated), bool(truncated), info, notes)
             return
-        self._write(i, obs, self._rows, OBS, notes)
+        self.rows.write(i, obs, notes)
         self._rewards[i] = reward
         if info:
-            self._info(i, info, notes, edge=False)
+            self.rows.say(i, info, notes)
 
     def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
         """Reset each of `envs` with its seed; also the way back for an env that has failed. `packed`: the options,
@@ -256,15 +219,11 @@ class EnvGroup:
         return notes
 
     def close(self) -> list[Note]:
-        """Close every env, each once; an ERROR of each that raised, by its position."""
-        notes: list[Note] = []
         envs, self.envs = self.envs, []
-        for i, env in enumerate(envs):
-            try:
-                env.close()
-            except Exception as error:
-                notes.append((i, 0, ERROR, describe(error, "close")))
-        return notes
+        return close_all(envs)
+
+    def pack(self, notes: list[Note], op: str = "step") -> Sequence[bytes]:
+        return self.rows.pack(notes, lambda i, error: self._fail(i, op, error, notes, again=False))
 
     # -- one env ----------------------------------------------------------------------------------------------
 
@@ -307,20 +266,18 @@ class EnvGroup:
             result = self.envs[i].reset(seed=seed, options=options)
             obs, info = _reset_result(result)
             self._tasks[i] = info.get("task")
-            self._write(i, obs, self._rows, OBS, notes)
+            self.rows.write(i, obs, notes)
         except Exception as error:
             self._fail(i, op, error, notes, again=False)
             return
         self._pending[i] = False
         if self._fresh:
             self._fresh.pop(i, None)
-        self._versions[i] = version
+        self.rows.versions[i] = version
         self._rewards[i] = 0.0
         self._flags[i] = 0
         if info:
-            self._info(i, info, notes, edge=True)
-            if "task" in info and isinstance(self.settings.info, tuple) and "task" not in self.settings.info:
-                notes.append((self._first + i, 0, TASK, info["task"]))
+            self.rows.say(i, info, notes, begins=True)
 
     def _end(
         self,
@@ -336,112 +293,28 @@ class EnvGroup:
         same_step = self.settings.autoreset is AutoresetMode.SAME_STEP
         if same_step:
             # Snapshotted before the reset: the env may use its buffers and dicts again.
-            self._write(i, obs, self._final_rows, FINAL_OBS, notes)
-            if self.settings.casting == "unsafe" and not self._is_as_in_its_row(obs):
-                notes.append((self._first + i, 0, GIVEN_OBS, wire.loads(wire.dumps(obs, "the observation"))))
+            self.rows.write(i, obs, notes, final=True)
             info = wire.loads(wire.dumps(info, "infos")) if info else info
             self._begin(i, None, None, notes)
         else:
-            self._write(i, obs, self._rows, OBS, notes)
+            self.rows.write(i, obs, notes)
             self._pending[i] = self.settings.autoreset is AutoresetMode.NEXT_STEP
         self._rewards[i] = reward
         self._flags[i] = terminated * TERMINATED + truncated * TRUNCATED
         if info:
-            self._info(i, info, notes, edge=True, kind=FINAL_INFO if same_step else INFO)
-            if isinstance(self.settings.info, tuple):
-                notes.append((self._first + i, 0, END_INFO, info))
-
-    def _is_as_in_its_row(self, obs: Any) -> bool:
-        """Whether the row of an observation that fits gives it back, types included."""
-        leaves = zip(self._obs.leaves, self._obs.split(obs)[0])
-        return all(
-            not leaf.stackable or (type(value) is np.ndarray and value.dtype == leaf.dtype)
-            for leaf, value in leaves
-        )
-
-    def _write(self, i: int, obs: Any, rows: _Rows, kind: int, notes: list[Note]) -> None:
-        """Write one observation, leaf by leaf, after checking all of it."""
-        if self._plain_rows is not None and type(obs) is np.ndarray and obs.dtype is self._dtype:
-            views = rows.views[0]
-            if views is not None and obs.shape == self._shape:
-                if self._finite is not None and not np.isfinite(obs).all():
-                    raise _infinite(self._obs.leaves[0])
-                views[i][...] = obs
-                return
-        tree = self._obs
-        try:
-            values, undeclared = tree.split(obs)
-        except (KeyError, TypeError, IndexError) as error:
-            raise RowError("the observation", str(tree.space), str(error.args[0])) from None
-        self._warn_undeclared(i, undeclared, notes)
-        fitting: list[Any] = []
-        loose: list[Any] = []
-        for leaf, value, views in zip(tree.leaves, values, rows.views):
-            if views is None:
-                if not leaf.fixed and leaf.stackable:
-                    value = self._fit(i, leaf, value, notes).copy()
-                elif kind == FINAL_OBS:  # the reset that follows may use its buffers again
-                    value = wire.loads(wire.dumps(value, f"obs{leaf}"))
-                loose.append(value)
-            else:
-                fitting.append(self._fit(i, leaf, value, notes))
-        fixed = iter(fitting)
-        for views in rows.views:
-            if views is not None:
-                views[i][...] = next(fixed)
-        if loose:
-            notes.append((self._first + i, 0, kind, loose))
-
-    def _fit(self, i: int, leaf: Leaf, value: Any, notes: list[Note]) -> Any:
-        """`value` as an array of the leaf's shape and dtype. Raises RowError, unless `Settings.casting` casts it."""
-        try:
-            return fit(leaf, value, self.settings.check == "finite")
-        except RowError:
-            if self.settings.casting == "safe" or exact(leaf, value) is not None:
-                raise
-            if (fitting := cast(leaf, value)) is None:
-                raise
-        self._warn_cast(i, leaf, np.asarray(value).dtype, notes)
-        return fit(leaf, fitting, self.settings.check == "finite")
-
-    def _warn_cast(self, i: int, leaf: Leaf, dtype: np.dtype[Any], notes: list[Note]) -> None:
-        text = f"obs{leaf} is {dtype} where its space says {leaf.dtype}: it is cast"
-        self._warn(i, [f"obs{leaf}"], text, notes)
-
-    def _warn_undeclared(self, i: int, keys: list[str], notes: list[Note]) -> None:
-        if keys:
-            text = f"its space does not declare {_some(keys)}: dropped from its observations"
-            self._warn(i, keys, text, notes)
-
-    def _warn(self, i: int, about: list[str], text: str, notes: list[Note]) -> None:
-        """Have the parent warn, once for what it is about."""
-        if len(self._warned) < _MAX_WARNED and not self._warned.issuperset(about):
-            self._warned.update(about)
-            notes.insert(0, (self._first + i, 0, WARNING, (tuple(about), text)))
-
-    def _info(self, i: int, info: dict[str, Any], notes: list[Note], *, edge: bool, kind: int = INFO) -> None:
-        wanted = self.settings.info
-        if isinstance(wanted, tuple):
-            info = {name: info[name] for name in wanted if name in info}
-        elif wanted == "episode" and not edge:
-            return
-        if info:
-            notes.append((self._first + i, 0, kind, info))
+            self.rows.say(i, info, notes, ends=True, final=same_step)
 
     def _fail(self, i: int, op: str, error: Exception, notes: list[Note], *, again: bool = True) -> None:
         """Env `i` raised. With on_env_error="reset" it begins anew at once, unless it was a reset that failed."""
         report = describe(error, op, self._tasks[i])
-        self._rewards[i] = 0.0
-        self._flags[i] = 0
-        env_id = self._first + i
-        notes[:] = [note for note in notes if note[0] != env_id or note[2] == WARNING]
         self._pending[i] = True
         if self.settings.on_env_error == "reset" and again:
+            self.rows.clear([i], notes)
             self._begin(i, None, None, notes)
             if not self._pending[i]:
-                notes.append((env_id, 0, RESTARTED, report))
+                notes.append((self.rows.first + i, 0, RESTARTED, report))
             return
-        notes.insert(0, (env_id, 0, ERROR, report))
+        self.rows.fail([i], report, notes)
 
     def _deliver_now(self, skip: int = -1) -> None:
         self._inbox.has_now = False
@@ -456,24 +329,25 @@ class EnvGroup:
             except Exception as error:
                 self._refused[i] = error
 
-    # -- the reply ----------------------------------------------------------------------------------------------
 
-    def pack(self, notes: list[Note], op: str = "step") -> Sequence[bytes]:
-        """The payloads of the reply to `op`. What cannot travel fails its own env only."""
+class _Glance:
+    """The usual observation, told at one glance: a single leaf in the block, as an array of its dtype and shape, or
+    an int for a Discrete."""
 
-        def refuse(note: Note, error: Exception) -> None:
-            if note in notes:  # its env has not failed for another one
-                self._fail(note[0] - self._first, op, error, notes, again=False)
-
-        return pack(notes, refuse, self._left)
-
-    def pack_results(self, notes: list[Note]) -> Sequence[bytes]:
-        """The payloads of the reply to a call. What cannot travel is the error of its own env only."""
-
-        def refuse(note: Note, error: Exception) -> None:
-            notes[note[0]] = (note[0], 0, ERROR, describe(error, "call"))
-
-        return pack(notes, refuse, self._left)
+    def __init__(self, obs: SpaceTree, rows: Rows, settings: Settings) -> None:
+        leaf = self.leaf = obs.leaves[0] if obs.is_leaf else None
+        column = rows.columns[0] if obs.is_leaf else None
+        self.dtype = None if leaf is None else leaf.dtype
+        self.shape = () if leaf is None else leaf.shape
+        self.views = None if column is None else [column[i, ...] for i in rows.everyone]
+        self.numbers: Any = None  # takes an int faster than an array does
+        self.low, self.high = 1, 0  # of the ints that it takes: none
+        if leaf is not None and column is not None and isinstance(leaf.space, gym.spaces.Discrete):
+            limits = np.iinfo(leaf.dtype)
+            self.numbers, self.low, self.high = memoryview(column.data), int(limits.min), int(limits.max)
+        # where its numbers must be finite: all these rows, looked at once per command
+        floats = settings.check == "finite" and leaf is not None and leaf.dtype.kind == "f"
+        self.finite = column if floats else None
 
 
 def hook_of(env: Any) -> Callable[[Any, int], None] | None:
@@ -483,50 +357,6 @@ def hook_of(env: Any) -> Callable[[Any, int], None] | None:
     except AttributeError:
         return None
     return hook if callable(hook) else None
-
-
-def fit(leaf: Leaf, value: Any, finite: bool) -> Any:
-    """One env's value of a leaf as an array of its shape and dtype, nothing lost. Raises RowError."""
-    fitting = exact(leaf, value)
-    if fitting is None:
-        got = (
-            f"{value.dtype} {value.shape}"
-            if isinstance(value, (np.ndarray, np.generic))
-            else f"{type(value).__name__} {str(value)[:80]}"
-        )
-        raise RowError(f"obs{leaf}", f"{leaf.dtype} {leaf.shape}", got, f"obs{leaf}")
-    array = np.asarray(fitting)
-    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _infinite(leaf)
-    return array
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
-
-
-def _infinite(leaf: Leaf) -> RowError:
-    return RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
-
-
-def _reward(reward: Any) -> float:
-    """A finite Python float, from any real scalar. Raises RowError."""
-    try:
-        if np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub" and isfinite(reward):
-            return float(reward)
-    except (TypeError, ValueError):
-        pass
-    if isinstance(reward, np.ndarray) and reward.ndim:
-        raise RowError("the reward", "a number", f"an array of shape {reward.shape}: {str(reward)[:80]}")
-    raise RowError("the reward", "a finite number", f"{type(reward).__name__} {str(reward)[:80]}")
-
-
-def _bad_flags(terminated: Any, truncated: Any, info: Any) -> RowError:
-    if not isinstance(info, dict):
-        return RowError("the info", "a dict", type(info).__name__)
-    name, value = ("terminated", terminated) if terminated not in (True, False) else ("truncated", truncated)
-    return RowError(name, "a bool", f"{type(value).__name__} {str(value)[:80]}")
 
 
 def _reset_result(result: Any) -> tuple[Any, dict[str, Any]]:

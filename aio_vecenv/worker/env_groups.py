@@ -15,6 +15,7 @@ from ..core.report import RowError
 from ..core.spaces import same_space
 from ..core.updates import Inbox
 from .env_group import EnvGroup
+from .rows import Group
 from .vector_group import VectorEnvGroup
 
 __all__ = ["build", "check_same", "spaces_of"]
@@ -58,7 +59,7 @@ def build(
     inbox: Inbox,
     catch_up: Callable[[int], None],
     left: Callable[[], int | None],
-) -> EnvGroup:
+) -> Group:
     """The group that steps `envs` over the shared block."""
     obs = SpaceTree(spaces.observation, setup.shared_memory)
     action = SpaceTree(spaces.action)

@@ -40,7 +40,7 @@ from ..core.report import describe
 from ..core.updates import Inbox, Unreadable
 from ..memory import SharedBlock, bytes_left
 from . import env_groups
-from .env_group import EnvGroup
+from .rows import Group
 
 __all__ = ["execute", "interrupted", "main", "make_envs", "take_update"]
 
@@ -134,7 +134,7 @@ class _Worker:
         self.incarnation = 0
         self.inbox = Inbox(0)
         self.taken: list[int] = []  # versions taken, not acknowledged yet
-        self.group: EnvGroup | None = None
+        self.group: Group | None = None
         self.poll = select.poll()
         self.poll.register(data, select.POLLIN)
         self.poll.register(lifeline_fd, 0)  # hang-up only
@@ -164,7 +164,7 @@ class _Worker:
         notes = group.close()  # not after anything else, such as an env's sys.exit: close() may block
         self.send(Message(Kind.GOODBYE, payload=encode_notes(notes, "errors") if notes else b""))
 
-    def set_up(self, setup: Setup) -> EnvGroup | None:
+    def set_up(self, setup: Setup) -> Group | None:
         if setup.logs is not None:
             adopt(setup.logs)
         envs, spaces = make_envs(setup, {})
@@ -179,7 +179,7 @@ class _Worker:
         self.inbox = Inbox(len(envs))
         return env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up, bytes_left)
 
-    def serve(self, group: EnvGroup) -> None:
+    def serve(self, group: Group) -> None:
         inbox, incarnation = self.inbox, self.incarnation
         while True:
             command = self.next_command()
@@ -270,7 +270,7 @@ def take_update(inbox: Inbox, message: Message) -> None:
     inbox.take(message.version, message.number, topic, payload, now=bool(message.flags & NOW))
 
 
-def execute(group: EnvGroup, message: Message) -> Sequence[bytes]:
+def execute(group: Group, message: Message) -> Sequence[bytes]:
     """Do one command; the payloads of its reply's parts."""
     if message.kind is _STEP and not message.flags:  # as nearly always
         notes = group.step(None)
@@ -286,17 +286,19 @@ def execute(group: EnvGroup, message: Message) -> Sequence[bytes]:
         case Reset():
             return group.pack(group.reset(*command), "reset")
         case Call():
-            return group.pack_results(group.call(*command))
+            return group.rows.pack_results(group.call(*command))
     raise ProtocolError(f"{message.kind.name} is no command")
 
 
-def interrupted(group: EnvGroup, message: Message, error: BaseException) -> Sequence[bytes]:
+def interrupted(group: Group, message: Message, error: BaseException) -> Sequence[bytes]:
     """The payloads of the reply to a command that an interrupt ended on its way: all its envs have failed."""
     failure = RuntimeError(f"interrupted by {type(error).__name__}")
     command = decode(message)
     if type(command) is Call:
         report = describe(failure, command.op)
-        return group.pack_results([(position, 0, ERROR, report) for position in range(len(command.envs))])
+        return group.rows.pack_results(
+            [(position, 0, ERROR, report) for position in range(len(command.envs))]
+        )
     envs = group.everyone if command.envs is None else command.envs
     return group.pack(group.refuse(envs, message.kind.name.lower(), failure))
 

@@ -1,17 +1,310 @@
-"""What a worker's reply carries beside the block, made ready to travel: in parts where it is large."""
-# pure: notes in, payloads out
+"""The one writer of a worker's rows: checks what envs return, writes it, filters infos, bounds what travels.
+
+Rows are named by their place among the worker's own. What does not lie in the shared block becomes a note of the
+reply; a large reply goes out in parts.
+"""
+# pure: arrays and notes; calls no env, no pipe, no process, no clock
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
+from typing import Any, Protocol
 
-from ..core.framing import dumps
-from ..core.messages import FINAL_OBS, NOTHING, OBS, PART_BYTES, RESULT, Note, encode_notes
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Refuse", "pack"]
+from ..core.framing import dumps, loads
+from ..core.layout import Leaf, Slab, SpaceTree, cast, exact
+from ..core.messages import (
+    END_INFO,
+    ERROR,
+    FINAL_INFO,
+    FINAL_OBS,
+    GIVEN_OBS,
+    INFO,
+    NOTHING,
+    OBS,
+    PART_BYTES,
+    RESULT,
+    TASK,
+    WARNING,
+    Note,
+    Packed,
+    encode_notes,
+)
+from ..core.options import Settings
+from ..core.report import ErrorReport, RowError, describe
+
+__all__ = [
+    "REWARD_TYPES",
+    "Group",
+    "Refuse",
+    "Rows",
+    "bad_flags",
+    "close_all",
+    "flags_of",
+    "pack",
+    "per_row",
+    "reward_of",
+]
 
 Refuse = Callable[[Note, Exception], None]
+# keys of a worker's observations: those of an env that makes up new ones all the time are enough then
+_MAX_WARNED = 32
+REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
+
+
+class Group(Protocol):
+    """The envs of one worker, whatever they are. Each command returns the notes of its reply; errors of envs are
+    notes, nothing else is raised. Envs are named by their index among the worker's own."""
+
+    everyone: range
+    rows: Rows
+
+    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> list[Note]:
+        """Step these envs (None: all) with the actions in their rows; autoreset where one is due.
+
+        `loose[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
+        """
+
+    def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
+        """Reset these envs, each with its seed. `packed`: the options, pickled; each env gets its own."""
+
+    def call(self, op: str, name: str, envs: Sequence[int], packed: Packed) -> list[Note]:
+        """`op`: "call" (packed: args, kwargs), "get", "set" (packed: one per env), "apply" (packed: a function of env).
+
+        Per env a RESULT or an ERROR, in their order. What is packed is pickled; each env gets its own.
+        """
+
+    def refuse(self, envs: Sequence[int], op: str, error: Exception) -> list[Note]:
+        """A command of these envs could not be understood: each of them has failed."""
+
+    def close(self) -> list[Note]:
+        """Close every env, each once; an ERROR of each that raised, by its position."""
+
+    def pack(self, notes: list[Note], op: str = "step") -> Sequence[bytes]:
+        """The payloads of the reply to `op`. What cannot travel fails its own env only."""
+
+
+def close_all(envs: Iterable[Any]) -> list[Note]:
+    """Close envs, each once; an ERROR of each that raised, by its position."""
+    notes: list[Note] = []
+    for i, env in enumerate(envs):
+        try:
+            env.close()
+        except Exception as error:
+            notes.append((i, 0, ERROR, describe(error, "close")))
+    return notes
+
+
+class Rows:
+    """The rows `first` to `first + count - 1` of the block. `left()`: the bytes of memory that are left, None if not
+    known; they bound what one env may say."""
+
+    def __init__(
+        self,
+        first: int,
+        count: int,
+        slab: Slab,
+        obs: SpaceTree,
+        settings: Settings,
+        left: Callable[[], int | None],
+    ) -> None:
+        mine = slice(first, first + count)
+        self.first = first
+        self.settings = settings
+        self.everyone = range(count)
+        self.rewards, self.flags, self.versions = slab.rewards[mine], slab.flags[mine], slab.versions[mine]
+        self.columns = [None if column is None else column[mine] for column in slab.obs]
+        self.final_columns = [None if column is None else column[mine] for column in slab.final_obs]
+        self._obs, self._left = obs, left
+        self._finite = settings.check == "finite"
+        # of an observation that is one leaf
+        self._dtype = obs.leaves[0].dtype if obs.is_leaf else None
+        self._shape = obs.leaves[0].shape if obs.is_leaf else ()
+        self._warned: set[str] = set()  # what the parent was told once
+
+    # -- observations --------------------------------------------------------------------------------------------
+
+    def write(self, i: int, obs: Any, notes: list[Note], *, final: bool = False) -> None:
+        """Write one env's observation, leaf by leaf, after checking all of it; with `final`, that of an end.
+
+        Raises RowError.
+        """
+        columns = self.final_columns if final else self.columns
+        if type(obs) is np.ndarray and obs.dtype is self._dtype and obs.shape == self._shape:
+            column = columns[0]
+            if column is not None:
+                column[i] = self._check_finite(self._obs.leaves[0], obs)
+                return
+        values = self._split("the observation", i, obs, notes)
+        fitting: list[tuple[NDArray[Any], Any]] = []
+        loose: list[Any] = []
+        for leaf, value, column in zip(self._obs.leaves, values, columns):
+            if column is not None:
+                fitting.append((column, self.fit(i, leaf, value, notes)))
+            elif not leaf.fixed and leaf.stackable:
+                loose.append(self.fit(i, leaf, value, notes).copy())
+            else:  # the reset that follows an end may use the env's buffers again
+                loose.append(loads(dumps(value, f"obs{leaf}")) if final else value)
+        for column, value in fitting:
+            column[i] = value
+        if final and self.settings.casting == "unsafe" and not self._is_as_in_its_row(values):
+            notes.append((self.first + i, 0, GIVEN_OBS, loads(dumps(obs, "the observation"))))
+        if loose:
+            notes.append((self.first + i, 0, FINAL_OBS if final else OBS, loose))
+
+    def _is_as_in_its_row(self, values: Sequence[Any]) -> bool:
+        """Whether the row of an observation that fits gives it back, types included."""
+        return all(
+            not leaf.stackable or (type(value) is np.ndarray and value.dtype == leaf.dtype)
+            for leaf, value in zip(self._obs.leaves, values)
+        )
+
+    def write_batch(self, rows: slice, obs: Any, notes: list[Note], which: Any = True) -> None:
+        """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
+
+        The others belong to the parent. Raises RowError.
+        """
+        values = self._split("the observations", rows.start, obs, notes)
+        arrays = [self._fit_batch(rows, leaf, value, notes) for leaf, value in zip(self._obs.leaves, values)]
+        for column, array in zip(self.columns, arrays):
+            assert column is not None
+            np.copyto(column[rows], array, where=np.reshape(which, (-1,) + (1,) * (array.ndim - 1)))
+
+    def write_final(self, row: int, j: int, final_obs: Any, notes: list[Note]) -> None:
+        """Write the last observation of a row, the j-th of an array of them or of a batch as the space says.
+
+        Raises RowError.
+        """
+        singly = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
+        if final_obs is None or (singly and final_obs[j] is None):
+            raise RowError('infos["final_obs"]', "the last observation of every row that ended", "none")
+        for leaf, column in zip(self._obs.leaves, self.final_columns):
+            value = final_obs[j] if singly else final_obs
+            for part in leaf.path:
+                value = value[part]
+            try:
+                fitting = self.fit(row, leaf, value if singly else value[j], notes)
+            except RowError as error:
+                raise RowError(f"final_obs{leaf}", error.expected, error.got, error.leaf) from None
+            assert column is not None
+            column[row] = fitting
+
+    def fit(self, i: int, leaf: Leaf, value: Any, notes: list[Note]) -> Any:
+        """`value` as an array of the leaf's shape and dtype. Raises RowError, unless `Settings.casting` casts it."""
+        fitting = exact(leaf, value)
+        if fitting is None and self.settings.casting == "unsafe":
+            fitting = cast(leaf, value)
+            if fitting is not None:
+                self._warn_cast(i, leaf, np.asarray(value).dtype, notes)
+        if fitting is None:
+            plain = isinstance(value, (np.ndarray, np.generic))
+            got = f"{value.dtype} {value.shape}" if plain else f"{type(value).__name__} {str(value)[:80]}"
+            raise RowError(f"obs{leaf}", f"{leaf.dtype} {leaf.shape}", got, f"obs{leaf}")
+        return self._check_finite(leaf, np.asarray(fitting))
+
+    def _fit_batch(self, rows: slice, leaf: Leaf, value: Any, notes: list[Note]) -> NDArray[Any]:
+        array: NDArray[Any] = np.asarray(value)
+        expected = (rows.stop - rows.start, *leaf.shape)
+        fits = array.shape == expected and np.can_cast(array.dtype, leaf.dtype, "safe")
+        numbers = array.shape == expected and array.dtype.kind in "iufb"
+        if not fits and numbers and self.settings.casting == "unsafe":
+            self._warn_cast(rows.start, leaf, array.dtype, notes)
+            with np.errstate(all="ignore"):
+                array = array.astype(leaf.dtype)
+        elif not fits:
+            got = f"{array.dtype} {array.shape}"
+            raise RowError(f"obs{leaf}", f"{leaf.dtype} {expected}", got, f"obs{leaf}")
+        return self._check_finite(leaf, array)
+
+    def _check_finite(self, leaf: Leaf, array: NDArray[Any]) -> NDArray[Any]:
+        if self._finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise self.infinite(leaf)
+        return array
+
+    @staticmethod
+    def infinite(leaf: Leaf) -> RowError:
+        """What is wrong with a NaN or an infinity under `check="finite"`."""
+        return RowError(f"obs{leaf}", "finite numbers", "NaN or infinity", f"obs{leaf}")
+
+    def _split(self, what: str, i: int, obs: Any, notes: list[Note]) -> list[Any]:
+        try:
+            values, undeclared = self._obs.split(obs)
+        except (KeyError, TypeError, IndexError) as error:
+            raise RowError(what, str(self._obs.space), str(error.args[0])) from None
+        if undeclared:
+            text = f"its space does not declare {_some(undeclared)}: dropped from its observations"
+            self._warn(i, undeclared, text, notes)
+        return values
+
+    def _warn_cast(self, i: int, leaf: Leaf, dtype: np.dtype[Any], notes: list[Note]) -> None:
+        text = f"obs{leaf} is {dtype} where its space says {leaf.dtype}: it is cast"
+        self._warn(i, [f"obs{leaf}"], text, notes)
+
+    def _warn(self, i: int, about: list[str], text: str, notes: list[Note]) -> None:
+        """Have the parent warn, once for what it is about."""
+        if len(self._warned) < _MAX_WARNED and not self._warned.issuperset(about):
+            self._warned.update(about)
+            notes.insert(0, (self.first + i, 0, WARNING, (tuple(about), text)))
+
+    # -- infos and errors ----------------------------------------------------------------------------------------
+
+    def say(
+        self,
+        i: int,
+        info: dict[str, Any],
+        notes: list[Note],
+        *,
+        begins: bool = False,
+        ends: bool = False,
+        final: bool = False,
+    ) -> None:
+        """Note an info, as `Settings.info` filters it. `final`: of the episode that ended, where the next has begun."""
+        wanted = self.settings.info
+        if isinstance(wanted, tuple):
+            if ends:
+                notes.append((self.first + i, 0, END_INFO, info))
+            if begins and "task" in info and "task" not in wanted:
+                notes.append((self.first + i, 0, TASK, info["task"]))
+            info = {name: info[name] for name in wanted if name in info}
+        elif wanted == "episode" and not (begins or ends):
+            return
+        if info:
+            notes.append((self.first + i, 0, FINAL_INFO if final else INFO, info))
+
+    def fail(self, envs: Sequence[int], report: ErrorReport, notes: list[Note]) -> None:
+        """These envs have failed: an error is all that the reply says of them."""
+        self.clear(envs, notes)
+        notes[:0] = [(self.first + i, 0, ERROR, report) for i in envs]
+
+    def clear(self, envs: Iterable[int], notes: list[Note]) -> None:
+        """Take back what was written and noted of these envs, but for warnings."""
+        gone = {self.first + i for i in envs}
+        notes[:] = [note for note in notes if note[0] not in gone or note[2] == WARNING]
+        for env_id in gone:
+            self.rewards[env_id - self.first] = 0.0
+            self.flags[env_id - self.first] = 0
+
+    # -- the reply -----------------------------------------------------------------------------------------------
+
+    def pack(self, notes: list[Note], fail: Callable[[int, Exception], None]) -> Sequence[bytes]:
+        """The payloads of a reply. What cannot travel fails its own env only: `fail(i, error)` changes `notes`."""
+
+        def refuse(note: Note, error: Exception) -> None:
+            if any(one is note for one in notes):  # its env has not failed for another note
+                fail(note[0] - self.first, error)
+
+        return pack(notes, refuse, self._left)
+
+    def pack_results(self, notes: list[Note]) -> Sequence[bytes]:
+        """The payloads of the reply to a call. What cannot travel is the error of its own env only."""
+
+        def refuse(note: Note, error: Exception) -> None:
+            notes[note[0]] = (note[0], 0, ERROR, describe(error, "call"))
+
+        return pack(notes, refuse, self._left)
 
 
 def pack(notes: list[Note], refuse: Refuse, left: Callable[[], int | None]) -> Sequence[bytes]:
@@ -68,7 +361,9 @@ def _parts(notes: Sequence[Note], pickles: dict[int, bytes]) -> list[bytes]:
 
 def _name(note: Note) -> str:
     kind = note[2]
-    return "observation" if kind in (OBS, FINAL_OBS) else "the result" if kind == RESULT else "infos"
+    return (
+        "observation" if kind in (OBS, FINAL_OBS, GIVEN_OBS) else "the result" if kind == RESULT else "infos"
+    )
 
 
 def _too_large(note: Note, size_bytes: int, share: int) -> ValueError:
@@ -80,3 +375,41 @@ def _too_large(note: Note, size_bytes: int, share: int) -> ValueError:
         f"{where} is too large: {size_bytes} bytes pickled, where memory is left for {share}. Return less, or give the "
         "container more memory"
     )
+
+
+def reward_of(reward: Any) -> float:
+    """A finite Python float, from any real scalar. Raises RowError."""
+    try:
+        if np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub" and isfinite(reward):
+            return float(reward)
+    except (TypeError, ValueError):
+        pass
+    if isinstance(reward, np.ndarray) and reward.ndim:
+        raise RowError("the reward", "a number", f"an array of shape {reward.shape}: {str(reward)[:80]}")
+    raise RowError("the reward", "a finite number", f"{type(reward).__name__} {str(reward)[:80]}")
+
+
+def bad_flags(terminated: Any, truncated: Any, info: Any) -> RowError:
+    if not isinstance(info, dict):
+        return RowError("the info", "a dict", type(info).__name__)
+    name, value = ("terminated", terminated) if terminated not in (True, False) else ("truncated", truncated)
+    return RowError(name, "a bool", f"{type(value).__name__} {str(value)[:80]}")
+
+
+def per_row(what: str, values: Any, count: int) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.shape != (count,):
+        raise RowError(what, f"one per row, ({count},)", f"{array.dtype} {array.shape}")
+    return array
+
+
+def flags_of(what: str, values: Any, count: int) -> NDArray[np.bool_]:
+    array = per_row(what, values, count)
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise RowError(what, "bools", f"{array.dtype} {str(array)[:80]}")
+    return array.astype(np.bool_)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
