@@ -445,13 +445,14 @@ class AsyncVecEnv:
         """
         return await self._states.get(self.apply)
 
-    async def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
+    async def set_state(self, state: Mapping[str, Any], *, frozen: bool = False, anew: bool = False) -> None:
         """Give all envs a state that `get_state` returned, here or elsewhere; each gets its share of what is counted.
 
+        `anew`: all envs are reset next; what wrappers sum up over an episode begins at 0, too (`NormalizeReward`).
         `frozen`: statistics stay what they are from now on (`update_running_mean = False`), as for judging. Raises
         LookupError if no env has a wrapper that it is of, ValueError if it does not fit; the rest as for `call`.
         """
-        await self._states.set(self.apply, state, frozen=frozen)
+        await self._states.set(self.apply, state, frozen=frozen, anew=anew)
 
     async def render(self) -> tuple[Any, ...]:
         """One frame per env, as its `render()` gives it. Errors and cancelling as for `call`."""

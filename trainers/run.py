@@ -271,7 +271,7 @@ class Run:
             if parts:  # also of running episodes, and of those that have ended: only now are they known
                 self.coordinator.record_scores(part for part in parts if part[:2] not in collector.aborted)
             collector.aborted.clear()
-            await self._ask_envs()  # as of the policy's update, for checkpoints and replaced workers
+            await self._share_state()
             timing = self._timing(began, collected, time.monotonic())
             self._reports.put(tally.report(stats, self._stages(), self.stage, timing))
             await self._evaluate()
@@ -348,12 +348,8 @@ class Run:
         Twice: the first closes the books, which may change the directive that the second draws from.
         """
         for turn in range(2):
-            if (
-                turn == 1 and self._env_state
-            ):  # where a resumed run begins, too: with shares of what all have learned
-                await self._ask_envs()
-                with contextlib.suppress(av.WorkerLost):
-                    await self.envs.set_state(self._env_state)
+            if turn == 1:  # where a resumed run begins, too
+                await self._share_state(anew=True)
             obs, infos = await self.envs.reset(seed=self._seeds())
             await self.coordinator.settled()
             await self._collector.follow()
@@ -361,14 +357,16 @@ class Run:
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
 
-    async def _ask_envs(self) -> None:
-        """Keep what wrappers in the envs have learned; nothing, where they had nothing to learn at the start.
+    async def _share_state(self, *, anew: bool = False) -> None:
+        """Keep what wrappers in the envs have learned, and let all of them go on with it: what one policy sees is
+        normalised alike, in training as in judging. Nothing, where they had nothing to learn at the start.
 
         A worker that is lost meanwhile leaves it as it was.
         """
         if self._env_state:
             with contextlib.suppress(av.WorkerLost):
                 self._env_state = await self.envs.get_state()
+                await self.envs.set_state(self._env_state, anew=anew)
 
     async def _checkpoint(self, *, final: bool = False) -> None:
         """Save the run. If that fails on the way (disk full), the previous one stands and training goes on."""
@@ -393,7 +391,6 @@ class Run:
         evaluation, every = self._evaluation, self.config.eval.every
         if evaluation is None or every is None or self._tally.updates % every or self._stop_asked:
             return
-        await self._ask_envs()
         await evaluation.begin(await self._thread.run(copy.deepcopy, self._state()))
         if self._stop_asked:  # while it waited
             evaluation.stop()

@@ -30,7 +30,7 @@ def read(env: Any) -> list[EnvState]:
     return [{name: _get(layer) for name, layer in layers.items()} for layers in _stateful(env)]
 
 
-def restore(env: Any, state: Mapping[str, Any], *, parts: int, frozen: bool) -> set[str]:
+def restore(env: Any, state: Mapping[str, Any], *, parts: int, frozen: bool, anew: bool = False) -> set[str]:
     """Put the merged `state` of `parts` envs back into one of them. The names of those that it has.
 
     Each of them gets its share, so that merging them again counts nothing twice.
@@ -47,6 +47,10 @@ def restore(env: Any, state: Mapping[str, Any], *, parts: int, frozen: bool) -> 
                     raise
                 if frozen and hasattr(layer, "update_running_mean"):
                     layer.update_running_mean = False
+                if anew and hasattr(
+                    layer, "discounted_reward"
+                ):  # of `NormalizeReward`; it runs on over resets
+                    layer.discounted_reward = np.zeros_like(layer.discounted_reward)
     return {name for name, found in count.items() if found}
 
 
@@ -151,8 +155,6 @@ def _set(layer: Any, state: Any) -> None:
         if mean.shape != np.shape(value.mean):
             raise ValueError(f"its {name} has shape {np.shape(value.mean)}, the state {mean.shape}")
         value.mean, value.var, value.count = mean, var, given["count"]
-    if hasattr(layer, "discounted_reward"):  # of `NormalizeReward`; it runs on over resets, and is of one env
-        layer.discounted_reward = np.zeros_like(layer.discounted_reward)
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -49,12 +49,12 @@ class EnvStates:
         await self._warn(apply)
         return merged
 
-    async def set(self, apply: Apply, state: Mapping[str, Any], *, frozen: bool) -> None:
+    async def set(self, apply: Apply, state: Mapping[str, Any], *, frozen: bool, anew: bool) -> None:
         """As `AsyncVecEnv.set_state`."""
         if not state:
             return
         try:
-            known = await apply(partial(restore, state=state, parts=self._count, frozen=frozen))
+            known = await apply(partial(restore, state=state, parts=self._count, frozen=frozen, anew=anew))
         except (EnvError, ExceptionGroup) as error:
             first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
             raise ValueError(f"the state does not fit: {first}") from error

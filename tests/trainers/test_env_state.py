@@ -67,7 +67,7 @@ def _saved(run: Path) -> Any:
 
 
 async def test_a_checkpoint_holds_the_statistics_of_all_envs(tmp_path: Path) -> None:
-    """As merged by numpy from what each env has at the end."""
+    """As merged by numpy from what each env has at the end; since the newest update they all have the same."""
     made: list[Any] = []
     run = await a_run(tmp_path, made)
     saved = _saved(run)["NormalizeObservation"]["running statistics"]["obs_rms"]
@@ -76,6 +76,7 @@ async def test_a_checkpoint_holds_the_statistics_of_all_envs(tmp_path: Path) -> 
     assert saved["count"] == pytest.approx(counts.sum())
     assert saved["mean"] == pytest.approx(np.average(means, axis=0, weights=counts))
     assert set(_saved(run)) == {"NormalizeObservation", "NormalizeReward"}
+    assert all(np.array_equal(mean, means[0]) for mean in means)
 
 
 async def test_judging_is_done_with_them_and_changes_nothing(tmp_path: Path) -> None:
