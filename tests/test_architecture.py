@@ -62,7 +62,10 @@ ROOMS: dict[str, set[str]] = {
         "opening", "run", "trained", "twin",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
-    "trainers/learn": {"__init__", "actions", "learner", "networks", "policy", "ppo", "rollout", "thread", "twins"},
+    "trainers/learn": {
+        "__init__", "actions", "defaults", "encoders", "learner", "moments", "networks", "policy", "ppo", "rollout",
+        "thread", "twins",
+    },
     "trainers/record": {
         "__init__", "checkpoint", "env_errors", "folder", "loggers", "metrics", "outcomes", "plot", "progress",
         "report_stream", "summary",

@@ -29,6 +29,7 @@ from trainers.record.folder import RunFolder, load_config
 __all__ = ["main"]
 
 ABOUT = "Train on a moving curriculum, and look at what came of it."
+OPTIONAL_FLAGS = ("ppo.normalise-rewards", "network.normalise-obs")
 WIDE = (
     "warning: other machines can reach the page. Whoever has this link can steer the run, and it travels over plain "
     "HTTP, which others on the way can read. Safer: --serve alone, and `ssh -L {port}:localhost:{port} {host}` there."
@@ -184,7 +185,7 @@ def _parse(args: list[str]) -> Command:
     )
     try:
         parsed: Command = tyro.cli(
-            commands, prog="aio-vecenv", args=args, description=ABOUT, registry=_TABLES
+            commands, prog="aio-vecenv", args=_spelt_out(args), description=ABOUT, registry=_TABLES
         )
         if isinstance(parsed, Train) and parsed.config is not None and parsed.resume is not None:
             raise ConfigError(
@@ -194,6 +195,19 @@ def _parse(args: list[str]) -> Command:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return parsed
+
+
+def _spelt_out(args: list[str]) -> list[str]:
+    """Settings that are on, off or chosen by the spaces take a value; on and off are also said as of other settings:
+    `--network.normalise-obs` and `--network.no-normalise-obs`."""
+    flags = {f"--{name}": [f"--{name}", "True"] for name in OPTIONAL_FLAGS}
+    flags |= {f"--{name.replace('.', '.no-')}": [f"--{name}", "False"] for name in OPTIONAL_FLAGS}
+    spelt: list[str] = []
+    for arg, following in zip(args, [*args[1:], "--"]):
+        bare = arg.replace("_", "-")
+        valued = bare in flags and ".no-" not in bare and following in ("True", "False", "None")
+        spelt += flags[bare] if bare in flags and not valued else [arg]
+    return spelt
 
 
 _TABLES = tyro.constructors.ConstructorRegistry()

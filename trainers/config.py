@@ -13,8 +13,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 import numpy as np
 
@@ -23,14 +24,19 @@ __all__ = [
     "EvalConfig",
     "NetworkConfig",
     "PPOConfig",
+    "Rates",
+    "Schedule",
     "TrainConfig",
     "from_mapping",
+    "known",
     "to_mapping",
     "to_toml",
 ]
 
 C = TypeVar("C")
+T = TypeVar("T")
 UNSET = "none"  # TOML has no None; left out, a setting would be filled from the preset
+Schedule = Literal["constant", "linear", "cosine"] | tuple[tuple[float, float], ...]
 StrategyName = Literal[
     "staged", "ladder", "uniform", "learning_progress", "learnability", "prioritised_replay"
 ]
@@ -63,34 +69,61 @@ def _check(config: Any, prefix: str = "") -> None:
         object.__setattr__(config, item.name, value)
 
 
+def known(value: T | None, name: str) -> T:
+    """A setting that may be left to the env's spaces, once those are known. Raises `ConfigError` before that."""
+    if value is None:
+        raise ConfigError(f"{name} is chosen by the env's spaces, which are not known yet")
+    return value
+
+
+class Rates(NamedTuple):
+    """What the schedules say of one update."""
+
+    lr: float
+    clip: float
+    entropy: float
+
+
 @dataclass(frozen=True)
 class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017), with the details of Huang et al. 2022."""
+    """Proximal policy optimisation (Schulman et al. 2017), with the details of Huang et al. 2022. What is None is
+    chosen by the env's spaces when a run starts (`trainers.learn.defaults`), and saved with the run."""
 
-    num_steps: int = 128
-    """Rows that every env contributes to each update (T)."""
-    lr: float = 2.5e-4
-    """Adam's learning rate at the start."""
+    num_steps: int | None = None
+    """Rows that every env contributes to each update (T). None: by the env's spaces."""
+    lr: float | None = None
+    """Adam's learning rate at the start. None: by the env's spaces."""
     anneal_lr: bool = True
-    """Lower the learning rate linearly, to 0 at `total_steps`."""
-    epochs: int = 4
-    """Passes over each rollout."""
-    minibatches: int = 4
-    """Minibatches per pass."""
+    """Lower the learning rate linearly, to 0 at `total_steps`; see `lr_schedule`."""
+    lr_schedule: Schedule | None = None
+    """How the learning rate moves: constant, linear or cosine (both to 0 at `total_steps`), or pairs of (share of the
+    run, value) between which it moves linearly. None: as `anneal_lr` says, linear or constant."""
+    epochs: int | None = None
+    """Passes over each rollout. None: by the env's spaces."""
+    minibatches: int | None = None
+    """Minibatches per pass. None: by the env's spaces."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation (Schulman et al. 2016)."""
     clip: float = 0.2
     """The probability ratio is clipped to 1 ± clip."""
+    clip_schedule: Schedule = "constant"
+    """How `clip` moves; see `lr_schedule`."""
     clip_value: float | None = None
     """Keep the new value within ± this of the old one in the value loss; None: no value clipping."""
     normalise_advantages: bool = True
     """Advantages to mean 0 and standard deviation 1, per minibatch."""
-    entropy: float = 0.01
-    """Weight of the entropy bonus."""
-    value: float = 0.5
-    """Weight of the value loss."""
+    normalise_rewards: bool | None = None
+    """Divide rewards by the running deviation of the discounted return, and clip them to ± 10, for learning only;
+    what is reported is not scaled. None: by the env's spaces."""
+    entropy: float | None = None
+    """Weight of the entropy bonus. None: by the env's spaces."""
+    entropy_schedule: Schedule = "constant"
+    """How `entropy` moves; see `lr_schedule`."""
+    value: float | None = None
+    """Weight of the value loss, which is half the mean squared error: 1.0 here is vf_coef=0.5 in Stable-Baselines3,
+    whose loss is not halved; CleanRL halves it, too. None: by the env's spaces."""
     max_grad_norm: float = 0.5
     """The gradient's norm is clipped to this."""
     target_kl: float | None = None
@@ -101,10 +134,10 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _check(self, "ppo.")
-        _require(self.num_steps >= 1, f"ppo.num_steps must be at least 1, got {self.num_steps}")
-        _require(self.lr > 0, f"ppo.lr must be positive, got {self.lr}")
-        _require(self.epochs >= 1, f"ppo.epochs must be at least 1, got {self.epochs}")
-        _require(self.minibatches >= 1, f"ppo.minibatches must be at least 1, got {self.minibatches}")
+        for name in ("num_steps", "epochs", "minibatches"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"ppo.{name} must be at least 1, got {value}")
+        _require(self.lr is None or self.lr > 0, f"ppo.lr must be positive, got {self.lr}")
         _require(0 <= self.gamma <= 1, f"ppo.gamma must lie in [0, 1], got {self.gamma}")
         _require(0 <= self.gae_lambda <= 1, f"ppo.gae_lambda must lie in [0, 1], got {self.gae_lambda}")
         _require(self.clip > 0, f"ppo.clip must be positive, got {self.clip}")
@@ -113,13 +146,57 @@ class PPOConfig:
             _require(value is None or value > 0, f"ppo.{name} must be positive, got {value}")
         for name in ("entropy", "value"):
             value = getattr(self, name)
-            _require(value >= 0, f"ppo.{name} must not be negative, got {value}")
+            _require(value is None or value >= 0, f"ppo.{name} must not be negative, got {value}")
         _require(self.max_grad_norm > 0, f"ppo.max_grad_norm must be positive, got {self.max_grad_norm}")
+        for name in ("lr_schedule", "clip_schedule", "entropy_schedule"):
+            _check_schedule(getattr(self, name), f"ppo.{name}")
+
+    def rates(self, progress: float) -> Rates:
+        """Learning rate, clip and weight of the entropy bonus at this share of the run, in [0, 1]."""
+        lr_schedule = self.lr_schedule or ("linear" if self.anneal_lr else "constant")
+        return Rates(
+            lr=_scheduled(known(self.lr, "ppo.lr"), lr_schedule, progress),
+            clip=_scheduled(self.clip, self.clip_schedule, progress),
+            entropy=_scheduled(known(self.entropy, "ppo.entropy"), self.entropy_schedule, progress),
+        )
+
+
+def _check_schedule(schedule: Schedule | None, name: str) -> None:
+    if schedule is None or isinstance(schedule, str):
+        return
+    _require(
+        len(schedule) > 0, f"{name} must be constant, linear, cosine, or pairs of (share, value), got none"
+    )
+    _require(
+        all(math.isfinite(value) and value >= 0 for _share, value in schedule),
+        f"{name}: its values must be numbers of at least 0, got {schedule!r}",
+    )
+    shares = [share for share, _value in schedule]
+    _require(
+        all(0 <= share <= 1 for share in shares) and all(a < b for a, b in pairwise(shares)),
+        f"{name}: its shares of the run must rise within [0, 1], got {schedule!r}",
+    )
+
+
+def _scheduled(start: float, schedule: Schedule, progress: float) -> float:
+    match schedule:
+        case "constant":
+            return start
+        case "linear":
+            return start * max(0.0, 1 - progress)
+        case "cosine":
+            return start * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    before = [pair for pair in schedule if pair[0] <= progress]
+    after = [pair for pair in schedule if pair[0] > progress]
+    if not before or not after:  # its first value holds before its first share, its last one after the last
+        return (before[-1:] or after)[0][1]
+    (left, old), (right, new) = before[-1], after[0]
+    return old + (new - old) * (progress - left) / (right - left)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The actor-critic network. Images get a small CNN in front, chosen by their size."""
+    """The actor-critic network. Pictures get a CNN in front, chosen by their size; `docs/training.md` says which."""
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
@@ -127,12 +204,27 @@ class NetworkConfig:
     """Policy and value share the hidden layers, or have layers of their own."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the hidden layers."""
-    normalise_obs: bool = False
-    """Normalise float observations by their running mean and deviation (part of the model)."""
+    normalise_obs: bool | None = None
+    """Normalise vectors of numbers, integers too, by their running mean and deviation (part of the model).
+    None: by the env's spaces."""
+    channels: Literal["auto", "first", "last"] = "auto"
+    """Which axis of a picture holds its channels; auto: the one that leaves a square or nearly one, else the one of up
+    to 4 entries. What was chosen is said when a run starts."""
+    vectors: tuple[str, ...] = ()
+    """Observations that are no pictures though they have the shape of one, by their path in a Dict or Tuple (a/b);
+    `*`: none is a picture."""
+    scale_actions: bool = True
+    """Box actions: the policy's -1 … 1 is what lies between finite bounds, in each dimension. Off: its numbers are the
+    env's own, clipped to the bounds."""
+    log_std: float = 0.0
+    """Box actions: logarithm of the policy's standard deviation at the start."""
+    encoders: Literal[1, 2] = 2
+    """Which generation of encoders reads the observations; 1 is for runs that began under version 0.1."""
 
     def __post_init__(self) -> None:
         _check(self, "network.")
         _require(all(width >= 1 for width in self.hidden), f"network.hidden must be positive: {self.hidden}")
+        _require(-20 <= self.log_std <= 5, f"network.log_std must lie in [-20, 5], got {self.log_std}")
 
 
 @dataclass(frozen=True)
@@ -316,10 +408,11 @@ class TrainConfig:
             self.curriculum or self.strategy == "staged",
             f"curriculum=False plays the last stage only: strategy={self.strategy!r} has nothing to choose",
         )
-        _require(
-            self.ppo.minibatches <= self.batch_size,
-            f"ppo.minibatches ({self.ppo.minibatches}) exceeds the rows of an update ({self.batch_size})",
-        )
+        if self.ppo.num_steps is not None and self.ppo.minibatches is not None:
+            _require(
+                self.ppo.minibatches <= self.batch_size,
+                f"ppo.minibatches ({self.ppo.minibatches}) exceeds the rows of an update ({self.batch_size})",
+            )
 
     def _check_faults(self) -> None:
         _require(
@@ -336,7 +429,7 @@ class TrainConfig:
     @property
     def batch_size(self) -> int:
         """Rows of one update: num_envs × ppo.num_steps."""
-        return self.num_envs * self.ppo.num_steps
+        return self.num_envs * known(self.ppo.num_steps, "ppo.num_steps")
 
     @property
     def num_updates(self) -> int:
@@ -368,11 +461,15 @@ def to_mapping(config: Any) -> dict[str, Any]:
             plain[item.name] = (
                 _path_text(value)
                 if isinstance(value, Path)
-                else list(value)
+                else _lists(value)
                 if isinstance(value, tuple)
                 else value
             )
     return plain
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _path_text(path: Path) -> str:
@@ -450,10 +547,13 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if type(None) in options and (value is None or (isinstance(value, str) and value == UNSET)):
             return None
-        hint = next(option for option in options if option is not type(None))
-        return _coerce(value, hint, where)
+        kinds = [option for option in options if option is not type(None)]
+        fits = [
+            kind for kind in kinds if (typing.get_origin(kind) is tuple) == isinstance(value, (list, tuple))
+        ]
+        return _coerce(value, (fits or kinds)[0], where)
     if origin is Literal:
-        if not isinstance(value, str) or value not in options:
+        if type(value) is not type(options[0]) or value not in options:
             raise ConfigError(
                 f"{where}: expected one of {', '.join(map(repr, options))}, got {value!r}{_near(value, options)}"
             )
@@ -465,6 +565,10 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple, np.ndarray)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
+        if options[-1] is not Ellipsis:
+            if len(value) != len(options):
+                raise ConfigError(f"{where}: expected {len(options)} values, got {value!r}")
+            return tuple(_coerce(item, option, where) for item, option in zip(value, options))
         return tuple(_coerce(item, options[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -87,7 +87,10 @@ class _Graph:
         """Inputs: `obs`, or one per leaf, as in `obs/image`. Outputs: `logits`, or
         `mean` and `log_std`; and `action`, the most probable one, as the env takes it."""
         plan, helper = self._twin.plan, self._onnx.helper
-        parts = [self._steps(part["steps"], self._input(part["path"])) for part in plan["inputs"]]
+        parts = [
+            self._steps(part["steps"], self._input(part["path"]), len(self._leaf(part["path"]).shape))
+            for part in plan["inputs"]
+        ]
         features = parts[0] if len(parts) == 1 else self._node("Concat", *parts, axis=1)
         params = self._steps([*plan["body"], *plan["actor"]], features)
         outputs = (
@@ -145,7 +148,8 @@ class _Graph:
         shaped = self._node("Reshape", actions, self._constant(np.array([-1, *action["shape"]])))
         self._node("Cast", shaped, to=self._type(action["dtype"]), name="action")
 
-    def _steps(self, steps: Sequence[Any], x: str) -> str:
+    def _steps(self, steps: Sequence[Any], x: str, axes: int = 1) -> str:
+        """The nodes of these steps, after `x`; `axes` of one row of it."""
         arrays = self._twin.arrays
         for step in steps:
             match step["op"]:
@@ -170,7 +174,12 @@ class _Graph:
                     x = self._node("Clip", x, self._constant(np.float64(-10)), self._constant(np.float64(10)))
                     x = self._node("Cast", x, to=self._type(np.float32))
                 case "channels_first":
-                    x = self._node("Transpose", x, perm=[0, 3, 1, 2])
+                    x = self._node("Transpose", x, perm=[*range(axes - 2), axes, axes - 2, axes - 1])
+                case "reshape":
+                    x = self._node("Reshape", x, self._constant(np.array([0, *step["shape"]])))
+                case "average":
+                    x = self._node("Cast", x, to=self._type(np.float32))
+                    x = self._node("AveragePool", x, kernel_shape=step["size"], strides=step["size"])
                 case "conv":
                     named = [self._constant(arrays[step[key]]) for key in ("weight", "bias")]
                     x = self._node("Conv", x, *named, strides=step["stride"], pads=[*step["padding"]] * 2)
@@ -183,10 +192,14 @@ class _Graph:
                     raise NotImplementedError(other)
         return x
 
-    def _input(self, path: Sequence[str | int]) -> str:
+    def _leaf(self, path: Sequence[str | int]) -> Any:
         leaf: Any = self._space
         for key in path:
             leaf = leaf[key]
+        return leaf
+
+    def _input(self, path: Sequence[str | int]) -> str:
+        leaf = self._leaf(path)
         # prefixed: a leaf may be called `action`; escaped as in RFC 6901: a key may hold a slash
         name = "/".join(["obs", *(str(key).replace("~", "~0").replace("/", "~1") for key in path)])
         self._inputs.append(

@@ -20,7 +20,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import aio_vecenv as av
 import curriculum as cu
-from trainers.config import ConfigError, TrainConfig
+from trainers.config import ConfigError, TrainConfig, known
 from trainers.learn.networks import MASK
 from trainers.presets import Job, load_preset
 from trainers.record.checkpoint import Checkpoint, CheckpointError
@@ -187,7 +187,8 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
     if config.strategy == "learnability":
         own["seed"] = config.seed
     elif config.strategy == "prioritised_replay":
-        own.update(by=config.replay_score, waiting=max(64, config.ppo.num_steps))
+        rows = known(config.ppo.num_steps, "ppo.num_steps")
+        own.update(by=config.replay_score, waiting=max(64, rows))
     return kind(levels, **own, **_options(kind, config, own))
 
 

@@ -17,6 +17,7 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.evaluate import evaluator
 from trainers.evaluation import Evaluation, eval_config
 from trainers.jobs import has_no_plan, levels_of, make_envs, make_strategy, named, planned, resolve_job
+from trainers.learn.defaults import for_spaces, in_words
 from trainers.learn.learner import torch_threads
 from trainers.learn.thread import LearnerThread
 from trainers.presets import Job
@@ -80,6 +81,8 @@ async def training(
             stack.enter_context(folder.held())
             saved = Checkpoints(folder.checkpoints).load_newest()
         envs = await stack.enter_async_context(make_envs(config, job, copy=False))  # the rollout keeps copies
+        spaces = envs.single_observation_space, envs.single_action_space
+        choices, config = in_words(config, *spaces), for_spaces(config, *spaces)
         asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
         levels = await levels_of(envs) if asked else None
         whole = job
@@ -101,6 +104,7 @@ async def training(
         run = Run(
             config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation
         )
+        run.choices = choices
         stack.push_async_callback(run._quiet)
         await run._open(saved)
         # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was

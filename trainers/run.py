@@ -67,6 +67,7 @@ class Run:
         evaluation: Evaluation | None,
     ) -> None:
         self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
+        self.choices: tuple[str, ...] = ()  # how observations are read, which settings the spaces decided
         self.warnings = warned  # what went wrong without ending the run
         self._job, self._levels, self._evaluation = job, levels, evaluation
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
@@ -356,6 +357,7 @@ class Run:
             self._warn_of_errors(self._tally.errors.resets(infos))
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
+        self._learner.begin_anew()
 
     async def _share_state(self, *, anew: bool = False) -> None:
         """Keep what wrappers in the envs have learned, and let all of them go on with it: what one policy sees is

@@ -15,7 +15,8 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 import aio_vecenv as av
 from trainers.collect.observations import is_masked, split
 from trainers.config import ConfigError
-from trainers.learn.actions import action_head
+from trainers.learn.actions import ActionHead, action_head
+from trainers.learn.defaults import for_spaces
 from trainers.learn.learner import EVAL, load_parameters, stream
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
 from trainers.learn.policy import Policy
@@ -52,12 +53,14 @@ def load_policy(
         on_refused(path, refused)
     obs_space: gym.Space[Any] = getattr(env, "single_observation_space", None) or env.observation_space
     action_space: gym.Space[Any] = getattr(env, "single_action_space", None) or env.action_space
-    model = ActorCritic(obs_space, action_head(action_space), folder.config().network, seed=0)
+    network = for_spaces(folder.config(), obs_space, action_space).network
+    head = action_head(action_space, network)
+    model = ActorCritic(obs_space, head, network, seed=0)
     load_parameters(path, model, saved.model)
     if saved.envs:
         _restore_env(env, saved.envs, path)
     return TrainedPolicy(
-        model.to(device).eval(), obs_space, action_space, path, saved.envs, greedy=greedy, seed=seed
+        model.to(device).eval(), head, obs_space, action_space, path, saved.envs, greedy=greedy, seed=seed
     )
 
 
@@ -89,6 +92,7 @@ class TrainedPolicy:
     def __init__(
         self,
         model: ActorCritic,
+        head: ActionHead,
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         checkpoint: Path,
@@ -101,7 +105,7 @@ class TrainedPolicy:
         self.checkpoint = checkpoint  # the file it was loaded from
         self.greedy = greedy
         self.env_state = env_state  # what wrappers in the run's envs had learned, for `set_state`
-        self._head = action_head(action_space)
+        self._head = head
         self._policy = Policy(model, self._head, next(model.parameters()).device)
         self._rng = stream(seed, EVAL, 0)
 

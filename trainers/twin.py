@@ -176,6 +176,11 @@ def compile_steps(steps: Sequence[Step], arrays: Mapping[str, Array]) -> list[Do
                 compiled.append(_normalise(arrays[step["mean"]], arrays[step["variance"]], step["epsilon"]))
             case "channels_first":
                 last = True  # as they came
+            case "reshape":
+                compiled.append(_reshape(tuple(step["shape"]), last))
+                last = False
+            case "average":
+                compiled.append(_average(step["size"], last))
             case "conv":
                 if not last:
                     compiled.append(lambda x: np.ascontiguousarray(np.moveaxis(x, 1, -1)))
@@ -218,6 +223,25 @@ def _one_hot(offsets: Array, width: int) -> Do:
 
 def _scale(by: np.float32) -> Do:
     return lambda x: np.multiply(x, by, dtype=np.float32)
+
+
+def _reshape(shape: tuple[int, ...], last: bool) -> Do:
+    return lambda x: (np.moveaxis(x, -1, -3) if last else x).reshape(len(x), *shape)
+
+
+def _average(size: Sequence[int], last: bool) -> Do:
+    """Means over patches of (height, width); what is left over at the lower and right side is left out."""
+    tall, wide = size
+    before = 1 if last else 2
+
+    def do(x: Array) -> Array:
+        h, w = x.shape[before] // tall, x.shape[before + 1] // wide
+        cut = x[:, : h * tall, : w * wide] if last else x[:, :, : h * tall, : w * wide]
+        split = cut.reshape(*x.shape[:before], h, tall, w, wide, *x.shape[before + 2 :])
+        means: Array = split.mean(axis=(before + 1, before + 3), dtype=np.float32)
+        return means
+
+    return do
 
 
 def _normalise(mean: Array, variance: Array, epsilon: float) -> Do:

@@ -288,6 +288,23 @@ def test_usage_errors_exit_with_2(args: list[str], capsys: pytest.CaptureFixture
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "on"),
+    [
+        (["--network.normalise-obs"], True),
+        (["--network.normalise_obs", "--seed", "3"], True),
+        (["--network.normalise-obs", "False"], False),
+        (["--network.no-normalise-obs"], False),
+        (["--network.normalise-obs", "None"], None),
+        ([], False),  # the preset's
+    ],
+)
+def test_on_off_or_by_the_spaces_is_said_as_of_any_flag(args: list[str], on: bool | None) -> None:
+    parsed = cli._parse(["train", "--preset", "frozenlake", *args])
+    assert isinstance(parsed, cli.Train)
+    assert parsed.settings.network.normalise_obs is on
+
+
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from trainers import cli\n"

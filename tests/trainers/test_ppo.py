@@ -20,7 +20,7 @@ from trainers.learn.ppo import UpdateStats, make_optimiser, update
 from trainers.learn.rollout import Rollout, generalised_advantages
 
 SPACE = gym.spaces.Box(-1, 1, (3,), np.float32)
-CONFIG = PPOConfig(num_steps=8, lr=1e-2, epochs=1, minibatches=1, entropy=0.02, clip=0.1)
+CONFIG = PPOConfig(num_steps=8, lr=1e-2, epochs=1, minibatches=1, entropy=0.02, value=0.5, clip=0.1)
 
 
 def setup(seed: int = 0) -> tuple[ActorCritic, ActionHead, Rollout]:
@@ -48,7 +48,9 @@ LAST = np.array([0.1, -0.2, 0.3, 0.4], np.float32)
 
 def run(model: ActorCritic, head: ActionHead, rollout: Rollout, config: PPOConfig = CONFIG) -> UpdateStats:
     rng = np.random.default_rng(9)
-    return update(model, make_optimiser(model, config), head, rollout, LAST, config, lr=config.lr, rng=rng)
+    return update(
+        model, make_optimiser(model, config), head, rollout, LAST, config, rates=config.rates(0.0), rng=rng
+    )
 
 
 @pytest.mark.parametrize("clip_value", [None, 0.1])
@@ -180,7 +182,14 @@ def test_it_learns_which_arm_pays() -> None:
             rollout.outcome(everyone, (actions[:, 0] == 2).astype(float), ~none, none, none)
             rollout.see(everyone, obs)
         update(
-            model, optimiser, head, rollout, policy.values(rollout.last_obs), config, lr=config.lr, rng=rng
+            model,
+            optimiser,
+            head,
+            rollout,
+            policy.values(rollout.last_obs),
+            config,
+            rates=config.rates(0.0),
+            rng=rng,
         )
     chosen: Any = policy.choose(obs, None, rng, True)
     assert (chosen == 2).all()

@@ -18,7 +18,7 @@ from torch import nn
 import aio_vecenv as av
 from aio_vecenv.testing import check_policy
 from tests.trainers.test_actions import SPACES as ACTIONS
-from tests.trainers.test_networks import GRID
+from tests.trainers.test_networks import GRID, MORE
 from tests.trainers.test_networks import SPACES as OBSERVATIONS
 from trainers.config import NetworkConfig
 from trainers.learn.actions import action_head
@@ -62,7 +62,7 @@ def twin(model: ActorCritic, head: Any, space: Any, actions: Any, **kwargs: Any)
 @pytest.mark.parametrize(
     "config", [{}, {"shared": True, "activation": "relu", "normalise_obs": True}], ids=str
 )
-@pytest.mark.parametrize("space", OBSERVATIONS, ids=str)
+@pytest.mark.parametrize("space", [*OBSERVATIONS, *MORE], ids=str)
 def test_a_twin_computes_what_torch_computes(space: Any, config: Any, actions: Any) -> None:
     """Every kind of observation, both activations, towers apart and shared; probabilities as the learner has them."""
     if isinstance(space, spaces.Dict) and "action_mask" in space.spaces and actions is not ACTIONS[1]:

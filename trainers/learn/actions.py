@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.config import ConfigError
+from trainers.config import ConfigError, NetworkConfig
 
 __all__ = ["ActionHead", "Categorical", "Gaussian", "action_head"]
 
 MASKED = np.float32(-1e8)  # a logit that is never drawn, yet finite: a row with nothing allowed stays uniform
+DEFAULT = NetworkConfig()
+UNBOUNDED = 1e15  # a bound that far away says that there is none
 TINY = np.finfo(np.float32).tiny
 
 Floats = NDArray[np.float32]
@@ -110,13 +112,21 @@ class Categorical:
 
 
 class Gaussian:
-    """Box: a diagonal normal, its deviation independent of the state; clipped to the bounds only for the env.
+    """Box: a diagonal normal, its deviation independent of the state.
 
-    `params` are (mean, log deviation), each as wide as the flattened action.
+    `params` are (mean, log deviation), each as wide as the flattened action. Stored actions are the policy's own,
+    neither clipped nor scaled, and so are their probabilities. For the env, and only there, -1 … 1 becomes what lies
+    between finite bounds (`scaled`), and what lies beyond the bounds is clipped. A dimension without two finite
+    bounds (beyond ± 1e15 they count as none) is never scaled.
     """
 
-    def __init__(self, space: gym.spaces.Box) -> None:
+    def __init__(self, space: gym.spaces.Box, *, scaled: bool) -> None:
         self._space = space
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        bounded = scaled & (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        self.half, self.middle = (high - low) / 2, (high + low) / 2
+        self._as_is = bool(np.all((self.half == 1) & (self.middle == 0)))
         self._width = math.prod(space.shape)
         self.size = 2 * self._width
         self.mask_size = 0
@@ -138,6 +148,8 @@ class Gaussian:
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         shaped = actions.reshape(len(actions), *self._space.shape)
+        if not self._as_is:
+            shaped = shaped * self.half + self.middle
         bounded: NDArray[Any] = np.clip(shaped, self._space.low, self._space.high)
         return bounded.astype(self._space.dtype, copy=False)
 
@@ -151,13 +163,13 @@ class Gaussian:
         return log_prob.sum(dim=1), entropy.sum(dim=1)
 
 
-def action_head(space: gym.Space[Any]) -> ActionHead:
+def action_head(space: gym.Space[Any], config: NetworkConfig = DEFAULT) -> ActionHead:
     """The distribution for an action space. Raises `ConfigError` for a kind that PPO here does not act in."""
     match space:
         case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():
             return Categorical(space)
         case gym.spaces.Box() if np.issubdtype(space.dtype, np.floating):
-            return Gaussian(space)
+            return Gaussian(space, scaled=config.scale_actions)
         case _:
             raise ConfigError(
                 f"no policy for the action space {space}; known: Discrete, MultiDiscrete, Box of floats"

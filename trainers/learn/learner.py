@@ -12,8 +12,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from trainers.config import ConfigError, TrainConfig
+from trainers.config import ConfigError, TrainConfig, known
 from trainers.learn.actions import action_head
+from trainers.learn.defaults import for_spaces
+from trainers.learn.moments import DiscountedReturns
 from trainers.learn.networks import ActorCritic, has_image, leaf_spaces
 from trainers.learn.policy import Policy
 from trainers.learn.ppo import UpdateStats, advantages_of, make_optimiser, update
@@ -22,6 +24,7 @@ from trainers.record.checkpoint import CheckpointError
 
 __all__ = ["Learner", "env_seeds", "load_parameters", "stream", "torch_threads"]
 
+LARGEST = 10.0  # a normalised reward
 ACT, LEARN, RESET, EVAL = range(4)  # what a random stream is for
 
 
@@ -38,7 +41,7 @@ def env_seeds(seed: int, index: int, num_envs: int, purpose: int = RESET) -> lis
 def torch_threads(config: TrainConfig, busy_workers: int, obs_space: gym.Space[Any]) -> int:
     """Threads for torch: one for networks without images, which more would only slow down; else what workers that
     are busy at the same time leave of the CPUs this process may use, at least one."""
-    if config.deterministic or (config.torch_threads is None and not has_image(obs_space)):
+    if config.deterministic or (config.torch_threads is None and not has_image(obs_space, config.network)):
         return 1
     if config.torch_threads is not None:
         return config.torch_threads
@@ -60,16 +63,17 @@ class Learner:
             raise ConfigError(
                 f"nothing to learn from: the observation space {obs_space} has no part beside the action mask"
             )
-        self.config = config
-        self.head = action_head(action_space)
+        self.config = config = for_spaces(config, obs_space, action_space)
+        self.head = action_head(action_space, config.network)
         if masked and not self.head.mask_size:
             raise ConfigError(f"an action mask was given, but {action_space} cannot be masked")
-        self.device = _device(config.device, obs_space)
+        self.device = _device(config.device, has_image(obs_space, config.network))
         self.model = ActorCritic(obs_space, self.head, config.network, seed=config.seed).to(self.device)
         self.optimiser = make_optimiser(self.model, config.ppo)
         self.policy = Policy(self.model, self.head, self.device)
+        self._returns = DiscountedReturns(self.model.returns, config.num_envs)
         self.rollout = Rollout(
-            config.ppo.num_steps,
+            known(config.ppo.num_steps, "ppo.num_steps"),
             config.num_envs,
             leaves,
             action_shape=self.head.shape,
@@ -87,21 +91,31 @@ class Learner:
         Raises `FloatingPointError` if the update's numbers are none: the model is spoilt then.
         """
         config = self.config.ppo
-        lr = config.lr * max(0.0, 1 - progress) if config.anneal_lr else config.lr
+        rates = config.rates(progress)
         last_values = self.policy.values(self.rollout.last_obs)
         rng = stream(self.config.seed, LEARN, index)
         rollout = self.rollout
-        stats = update(self.model, self.optimiser, self.head, rollout, last_values, config, lr=lr, rng=rng)
+        scale = 1.0
+        if config.normalise_rewards:  # in place: nobody else reads them
+            scale = self._returns.scale(rollout, config.gamma)
+            np.clip(rollout.rewards * np.float32(scale), -LARGEST, LARGEST, out=rollout.rewards)
+        stats = update(
+            self.model, self.optimiser, self.head, rollout, last_values, config, rates=rates, rng=rng
+        )
         for name, value in vars(stats).items():
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"update {index + 1}: the loss is not a number: {name} is {value}; try a smaller ppo.lr, and "
-                    "rewards and observations that are not so large"
+                    f"update {index + 1}: the loss is not a number: {name} is {value}; try a smaller ppo.lr, "
+                    "ppo.normalise_rewards, network.normalise_obs"
                 )
         if statistic is None:
             return stats, []
-        measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values)
+        measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values) / scale
         return stats, score_parts(measured, rollout.index, rollout.first)
+
+    def begin_anew(self) -> None:
+        """All envs have been reset: no episode goes on in the next rollout."""
+        self._returns.forget()
 
     def load(self, path: Path, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
         """Take over the parameters that `path` holds. Raises `CheckpointError` if they are of another network."""
@@ -134,9 +148,9 @@ def _measure(statistic: str, advantages: Floats, values: Floats) -> Floats:
     raise ConfigError(f"the strategy asks for an unknown statistic {statistic!r}")
 
 
-def _device(wanted: str, obs_space: gym.Space[Any]) -> torch.device:
+def _device(wanted: str, pictures: bool) -> torch.device:
     if wanted == "auto":  # a small MLP is faster on the CPU: each of its layers takes less time than a launch
-        return torch.device("cuda" if has_image(obs_space) and torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if pictures and torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError) as error:

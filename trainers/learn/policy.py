@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainers.learn.actions import ActionHead
-from trainers.learn.networks import ActorCritic, Flat, OneHot
+from trainers.learn.encoders import Flat, Normalised, OneHot
+from trainers.learn.networks import ActorCritic
 from trainers.learn.rollout import Bools, Floats
 
 __all__ = ["Policy", "SmallNetwork"]
@@ -80,7 +81,7 @@ class SmallNetwork:
 
     @classmethod
     def of(cls, model: ActorCritic) -> SmallNetwork | None:
-        """The model's twin; None if it has other encoders than plain vectors and one-hot numbers, or other layers."""
+        """The model's twin; None if it has pictures, or other layers."""
         encoders = {key: _encoder(encoder) for key, encoder in zip(model.keys, model.encoders)}
         known = {key: encoder for key, encoder in encoders.items() if encoder is not None}
         if len(known) < len(encoders):
@@ -108,18 +109,27 @@ class SmallNetwork:
 
 
 def _encoder(encoder: nn.Module) -> Encoder | None:
-    """As numpy does it; None for other encoders than plain vectors and one-hot numbers."""
+    """As numpy does it; None for pictures."""
     match encoder:
-        case Flat() if not encoder.normalise:
-            return _flat
+        case Flat():
+            return partial(_flat, np.float32(encoder.scale))
+        case Normalised():
+            mean, variance = (cast(torch.Tensor, part).numpy() for part in (encoder.mean, encoder.variance))
+            return partial(_normalised, mean, variance)
         case OneHot():
             offsets: NDArray[np.int64] = cast(torch.Tensor, encoder.offsets).numpy()
             return partial(_one_hot, offsets, encoder.width)
     return None
 
 
-def _flat(obs: NDArray[Any]) -> NDArray[Any]:
-    return obs.reshape(len(obs), -1)
+def _flat(scale: np.float32, obs: NDArray[Any]) -> NDArray[Any]:
+    flat = obs.reshape(len(obs), -1)
+    return flat if scale == 1 else flat * scale
+
+
+def _normalised(mean: NDArray[np.float64], variance: NDArray[np.float64], obs: NDArray[Any]) -> NDArray[Any]:
+    scaled = (obs.reshape(len(obs), -1) - mean) / np.sqrt(variance + 1e-8)
+    return np.clip(scaled, -10, 10, out=scaled).astype(np.float32)
 
 
 def _one_hot(offsets: NDArray[np.int64], width: int, obs: NDArray[Any]) -> Floats:

@@ -1,5 +1,5 @@
 """Proximal policy optimisation: the losses and one update, whole, on this page."""
-# pure (torch): no env, no loop, no logging; randomness and learning rate come in as arguments
+# pure (torch): no env, no loop, no logging; randomness and what follows a schedule come in as arguments
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.config import PPOConfig
+from trainers.config import PPOConfig, Rates, known
 from trainers.learn.actions import ActionHead
 from trainers.learn.networks import ActorCritic
 from trainers.learn.rollout import Floats, Rollout, generalised_advantages
@@ -48,7 +48,7 @@ class UpdateStats:
 
 
 def make_optimiser(model: nn.Module, config: PPOConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(model.parameters(), lr=config.lr, eps=1e-5, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=known(config.lr, "ppo.lr"), eps=1e-5, fused=True)
 
 
 def advantages_of(rollout: Rollout, last_values: Floats, config: PPOConfig) -> Floats:
@@ -68,10 +68,12 @@ def update(
     last_values: Floats,
     config: PPOConfig,
     *,
-    lr: float,
+    rates: Rates,
     rng: np.random.Generator,
 ) -> UpdateStats:
     """Improve `model` on a full rollout, in place. Rows that are `first` never enter the loss."""
+    epochs, minibatches = known(config.epochs, "ppo.epochs"), known(config.minibatches, "ppo.minibatches")
+    weight, (lr, clip, entropy_weight) = known(config.value, "ppo.value"), rates
     advantages = advantages_of(rollout, last_values, config)
     returns = advantages + rollout.values
     valid = np.flatnonzero(~rollout.first.reshape(-1))
@@ -91,9 +93,9 @@ def update(
         group["lr"] = lr
     gradient = _one_gradient(model)
     sums, count, passes = torch.zeros(5, device=device), 0, 0
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         kls: list[torch.Tensor] = []
-        for rows in np.array_split(rng.permutation(valid), config.minibatches):
+        for rows in np.array_split(rng.permutation(valid), minibatches):
             if len(rows) == 0:
                 continue
             batch = torch.from_numpy(rows).to(device)
@@ -110,7 +112,7 @@ def update(
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
             log_ratio = log_probs - old_log_probs.index_select(0, batch)
             ratio = log_ratio.exp()
-            clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+            clipped = ratio.clamp(1 - clip, 1 + clip)
             policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
 
             # the value loss, optionally held near the old values
@@ -123,7 +125,7 @@ def update(
             value_loss = 0.5 * error.mean()
 
             entropy = entropies.mean()
-            loss = policy_loss + config.value * value_loss - config.entropy * entropy
+            loss = policy_loss + weight * value_loss - entropy_weight * entropy
             gradient.zero_()
             loss.backward()
             grad_norm = torch.linalg.vector_norm(gradient)
@@ -132,7 +134,7 @@ def update(
 
             with torch.no_grad():
                 kls.append((ratio - 1 - log_ratio).mean())
-                outside = ((ratio - 1).abs() > config.clip).float().mean()
+                outside = ((ratio - 1).abs() > clip).float().mean()
                 sums += torch.stack((policy_loss, value_loss, entropy, outside, grad_norm))
                 count += 1
         passes += 1
@@ -140,7 +142,7 @@ def update(
             break
 
     if len(valid):
-        model.observe({key: column[torch.from_numpy(valid).to(device)] for key, column in obs.items()})
+        model.observe(obs, torch.from_numpy(valid).to(device))
     means = (sums / max(count, 1)).tolist()
     return UpdateStats(
         policy_loss=means[0],

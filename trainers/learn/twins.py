@@ -13,8 +13,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.learn.actions import ActionHead
-from trainers.learn.networks import MASK, ActorCritic, Flat, Image, OneHot, leaf_spaces, mask_leaf
+from trainers.learn.actions import ActionHead, Gaussian
+from trainers.learn.encoders import Flat, Grid, Normalised, OneHot, Pixels
+from trainers.learn.networks import MASK, ActorCritic, leaf_spaces, mask_leaf
 from trainers.twin import Twin, names_in
 
 __all__ = ["parameters_of", "twin_of"]
@@ -53,7 +54,7 @@ def twin_of(
         return None
     plan["log_std"] = None if model.log_std is None else "log_std"
     plan["mask"] = [MASK] if head.mask_size and mask_leaf(observation_space) else None
-    plan["action"], constants = _action(action_space)
+    plan["action"], constants = _action(action_space, head)
     state = _arrays(model)
     return Twin(plan, {**{name: state[name] for name in names_in(plan)}, **constants}, greedy=greedy)
 
@@ -84,16 +85,29 @@ def _encoder(encoder: nn.Module, names: Mapping[int, str]) -> Steps:
         case OneHot():
             offsets = cast(torch.Tensor, encoder.offsets).tolist()
             return [{"op": "one_hot", "offsets": offsets, "width": encoder.width}]
-        case Flat() if encoder.normalise:
-            name = names[id(encoder)]
-            statistics = {"mean": f"{name}.mean", "variance": f"{name}.variance", "epsilon": 1e-8}
-            return [{"op": "flatten"}, {"op": "normalise", **statistics}]
+        case Normalised():
+            return [{"op": "flatten"}, _normalise(names[id(encoder)], 1e-8)]
         case Flat():
-            return [{"op": "flatten"}, {"op": "float"}]
-        case Image():
-            order = [{"op": "channels_first"}] if encoder.channels_last else []
+            return [
+                {"op": "flatten"},
+                {"op": "scale", "by": encoder.scale} if encoder.scale != 1 else {"op": "float"},
+            ]
+        case Grid():
+            order: Steps = [{"op": "channels_first"}] if encoder.channels_last else []
             return [*order, {"op": "scale", "by": encoder.scale}, *_steps(encoder.layers, names)]
+        case Pixels():
+            picture = encoder.picture
+            order = [{"op": "channels_first"}] if picture.order == "last" else []
+            if picture.frames > 1 or picture.order == "none":
+                order += [{"op": "reshape", "shape": [picture.channels, picture.height, picture.width]}]
+            if encoder.pool != (1, 1):
+                order += [{"op": "average", "size": list(encoder.pool)}]
+            return [*order, _normalise(names[id(encoder)], 1e-12), *_steps(encoder.layers, names)]
     raise NoTwin(type(encoder).__name__)
+
+
+def _normalise(name: str, epsilon: float) -> dict[str, Any]:
+    return {"op": "normalise", "mean": f"{name}.mean", "variance": f"{name}.variance", "epsilon": epsilon}
 
 
 def _steps(layers: nn.Sequential, names: Mapping[int, str]) -> Steps:
@@ -122,7 +136,7 @@ def _step(layer: nn.Module, name: str) -> dict[str, Any]:
     raise NoTwin(type(layer).__name__)
 
 
-def _action(space: gym.Space[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _action(space: gym.Space[Any], head: ActionHead) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The head as data, and its constant arrays."""
     plain = {"shape": list(space.shape or ()), "dtype": np.dtype(space.dtype).str}
     match space:
@@ -132,8 +146,8 @@ def _action(space: gym.Space[Any]) -> tuple[dict[str, Any], dict[str, NDArray[An
             sizes, start = space.nvec.reshape(-1).tolist(), space.start.reshape(-1).tolist()
         case _:
             assert isinstance(space, spaces.Box)  # heads know no others
-            one = np.ones(space.shape)
-            arrays = {"low": space.low, "high": space.high, "half": one, "middle": 0 * one}
+            assert isinstance(head, Gaussian)
+            arrays = {"low": space.low, "high": space.high, "half": head.half, "middle": head.middle}
             named = {key: f"action.{key}" for key in arrays}
             return {"kind": "normal", **plain, **named}, {named[key]: arrays[key] for key in arrays}
     return {"kind": "categorical", **plain, "sizes": sizes, "start": start}, {}

@@ -81,9 +81,11 @@ PRESET = Preset(
             gamma=0.99,
             gae_lambda=0.95,
             entropy=0.01,
+            value=0.5,
+            normalise_rewards=False,
             time_limit="terminal",  # 16 steps are the task; with bootstrapping it is not learned
         ),
-        network=NetworkConfig(hidden=(64, 64), activation="tanh", shared=True),
+        network=NetworkConfig(hidden=(64, 64), activation="tanh", shared=True, normalise_obs=False),
     ),
     job=_job,
 )

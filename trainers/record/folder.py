@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainers.config import ConfigError, TrainConfig, from_mapping, to_toml
+from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load
 from trainers.record.metrics import wall_clock
 
 __all__ = ["RunFolder", "load_config"]
 
+# What version 0.1 did where there is a setting now: a config.toml that does not name them is from then.
+OF_0_1 = TrainConfig(
+    ppo=PPOConfig(normalise_rewards=False), network=NetworkConfig(scale_actions=False, encoders=1)
+)
 LOGS = ("metrics.jsonl", "journal.jsonl", "eval.jsonl")
 
 
@@ -99,8 +103,8 @@ class RunFolder:
         return self.path / "curve.png"
 
     def config(self) -> TrainConfig:
-        """The config that the run was started with."""
-        return load_config(self.path / "config.toml")
+        """The config that the run was started with; settings that it does not name are as they were then."""
+        return load_config(self.path / "config.toml", OF_0_1)
 
     def save_config(self, config: TrainConfig) -> None:
         """Its files by whole paths: a run is resumed and judged from anywhere."""

@@ -68,7 +68,7 @@ class PlainLines:
 
     def start(self, run: Run) -> None:
         self._warnings, self._run = run.warnings, run
-        print(_title(run), flush=True)
+        print("\n".join((_title(run), *run.choices)), flush=True)
 
     def show(self, report: Report) -> None:
         speed = self._steps_per_s.add(report.timing.steps_per_s)
@@ -125,6 +125,7 @@ class LivePanel:
 
     def start(self, run: Run) -> None:
         self._title = _title(run)
+        self._console.print("\n".join(run.choices), markup=False, highlight=False)
         self._warnings, self._run = run.warnings, run
         self._total = run.config.total_steps
 
