@@ -37,6 +37,7 @@ from trainers.jobs import resolve_job
 from trainers.service import Page, make_app
 from trainers.service.curves import curves
 from trainers.service.frames import Frames
+from trainers.service.snapshot import decision_row
 
 ODD = '<img src=x onerror="alert(1)">'
 
@@ -124,6 +125,23 @@ async def test_commands_reach_every_worker_and_the_journal(tmp_path: Path) -> No
         ("stop", "ana", "done"),
     ]
     assert replay(page.run.folder.journal).same
+
+
+def test_a_decision_says_what_it_was_taken_on() -> None:
+    """By the measure of its stage: success, return or steps; and decisions of runs before these were kept."""
+    counts: dict[str, Any] = {"k": 26, "length": 50, "n": 60, "threshold": 0.5}
+    told = {
+        "after 1,200 episodes · 26 of the newest 50 succeeded, threshold 50% · rule: standard": counts,
+        "after 1,200 episodes · mean return 12.5 of the newest 50, threshold 12 · rule: standard": {
+            **counts, "measure": "return", "value": 12.5, "threshold": 12.0,
+        },
+        "after 1,200 episodes · 5,000 of 5,000 steps in the stage · rule: standard": {
+            **counts, "measure": "steps", "value": 5000, "steps": 5000,
+        },
+    }  # fmt: skip
+    for text, figures in told.items():
+        row = decision_row(7, cu.Decision("advance", "a", "b", ("standard",), 1200, figures))
+        assert (row["number"], row["title"], row["facts"]) == (7, "advance: a → b", text)
 
 
 @pytest.mark.asyncio

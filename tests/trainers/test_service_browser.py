@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from benchmarks.browser import CHROMIUM, chromium
 from tests.aio_vecenv.harness import until
 from tests.trainers.helpers import Corridor, corridor_job, make_corridor
 from tests.trainers.service_helpers import endless, served
-from trainers import Job
+from trainers import Job, PPOConfig
 
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
 pytestmark = [
@@ -126,7 +127,7 @@ async def test_the_operator_moves_the_stage_and_all_agree(tmp_path: Path) -> Non
             )
             await expect(figure(tab, "Stage")).to_have_text(target)
         await page.get_by_label("Mixing ratio of").select_option("three")
-        await page.get_by_label("From 0 to 1").fill("0.35")
+        await page.get_by_label("Ratio, 0 to 1").fill("0.35")
         await steer(page, "Fix the ratio")
         await expect(answer).to_have_text(
             "Done: the mixing ratio of three is fixed at 0.35: taken by 2 of 2 workers."
@@ -135,9 +136,9 @@ async def test_the_operator_moves_the_stage_and_all_agree(tmp_path: Path) -> Non
         assert set(await run.run.envs.call("get_mixing_ratio", "three")) == {0.35}
         await steer(page, "Leave to the rules")
         await expect(other.locator("#stages tbody tr").nth(1)).not_to_contain_text("(fixed)")
-        await steer(page, "Release", who="bob")
+        await steer(page, "Release them", who="bob")
         await expect(page.locator("#status")).to_have_text("Running")
-        await page.get_by_label("From 0 to 1").fill("")
+        await page.get_by_label("Ratio, 0 to 1").fill("")
         await steer(page, "Fix the ratio")
         await expect(answer).to_contain_text(
             "Refused: mixing ratio of 'three': expected a number from 0 to 1, got ''"
@@ -156,6 +157,25 @@ async def test_the_operator_moves_the_stage_and_all_agree(tmp_path: Path) -> Non
             ("release", "bob", None),
             ("checkpoint", "ana", None),
         ]
+
+
+async def test_before_the_first_update(tmp_path: Path) -> None:
+    """There is no curve yet, and all else is there; a command shows at once, not with the next update."""
+    config = endless(tmp_path, ppo=PPOConfig(num_steps=1_000_000, minibatches=1))
+    job = replace(
+        corridor_job(), plan=cu.StagePlan([cu.Stage("one", 1.0, 10**9), cu.Stage("three", 1.0, 10**9)])
+    )
+    async with served(replace(config, early=False), job) as run, browsing() as (_, page):
+        await page.goto(run.link)
+        await expect(page.locator("#plot-empty")).to_be_visible()
+        await expect(page.locator("#decisions-empty")).to_be_visible()
+        await expect(figure(page, "Stage")).to_have_text("one")
+        await expect(figure(page, "Mean return")).to_have_text("–")
+        await page.locator("#stage").select_option("three")
+        await steer(page, "Set stage")
+        await expect(figure(page, "Stage")).to_have_text("three")
+        await expect(page.locator("#stages tr.current")).to_contain_text("three")
+        assert run.run.last_report is None
 
 
 async def test_a_killed_worker_appears(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_an_operator_ends_it_and_it_goes_on(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert state["held"] is True
-    assert [row["title"] for row in state["decisions"] if row["by"]] == ["decisions held", "stop asked for"]
+    assert [row["title"] for row in state["decisions"] if row["by"]] == ["hold decisions", "stop"]
     assert state["curves"][0]["update"] == 1, "the curves begin where the run began"
 
 

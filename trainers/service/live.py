@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_vecenv as av
 from trainers.run import Run
-from trainers.service.snapshot import decision_row, is_over, outcome, report_row, status, worker_rows
+from trainers.service.snapshot import decision_row, is_over, report_row, snapshot, worker_rows
 from trainers.service.stream import EventRing
 
 __all__ = ["Live"]
 
+log = logging.getLogger("trainers")
 LINGER_S = 10.0  # after the last reader has gone: a reload, or a network that was away, misses nothing
 LOOK_S = 0.5  # between two looks at the workers
 
@@ -22,7 +24,7 @@ LOOK_S = 0.5  # between two looks at the workers
 class Live:
     """Follows a run into an `EventRing` while it has readers.
 
-    Events: `report` (a line of metrics.jsonl), `decision`, `workers` (all rows), `end` (the last one).
+    Events: `report` (a line of metrics.jsonl), `decision`, `workers` (all rows), `end` (the last snapshot).
     """
 
     def __init__(self, run: Run) -> None:
@@ -78,8 +80,10 @@ class Live:
         finally:
             for helper in helpers:
                 helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-        self.ring.put("end", {"status": status(self._run), "outcome": outcome(self._run)})
+            for result in await asyncio.gather(*helpers, return_exceptions=True):
+                if isinstance(result, Exception):
+                    log.error("the page's stream lost a part: %r", result)
+        self.ring.put("end", snapshot(self._run))  # whole: there may be nobody to ask any more
         self.ring.close()
         self._task = None
 
@@ -94,10 +98,14 @@ class Live:
 
     async def _workers(self) -> None:
         shown: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
         while True:
+            began_s = loop.time()
             with contextlib.suppress(av.ClosedError):
                 rows = worker_rows(self._run)
                 if rows != shown:
                     shown = rows
                     self.ring.put("workers", rows)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(
+                max(LOOK_S, 50 * (loop.time() - began_s))
+            )  # many workers are looked at less often

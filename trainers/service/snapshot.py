@@ -31,6 +31,8 @@ class RunLike(Protocol):
     @property
     def last_report(self) -> Any: ...
     @property
+    def stage(self) -> str: ...
+    @property
     def error(self) -> BaseException | None: ...
     def summary(self) -> Any: ...
 
@@ -39,8 +41,8 @@ DECISIONS = 200  # the newest ones that a snapshot carries
 
 
 def snapshot(run: RunLike) -> dict[str, Any]:
-    """Everything but the curves: `run` (what it is), `status`, `summary`, `report`, `progress`, `held`,
-    `fixed`, `decisions`, `explain`, `workers`, `warnings`. Numbers that JSON does not know (NaN, ±inf) are None.
+    """Everything but the curves: `run` (what it is), `status`, `outcome`, `stage`, `summary`, `report`, `progress`,
+    `held`, `fixed`, `decisions`, `explain`, `workers`, `warnings`. Numbers that JSON does not know (NaN) are None.
     """
     coordinator = run.coordinator
     decisions = coordinator.decisions
@@ -49,6 +51,7 @@ def snapshot(run: RunLike) -> dict[str, Any]:
         "run": _about(run),
         "status": status(run),
         "outcome": outcome(run),
+        "stage": run.stage,
         "summary": run.summary().as_dict(),
         "report": None if run.last_report is None else dataclasses.asdict(run.last_report),
         "progress": coordinator.progress(),
@@ -138,9 +141,9 @@ def _title(decision: Any) -> str:
             how = "left to the rules" if ratio is None else f"fixed at {ratio:g}"
             return f"mixing ratio of {counts['stage']}: {how}"
         case "hold" | "release":
-            return {"hold": "decisions held", "release": "decisions released"}[decision.kind]
+            return f"{decision.kind} decisions"
         case "checkpoint" | "stop":
-            return {"checkpoint": "checkpoint asked for", "stop": "stop asked for"}[decision.kind]
+            return str(decision.kind)
     kind = decision.kind.replace("_", " ")
     return f"{kind}: {decision.stage}" + (f" → {decision.to}" if decision.to is not None else "")
 
@@ -148,9 +151,7 @@ def _title(decision: Any) -> str:
 def _facts(decision: Any) -> list[str]:
     counts, facts = decision.counts, []
     if "k" in counts and "length" in counts:
-        facts.append(f"{counts['k']} of the newest {counts['length']} succeeded")
-        if "threshold" in counts:
-            facts.append(f"threshold {counts['threshold']:.0%}")
+        facts.append(_measured(counts))
     if decision.reasons:
         facts.append(f"rule: {', '.join(decision.reasons)}")
     if decision.by is not None:
@@ -158,6 +159,18 @@ def _facts(decision: Any) -> list[str]:
     if decision.why is not None:
         facts.append(f"why: {decision.why}")
     return facts
+
+
+def _measured(counts: Mapping[str, Any]) -> str:
+    """What a stage move was taken on, by the measure of its stage."""
+    k, length, threshold = counts["k"], counts["length"], counts.get("threshold")
+    match counts.get("measure", "success"):
+        case "steps":
+            return f"{counts['value']:,} of {counts['steps']:,} steps in the stage"
+        case "return":
+            return f"mean return {counts['value']:.4g} of the newest {length}, threshold {threshold:g}"
+    limit = "" if threshold is None else f", threshold {threshold:.0%}"
+    return f"{k} of the newest {length} succeeded{limit}"
 
 
 def _fixed(decisions: Sequence[Any]) -> dict[str, float]:

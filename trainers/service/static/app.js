@@ -7,6 +7,7 @@ const BROKEN = "The run cannot be reached: it has ended, or its machine is away.
 const IDLE = "Frames are drawn only while somebody watches.";
 let state = null; // the newest snapshot
 let report = null; // the newest update
+let now = null; // the same; after a command, what it has changed since
 let points = []; // updates, for the curves
 let speed = 0; // env steps per second, smoothed
 let heard = 0; // when the newest update came
@@ -42,10 +43,12 @@ async function ask(path, options) {
   return data;
 }
 
-async function resync() {
-  state = await ask(`api/state?points=${POINTS}`);
-  points = state.curves;
+function take(next) {
+  state = next;
+  points = state.curves ?? points;
   report = state.report;
+  const { env_steps, stages, published, applied } = state.summary;
+  now = { ...report, stage: state.stage, env_steps, stages, timing: { ...report?.timing, published, applied } };
   speed ||= report?.timing.steps_per_s ?? 0;
   heard = Date.now();
   offer();
@@ -59,14 +62,14 @@ async function resync() {
 function listen() {
   events = new EventSource("api/events");
   const on = (name, act) => events.addEventListener(name, (event) => state && act(JSON.parse(event.data)));
-  const again = () => resync().catch(lost);
+  const again = () => ask(`api/state?points=${POINTS}`).then(take).catch(lost);
   events.onopen = () => ((problem = ""), again());
   events.onerror = () => events.readyState === EventSource.CLOSED && lost(new Error());
   on("report", add);
   on("decision", again);
   on("missed", again);
   on("workers", (rows) => ((state.workers = rows), renderWorkers()));
-  on("end", () => (events.close(), again()));
+  on("end", (last) => (events.close(), take(last)));
 }
 
 function lost(error) {
@@ -79,7 +82,7 @@ function lost(error) {
 
 function add(update) {
   if (update.update <= (report?.update ?? 0)) return;
-  report = update;
+  now = report = update;
   heard = Date.now();
   speed = 0.9 * (speed || update.timing.steps_per_s) + 0.1 * update.timing.steps_per_s;
   const { timeline } = state.summary;
@@ -96,6 +99,7 @@ function add(update) {
 
 function renderStatus() {
   const silent = Math.round((Date.now() - heard) / 1000);
+  const quiet = 10 + 3 * (report ? report.timing.collect_s + report.timing.learn_s : 20); // seconds; updates may be long
   let [text, kind] = ["Running", "good"];
   if (state && !running()) [text, kind] = ENDED[state.status] ?? ["Failed", "bad"];
   else if (problem) [text, kind] = ["No connection", "bad"];
@@ -112,8 +116,7 @@ function renderStatus() {
 }
 
 function renderNow() {
-  const { run, summary, fixed } = state;
-  const now = report ?? { ...summary, stage: summary.timeline.at(-1)?.stage ?? "–", timing: summary };
+  const { run, fixed } = state;
   const left = Math.max(0, run.total_steps - now.env_steps) / speed;
   const ratio = (stage, value) => (run.staged ? digits(value) + (stage in fixed ? " (fixed)" : "") : "–");
   const figures = {
@@ -121,7 +124,7 @@ function renderNow() {
     "Env steps": whole(now.env_steps),
     "Steps per second": speed ? whole(speed) : "–",
     "Mean return": digits(now.episode_return),
-    "Mixing ratio": ratio(now.stage, now.mixing_ratio),
+    "Mixing ratio": ratio(now.stage, now.stages.find((row) => row.name === now.stage)?.mixing_ratio),
     "Time left, at most": running() && speed ? duration(left) : "–",
     "Directives taken by all": `${now.timing.applied} of ${now.timing.published}`,
   };
@@ -132,7 +135,6 @@ function renderNow() {
   $("budget").ariaValueNow = Math.round(100 * done);
   const early = run.solve_rate ? `; ends early once the last stage reaches ${percent(run.solve_rate)} success` : "";
   $("budget-text").textContent = `${percent(done)} of at most ${whole(run.total_steps)} env steps${early}`;
-  const limits = Object.fromEntries(state.progress.map((row) => [row.stage, row.threshold]));
   const heads = [
     "Stage",
     "Success",
@@ -144,9 +146,13 @@ function renderNow() {
   ];
   const rows = now.stages.map((row) => {
     const current = row.name === now.stage;
-    const rate = el("td", row.outcomes ? percent(row.success_rate) : "–", "", bar(row.success_rate, limits[row.name]));
+    const limit = row.measure === "success" ? row.threshold : null;
+    const rate = el("td", row.outcomes ? percent(row.success_rate) : "–", "", bar(row.success_rate, limit));
     const counts = [row.outcomes, whole(row.episodes), percent(row.share), ratio(row.name, row.mixing_ratio)];
-    const missing = el("td", current && run.staged ? row.missing || "nothing" : "", "missing");
+    const lacks =
+      current && run.staged ? [row.missing || (row === now.stages.at(-1) ? "nothing: solved" : "nothing")] : [];
+    if (row.waiting) lacks.push(`${row.waiting} outcomes wait for env ${row.waiting_for}`);
+    const missing = el("td", lacks.join("; "), "missing");
     return [current ? "current" : "", row.name, rate, ...counts, missing];
   });
   table($("stages"), heads, rows);
@@ -155,7 +161,7 @@ function renderNow() {
 function bar(share, limit) {
   const whole = el("span", "", "bar", el("i"));
   whole.firstChild.style.width = percent(share);
-  if (limit === undefined) return whole;
+  if (limit === null) return whole;
   whole.append(el("b"));
   whole.title = `threshold ${percent(limit)}`;
   whole.lastChild.style.left = percent(limit);
@@ -199,7 +205,7 @@ function renderWorkers() {
     "#Envs",
     "#Step p50",
     "#Step p99",
-    "#Waiting",
+    "#Time waiting",
     "#Update taken",
     "#Restarts",
   ];
@@ -322,9 +328,8 @@ async function command(event) {
   const { name } = event.submitter;
   const order = { by: $("by").value, why: $("why").value };
   if (name === "set_stage") order.stage = $("stage").value;
-  if (name === "set_mixing_ratio")
-    Object.assign(order, { stage: $("mix-stage").value, ratio: $("ratio").valueAsNumber });
-  if (name === "free") Object.assign(order, { stage: $("mix-stage").value, ratio: null });
+  const ratio = name === "free" ? null : $("ratio").value && $("ratio").valueAsNumber;
+  if (name === "free" || name === "set_mixing_ratio") Object.assign(order, { stage: $("mix-stage").value, ratio });
   if (name === "stop" && !(await sure())) return;
   localStorage.setItem("aio-vecenv-who", order.by);
   tell("Sent. Waiting for the answer …", "muted");
