@@ -22,6 +22,8 @@ from benchmarks.browser import CHROMIUM, chromium
 from tests.aio_vecenv.harness import until
 from tests.trainers.helpers import Corridor, corridor_job, make_corridor
 from tests.trainers.service_helpers import endless, served
+from tests.trainers.test_cli import read_until, started
+from tests.trainers.test_service_cli import link_of
 from trainers import Job, PPOConfig
 
 expect.set_options(timeout=30_000)  # a busy machine is not a broken page
@@ -46,10 +48,13 @@ async def browsing(**context: Any) -> AsyncIterator[tuple[Browser, Page]]:
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("request", lambda r: None if _here(r.url) else wrong.append(f"asked {r.url}"))
         yield browser, page
+    # what the browser logs by itself where a command is refused, or the server has gone
     expected = (
+        "status of 400",
         "ERR_CONNECTION_REFUSED",
-        "the server responded with a status of 400",
-    )  # what a refused command logs
+        "ERR_CONNECTION_RESET",
+        "ERR_INCOMPLETE_CHUNKED_ENCODING",
+    )
     assert not [text for text in wrong if not any(part in text for part in expected)], wrong
 
 
@@ -223,15 +228,17 @@ async def test_a_reload_in_the_middle_and_the_end(tmp_path: Path) -> None:
 
 
 async def test_the_process_goes_and_the_page_says_so(tmp_path: Path) -> None:
-    """A server that is away is neither a crash of the page nor a run that has ended."""
-    async with browsing() as (_, page):
-        async with served(endless(tmp_path)) as run:
-            await page.goto(run.link)
+    """Killed, it can tell nobody: the page says that it is alone, and shows what it knew."""
+    options = ("--num-envs", "8", "--num-workers", "1", "--solve-rate", "None", "--total-steps", "100000000")
+    with started("train", "--serve", "--serve-port", "0", *options, cwd=tmp_path) as process:
+        out = await asyncio.to_thread(read_until, process, "steps/s")
+        async with browsing() as (_, page):
+            await page.goto(link_of(out))
             await expect(page.locator("#status")).to_have_text("Running")
-            await run.run.coordinator.hold(by="x")
-            await run.run.stop()
-            await expect(page.locator("#status")).to_have_text("Stopped")
-        await expect(page.locator("#notices")).not_to_contain_text("cannot be reached")
+            process.kill()
+            await expect(page.locator("#status")).to_have_text("No connection")
+            await expect(page.locator("#notices")).to_contain_text("The run cannot be reached")
+            await expect(figure(page, "Stage")).not_to_have_text("–")
 
 
 async def test_what_a_run_shows_is_text(tmp_path: Path) -> None:

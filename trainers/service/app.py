@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -122,11 +123,14 @@ class Routes:
         return Response(exposition(self._run), media_type=CONTENT_TYPE)
 
 
-async def _begun(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _begun(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """The headers go out with a first comment: a run may have nothing to say for a while."""
     yield b"retry: 1000\n: connected\n\n"
-    async for chunk in events:
-        yield chunk
+    async with contextlib.aclosing(
+        events
+    ):  # a reader that breaks off is gone at once, not when somebody collects it
+        async for chunk in events:
+            yield chunk
 
 
 async def _body(request: Request) -> bytes:

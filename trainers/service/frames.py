@@ -8,7 +8,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Frames:
         self._locks: dict[int, asyncio.Lock] = {}
         self._newest: dict[int, tuple[float, dict[str, Any]]] = {}  # when it was asked for, and what came
 
-    async def watch(self, env_id: int) -> AsyncIterator[bytes]:
+    async def watch(self, env_id: int) -> AsyncGenerator[bytes, None]:
         """Events `frame` for one reader, or one `refused` with the reason, until the run ends. Cancelling or leaving
         the iteration ends this reader only; nothing is drawn while nobody reads.
         """

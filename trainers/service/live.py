@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aio_vecenv as av
@@ -33,7 +33,7 @@ class Live:
         self._task: asyncio.Task[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
 
-    async def read(self, last_event_id: str | None = None) -> AsyncIterator[bytes]:
+    async def read(self, last_event_id: str | None = None) -> AsyncGenerator[bytes, None]:
         """Events for one reader, until the run ends. Cancelling or leaving ends this reader only."""
         if self._linger is not None:
             self._linger.cancel()
@@ -42,8 +42,9 @@ class Live:
             self.ring.skip()
             self._task = asyncio.create_task(self._follow(), name="trainers.service.live")
         try:
-            async for chunk in self.ring.read(last_event_id):
-                yield chunk
+            async with contextlib.aclosing(self.ring.read(last_event_id)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
             if self.ring.readers == 0 and self._task is not None:
                 if self._linger is not None:

@@ -20,7 +20,7 @@ from trainers.service.app import make_app, plotly_script
 
 __all__ = ["Page", "serving"]
 
-GRACE_S = 1  # for answers under way, once the run has ended
+GRACE_S = 3  # for answers under way, once the run has ended
 
 
 class Page:

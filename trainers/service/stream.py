@@ -7,7 +7,7 @@ import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 __all__ = ["EventRing"]
@@ -87,7 +87,7 @@ class EventRing:
             if self._again and self._waiting:
                 self._wake_soon()
 
-    async def read(self, last_event_id: str | None = None) -> AsyncIterator[bytes]:
+    async def read(self, last_event_id: str | None = None) -> AsyncGenerator[bytes, None]:
         """Events as they come, from now on or from after `last_event_id`, in chunks of whole events. Cancelling or
         leaving the iteration ends this reader only.
         """

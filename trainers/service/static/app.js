@@ -44,6 +44,7 @@ async function ask(path, options) {
 }
 
 function take(next) {
+  if (state && !running()) return; // asked before the end, answered after it
   state = next;
   points = state.curves ?? points;
   report = state.report;
@@ -64,7 +65,7 @@ function listen() {
   const on = (name, act) => events.addEventListener(name, (event) => state && act(JSON.parse(event.data)));
   const again = () => ask(`api/state?points=${POINTS}`).then(take).catch(lost);
   events.onopen = () => ((problem = ""), again());
-  events.onerror = () => events.readyState === EventSource.CLOSED && lost(new Error());
+  events.onerror = () => lost(new Error(), events.readyState === EventSource.CLOSED);
   on("report", add);
   on("decision", again);
   on("missed", again);
@@ -72,12 +73,12 @@ function listen() {
   on("end", (last) => (events.close(), take(last)));
 }
 
-function lost(error) {
-  events?.close();
+function lost(error, over = true) {
+  if (over) events?.close(); // else the browser tries again by itself
   if (state && !running()) return;
   problem = error.refused ? error.message : BROKEN;
   renderStatus();
-  if (!error.refused) setTimeout(() => ask("api/session").then(listen, lost), 2000);
+  if (over && !error.refused) setTimeout(() => ask("api/session").then(listen, lost), 2000);
 }
 
 function add(update) {
