@@ -167,19 +167,19 @@ class AsyncVecEnv:
         opening, supervisor = self._opening, self._supervisor
         settings = opening.settings
         agreed = await opening.agree(supervisor)
-        spaces, deal = agreed.spaces, agreed.deal
-        self._deal, self.num_envs = deal, deal.num_envs
+        spaces, assignment = agreed.spaces, agreed.assignment
+        self._assignment, self.num_envs = assignment, assignment.num_envs
         self.single_observation_space = spaces.observation
         self.single_action_space = spaces.action
         if self._policy is not None:
-            self._policy.open(spaces.observation, spaces.action, deal)
+            self._policy.open(spaces.observation, spaces.action, assignment)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.metadata = {**spaces.metadata, "autoreset_mode": settings.autoreset}
         self.spec = spaces.spec
         memory = opening.allocate(supervisor, agreed)
-        self._pool = Pool(deal, memory.slab, agreed.obs, settings.autoreset, copy=opening.copy)
-        self._calls = Calls(supervisor, deal)
+        self._pool = Pool(assignment, memory.slab, agreed.obs, settings.autoreset, copy=opening.copy)
+        self._calls = Calls(supervisor, assignment)
         self._actions = ActionWriter(agreed.action, memory.slab, as_given=settings.casting == "unsafe")
         self._states = EnvStates(supervisor, self._calls.count(None))
         tries_again = settings.on_env_error == "reset"
@@ -190,7 +190,7 @@ class AsyncVecEnv:
             self._states,
             self._hub,
             tries_again=tries_again,
-            whole=deal.whole,
+            whole=assignment.whole,
         )
         await supervisor.attach(memory, self._collector)
 
@@ -293,10 +293,10 @@ class AsyncVecEnv:
     ) -> Batch:
         """The batch of a reset; `join` gives its infos their shape, instead of Gymnasium's."""
         self._check_open()
-        ids = self._deal.env_ids(env_ids)
+        ids = self._assignment.env_ids(env_ids)
         seeds = seeds_for(seed, ids)
         self._collector.check_free(ids)
-        packed = None if options is None else _packed(options, len(self._deal.by_worker(np.sort(ids))))
+        packed = None if options is None else _packed(options, len(self._assignment.by_worker(np.sort(ids))))
         batch = await self._collector.reset(ids, seeds, packed, join or batch_infos)
         return _in_order(batch, ids, self.single_observation_space, joined=join is None)
 
@@ -314,14 +314,14 @@ class AsyncVecEnv:
         ):
             self._check_open()
         pool = self._pool
-        share = self._deal.share(env_ids)
-        if pool.owed or pool.shut or self._deal.whole:
-            pool.check_send(share)
-        loose = self._actions.put(actions, len(share.env_ids), share.given)
-        commands = pool.commands(share, loose)
+        selection = self._assignment.select(env_ids)
+        if pool.owed or pool.shut or self._assignment.whole:
+            pool.check_send(selection)
+        loose = self._actions.put(actions, len(selection.env_ids), selection.given)
+        commands = pool.commands(selection, loose)
         if loose:
             check_room("the actions", sum(len(command.payload) for command in commands))
-        pool.sent(share)
+        pool.sent(selection)
         self._supervisor.post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:
@@ -473,9 +473,9 @@ class AsyncVecEnv:
     def abort(self, env_ids: Sequence[int] | EnvIds) -> None:
         """Give up the workers of these envs now, instead of at their timeout; then as if they had died."""
         self._check_open()
-        ids = self._deal.env_ids(env_ids)
+        ids = self._assignment.env_ids(env_ids)
         self._supervisor.abort(
-            [worker for worker, _ in self._deal.by_worker(np.sort(ids))], "was aborted by the caller"
+            [worker for worker, _ in self._assignment.by_worker(np.sort(ids))], "was aborted by the caller"
         )
 
     def running_episode(self, env_id: int) -> RunningEpisode | None:

@@ -63,10 +63,10 @@ class Worker(Protocol):
     def push(self, message: Message) -> None:
         """Send an update; never waits; the one call that is allowed from any thread (under the caller's lock)."""
 
-    def pump(self) -> bool:
+    def run_pending(self) -> bool:
         """Do one piece of work in the caller's thread, if that is where this backend works; whether there was any."""
 
-    def poll(self) -> None:
+    def drain(self) -> None:
         """Take in what has arrived already, without waiting."""
 
     def kill(self, reason: str, *, stack: bool = False) -> None:
@@ -80,7 +80,7 @@ class Backend(Protocol):
     """Makes workers."""
 
     block_fd: int  # -1: memory need not be shared
-    in_thread: bool  # whether its workers do their commands in `pump`, in the caller's thread
+    in_thread: bool  # whether its workers do their commands in `run_pending`, in the caller's thread
 
     def worker(self, index: int, incarnation: int, listener: Listener) -> Worker:
         """A new worker; nothing is started yet."""

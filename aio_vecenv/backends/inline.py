@@ -1,5 +1,5 @@
 """The same conversation without a process, in the caller's thread: for pdb, for tests, for very cheap envs."""
-# async: nothing here waits; commands are done in `pump`, in order of sending
+# async: nothing here waits; commands are done in `run_pending`, in order of sending
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class InlineWorker:
         while self._inbox.covered < version:
             self._take_all()
 
-    def pump(self) -> bool:
+    def run_pending(self) -> bool:
         if not self._queue or self._group is None:
             return False
         message = self._queue.popleft()
@@ -136,7 +136,7 @@ class InlineWorker:
         self.conversation.received(Kind.REPLY, number)
         self._listener.replied(self, Message(Kind.REPLY, number, self._inbox.covered, payloads[-1]))
 
-    def poll(self) -> None:
+    def drain(self) -> None:
         pass
 
     def kill(self, reason: str, *, stack: bool = False) -> None:

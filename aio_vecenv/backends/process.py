@@ -201,10 +201,10 @@ class ProcessWorker:
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
-    def pump(self) -> bool:
+    def run_pending(self) -> bool:
         return False
 
-    def poll(self) -> None:
+    def drain(self) -> None:
         if self._child is not None and self._burial is None:
             self._readable()
             if self._burial is None:

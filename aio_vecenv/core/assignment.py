@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from .messages import Encoded, Step, encode
 
-__all__ = ["Deal", "EnvIds", "Part", "Share", "deal_out", "rows_of", "seeds_for"]
+__all__ = ["Assignment", "EnvIds", "Part", "Selection", "assign", "rows_of", "seeds_for"]
 
 EnvIds = NDArray[np.int64]
 
 
-def deal_out(count: int, workers: int) -> list[range]:
+def assign(count: int, workers: int) -> list[range]:
     """`count` things for `workers` workers: contiguous runs, as even as can be."""
     bounds = np.linspace(0, count, workers + 1).astype(int).tolist()
     return [range(a, b) for a, b in pairwise(bounds)]
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     step: Encoded  # the command to step them: parts are kept
 
 
-class Share(NamedTuple):
+class Selection(NamedTuple):
     """The envs of a call, sorted and dealt to the workers that hold them."""
 
     env_ids: EnvIds  # sorted
@@ -43,10 +43,12 @@ class Share(NamedTuple):
     order: EnvIds | None  # sorts what was given; None: it was sorted
 
 
-_MOST_SHARES = 512  # of envs that stand side by side, kept for the next call; one more, and all are made anew
+_MOST_SELECTIONS = (
+    512  # of envs that stand side by side, kept for the next call; one more, and all are made anew
+)
 
 
-class Deal:
+class Assignment:
     """Worker w holds the envs `rows[w]`. `whole`: a worker's envs can only be stepped all together."""
 
     def __init__(self, rows_per_worker: Sequence[int], *, whole: bool = False) -> None:
@@ -58,12 +60,12 @@ class Deal:
         self.whole = whole
         self._starts = np.array(bounds[:-1])
         self._bytes = self.everyone.tobytes()
-        self._shares: dict[tuple[int, int], Share] = {}
+        self._selections: dict[tuple[int, int], Selection] = {}
         parts = [self._part(worker, mine) for worker, mine in self.by_worker(self.everyone)]
-        self._all = Share(self.everyone, slice(0, self.num_envs), parts, slice(0, self.num_envs), None)
+        self._all = Selection(self.everyone, slice(0, self.num_envs), parts, slice(0, self.num_envs), None)
         self._singly = len(self.rows) == self.num_envs  # one env per worker
 
-    def share(self, env_ids: Sequence[int] | EnvIds | None) -> Share:
+    def select(self, env_ids: Sequence[int] | EnvIds | None) -> Selection:
         """The envs of a call; None = all. Raises ValueError.
 
         Ids that stand side by side in order, as those of one worker do, are known at a glance.
@@ -73,14 +75,14 @@ class Deal:
         if type(env_ids) is np.ndarray and env_ids.dtype == np.int64 and env_ids.ndim == 1 and len(env_ids):
             start, stop = int(env_ids[0]), int(env_ids[0]) + len(env_ids)
             if start >= 0 and self._bytes[8 * start : 8 * stop] == env_ids.tobytes():
-                return self._shares.get((start, stop)) or self._side_by_side(start, stop)
+                return self._selections.get((start, stop)) or self._side_by_side(start, stop)
         ids = self.env_ids(env_ids)
         if is_sorted(ids):
             rows = rows_of(ids)
-            return Share(ids, rows, self._parts(ids), rows, None)
+            return Selection(ids, rows, self._parts(ids), rows, None)
         order = np.argsort(ids)
         in_order = ids[order]
-        return Share(in_order, rows_of(in_order), self._parts(in_order), ids, order)
+        return Selection(in_order, rows_of(in_order), self._parts(in_order), ids, order)
 
     def env_ids(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
         """Env ids as the user gave them; None = all. Raises ValueError."""
@@ -123,13 +125,13 @@ class Deal:
         step = encode(Step(local))  # type: ignore[arg-type]  # an array is as good
         return Part(worker, ids, rows_of(ids), local, step)
 
-    def _side_by_side(self, start: int, stop: int) -> Share:
+    def _side_by_side(self, start: int, stop: int) -> Selection:
         ids, rows = self.everyone[start:stop], slice(start, stop)
         parts = self._all.parts[start:stop] if self._singly else self._parts(ids)
-        if len(self._shares) >= _MOST_SHARES:
-            self._shares.clear()
-        share = self._shares[start, stop] = Share(ids, rows, parts, rows, None)
-        return share
+        if len(self._selections) >= _MOST_SELECTIONS:
+            self._selections.clear()
+        selection = self._selections[start, stop] = Selection(ids, rows, parts, rows, None)
+        return selection
 
 
 def rows_of(ids: EnvIds) -> Any:

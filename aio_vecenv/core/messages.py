@@ -103,7 +103,7 @@ class Attachment(NamedTuple):
     num_envs: int
     fields: tuple[Field, ...]
     size_bytes: int
-    reborn: list[int | None] | None  # seeds of the envs of a replacement
+    restart_seeds: list[int | None] | None  # seeds of the envs of a replacement
 
 
 class Step(NamedTuple):

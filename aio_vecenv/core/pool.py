@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadActions, BusyError
 from .assembly import Columns
-from .assignment import Deal, EnvIds, Share, rows_of
+from .assignment import Assignment, EnvIds, Selection, rows_of
 from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
 from .episodes import EpisodeTracker
 from .framing import Kind, dumps
@@ -193,9 +193,9 @@ class Pool:
     """Knows the phase of every env and what it owes, and turns replies into batches. Arrays are by env id."""
 
     def __init__(
-        self, deal: Deal, slab: Slab, obs: SpaceTree, autoreset: AutoresetMode, *, copy: bool
+        self, assignment: Assignment, slab: Slab, obs: SpaceTree, autoreset: AutoresetMode, *, copy: bool
     ) -> None:
-        num_envs = deal.num_envs
+        num_envs = assignment.num_envs
         self.next_number = 0  # of the next send or reset call
         self.batches = 0  # taken so far
         self.steps = 0  # executed
@@ -215,10 +215,10 @@ class Pool:
         self._seeds: list[int | None] = [None] * num_envs  # the newest that a caller gave
         self._failures: dict[int, str] = {}  # what the FAILED have done
         self._unreleased: list[Episode] = []  # ended where no row says so; part of the next batch
-        self._deal, self._slab = deal, slab
+        self._assignment, self._slab = assignment, slab
         self._columns = Columns(num_envs, slab, obs, copy=copy)
         self._same_step = autoreset is AutoresetMode.SAME_STEP
-        self._all_rows = rows_of(deal.everyone)
+        self._all_rows = rows_of(assignment.everyone)
 
     def _move(self, env_id: int, event: Event) -> Phase:
         before = self.phases[env_id]
@@ -232,13 +232,13 @@ class Pool:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
-    def check_send(self, share: Share) -> None:
+    def check_send(self, selection: Selection) -> None:
         """Raise BusyError or BadActions unless all of them may be sent an action now."""
-        if self.owed and b"\1" in self.owes[share.rows].tobytes():
-            busy = share.env_ids[self.owes[share.env_ids]]
+        if self.owed and b"\1" in self.owes[selection.rows].tobytes():
+            busy = selection.env_ids[self.owes[selection.env_ids]]
             raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
         if self.shut:
-            for env_id in share.env_ids.tolist():
+            for env_id in selection.env_ids.tolist():
                 if (phase := self.phases[env_id]) in _SHUT:
                     why = _REFUSALS.get(phase) or self._failures[env_id]
                     raise BadActions(
@@ -246,17 +246,17 @@ class Pool:
                         expected="envs with a running episode",
                         got=f"env {env_id}, which {why}",
                     )
-        if self._deal.whole:
-            for part in share.parts:
+        if self._assignment.whole:
+            for part in selection.parts:
                 if part.local is not None:
                     raise BadActions(
-                        f"worker {part.worker} holds VectorEnvs, whose envs {self._deal.rows[part.worker]} are stepped "
-                        "together; nothing was sent",
+                        f"worker {part.worker} holds VectorEnvs, whose envs {self._assignment.rows[part.worker]} "
+                        "are stepped together; nothing was sent",
                         expected="all of them",
                         got=str(part.env_ids.tolist()),
                     )
 
-    def commands(self, share: Share, loose: list[Any]) -> list[Command]:
+    def commands(self, selection: Selection, loose: list[Any]) -> list[Command]:
         """The commands that step these envs, which `check_send` let.
 
         `loose`: of their actions, what does not lie in the block.
@@ -264,20 +264,20 @@ class Pool:
         """
         number = self.next_number
         commands: list[Command] = []
-        for worker, mine, rows, _, (payload, flags) in share.parts:
+        for worker, mine, rows, _, (payload, flags) in selection.parts:
             commands.append(Command(_STEP, number, worker, mine, rows, payload, flags))
         if loose:
-            _load(commands, share, loose)
+            _load(commands, selection, loose)
         return commands
 
-    def sent(self, share: Share) -> None:
+    def sent(self, selection: Selection) -> None:
         """The commands for these envs are about to leave."""
         number = self.next_number
         self.next_number = number + 1
-        self.owes[share.rows] = True
-        self.owed += len(share.env_ids)
+        self.owes[selection.rows] = True
+        self.owed += len(selection.env_ids)
         if self._begins:
-            for env_id in _of(self._begins, share.env_ids, share.rows):
+            for env_id in _of(self._begins, selection.env_ids, selection.rows):
                 self.episodes.about_to_begin(env_id, number)
 
     def reset(self, env_ids: EnvIds, seeds: Mapping[int, int | None], options: bytes | None) -> list[Command]:
@@ -293,7 +293,7 @@ class Pool:
                 self._seeds[env_id] = seeds[env_id]
             self.episodes.about_to_begin(env_id, number)
         commands: list[Command] = []
-        for worker, mine in self._deal.by_worker(env_ids):
+        for worker, mine in self._assignment.by_worker(env_ids):
             command = Command(Kind.RESET, number, worker, mine, rows_of(mine))
             command.asked, command.options = {env_id: seeds[env_id] for env_id in mine.tolist()}, options
             self._seed(command)
@@ -306,7 +306,7 @@ class Pool:
         seeds = {e: asked[e] if asked.get(e) is not None else fresh.get(e) for e in command.env_ids.tolist()}
         for env_id, seed in seeds.items():
             self._begins[env_id] = self._begins[env_id]._replace(seed=seed)
-        local = self._deal.local(command.worker, command.env_ids).tolist()
+        local = self._assignment.local(command.worker, command.env_ids).tolist()
         command.seeds = seeds
         command.payload, command.flags = encode(Reset(local, list(seeds.values()), command.options))
 
@@ -333,9 +333,9 @@ class Pool:
 
         Returns the seeds of its envs' next episodes.
         """
-        env_ids = self._deal.rows[worker]
+        env_ids = self._assignment.rows[worker]
         seeds = [derive_seed(self._seeds[env_id], env_id, restarts) for env_id in env_ids]
-        if self._deal.whole and (first := seeds[0]) is not None and None not in seeds:
+        if self._assignment.whole and (first := seeds[0]) is not None and None not in seeds:
             seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
         for env_id, seed in zip(env_ids, seeds):
             self._fresh[env_id] = seed
@@ -514,7 +514,7 @@ class Pool:
 
     def observations(self) -> Any:
         """The newest observation of every env."""
-        return self._columns.obs(self._all_rows, self._deal.everyone)
+        return self._columns.obs(self._all_rows, self._assignment.everyone)
 
     @property
     def given_obs(self) -> Mapping[int, Any]:
@@ -581,7 +581,7 @@ class Pool:
         n = 0
         for command in commands:
             n += len(command.env_ids)
-        everyone = self._deal.everyone
+        everyone = self._assignment.everyone
         if n == len(everyone):
             return everyone, self._all_rows
         if not n:
@@ -656,12 +656,12 @@ def _positions(ids: EnvIds, rows: Any, env_ids: Mapping[int, Any]) -> list[int]:
     return [position for position, env_id in enumerate(ids.tolist()) if env_id in env_ids]
 
 
-def _load(commands: Sequence[Command], share: Share, loose: list[Any]) -> None:
+def _load(commands: Sequence[Command], selection: Selection, loose: list[Any]) -> None:
     """Put actions that travel pickled into their commands. Raises TypeError or MemoryError if they cannot."""
     dumps(loose, "actions")
-    order = range(len(share.env_ids)) if share.order is None else share.order.tolist()
+    order = range(len(selection.env_ids)) if selection.order is None else selection.order.tolist()
     at = 0
-    for command, (_, mine, _, local, _) in zip(commands, share.parts):
+    for command, (_, mine, _, local, _) in zip(commands, selection.parts):
         rows = order[at : at + len(mine)]
         at += len(mine)
         picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in loose]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core import framing as wire
-from ..core.assignment import Deal, EnvIds
+from ..core.assignment import Assignment, EnvIds
 from ..core.framing import Kind
 from ..core.messages import ERROR, Call, Note, Packed, encode
 from ..core.pool import Command
@@ -33,14 +33,14 @@ class _Ask(Command):
 class Calls:
     """Asks the envs of one vec env, and brings each answer to its caller."""
 
-    def __init__(self, supervisor: Supervisor, deal: Deal) -> None:
-        self._supervisor, self._deal = supervisor, deal
+    def __init__(self, supervisor: Supervisor, assignment: Assignment) -> None:
+        self._supervisor, self._assignment = supervisor, assignment
 
     def count(self, env_ids: Sequence[int] | EnvIds | None) -> int:
         """How many are asked: envs, or VectorEnvs."""
-        if self._deal.whole:
+        if self._assignment.whole:
             return sum(len(slot.setup.factories) for slot in self._supervisor.slots)
-        return len(self._deal.env_ids(env_ids))
+        return len(self._assignment.env_ids(env_ids))
 
     async def ask(
         self,
@@ -89,10 +89,13 @@ class Calls:
         self, env_ids: Sequence[int] | EnvIds | None
     ) -> tuple[EnvIds, list[tuple[int, EnvIds, list[int]]]]:
         """The ids, and by worker its own and their local indices. Of VectorEnvs: one id per VectorEnv."""
-        deal = self._deal
-        if not deal.whole:
-            ids = deal.env_ids(env_ids)
-            return ids, [(w, mine, deal.local(w, mine).tolist()) for w, mine in deal.by_worker(np.sort(ids))]
+        assignment = self._assignment
+        if not assignment.whole:
+            ids = assignment.env_ids(env_ids)
+            return ids, [
+                (w, mine, assignment.local(w, mine).tolist())
+                for w, mine in assignment.by_worker(np.sort(ids))
+            ]
         if env_ids is not None:
             raise ValueError("a call of VectorEnvs goes to all of them: env_ids cannot pick rows")
         counts = [len(slot.setup.factories) for slot in self._supervisor.slots]

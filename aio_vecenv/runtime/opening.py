@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gymnasium.vector import AutoresetMode
 
 from ..backends.base import Backend
-from ..core.assignment import Deal, deal_out
+from ..core.assignment import Assignment, assign
 from ..core.layout import SharedMemory, Slab, SpaceTree, layout
 from ..core.limits import RestartBudget, Timeouts
 from ..core.log_levels import current
@@ -28,7 +28,7 @@ class Agreed(NamedTuple):
     spaces: Spaces
     obs: SpaceTree
     action: SpaceTree
-    deal: Deal
+    assignment: Assignment
 
 
 class Opening:
@@ -60,7 +60,7 @@ class Opening:
                 self._shared_memory,
                 logs,
             )
-            for run in deal_out(len(self._factories), self._num_workers)
+            for run in assign(len(self._factories), self._num_workers)
         ]
         return Supervisor(self._backend(), setups, self._timeouts, self._restart)
 
@@ -71,15 +71,17 @@ class Opening:
         obs, action = SpaceTree(spaces.observation, self._shared_memory), SpaceTree(spaces.action)
         if spaces.vectorised:
             _check_shared(obs, action, self._shared_memory)
-        return Agreed(spaces, obs, action, Deal([sum(one.rows) for one in made], whole=spaces.vectorised))
+        return Agreed(
+            spaces, obs, action, Assignment([sum(one.rows) for one in made], whole=spaces.vectorised)
+        )
 
     def allocate(self, supervisor: Supervisor, agreed: Agreed) -> Memory:
         """The block in which their rows lie. Raises MemoryError."""
-        _, obs, action, deal = agreed
+        _, obs, action, assignment = agreed
         same_step = self.settings.autoreset is AutoresetMode.SAME_STEP
-        fields, size_bytes = layout(obs, action, deal.num_envs, final_obs=same_step)
+        fields, size_bytes = layout(obs, action, assignment.num_envs, final_obs=same_step)
         slab = Slab(supervisor.backend.allocate(size_bytes), fields, obs, action)
-        return Memory(slab, deal.rows, fields, size_bytes)
+        return Memory(slab, assignment.rows, fields, size_bytes)
 
 
 def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core import framing as wire
-from ..core.assignment import Deal, EnvIds
+from ..core.assignment import Assignment, EnvIds
 from ..core.policy import Misfit, PolicyRunner, check_declared, columns_of, fits, fixed_tree, rows_in_blocks
 from ..errors import BadActions, PolicyError
 from .blas import same_threads_as_workers
@@ -33,14 +33,16 @@ class ParentPolicy:
         self._pickled = wire.dumps(policy, "policy")
         self._params: bytes | None = None  # of the newest version
 
-    def open(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], deal: Deal) -> None:
+    def open(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], assignment: Assignment
+    ) -> None:
         """Make the parent's copy, for these spaces of one env. Raises PolicyError; ValueError for spaces without a
         fixed size."""
-        self._spaces, self._deal = (observation_space, action_space), deal
+        self._spaces, self._assignment = (observation_space, action_space), assignment
         self._obs = fixed_tree("observation", observation_space)
         self._action = fixed_tree("action", action_space)
         self._runner = PolicyRunner(self._pickled, *self._spaces)
-        self._everyone = rows_in_blocks(range(deal.num_envs))
+        self._everyone = rows_in_blocks(range(assignment.num_envs))
 
     @property
     def version(self) -> int:
@@ -68,7 +70,7 @@ class ParentPolicy:
         if env_ids is None:
             rows = self._everyone
         else:
-            ids = self._deal.env_ids(env_ids)
+            ids = self._assignment.env_ids(env_ids)
             start = int(ids[0])
             in_turn = bool((ids == np.arange(start, start + len(ids))).all())
             rows = rows_in_blocks(range(start, start + len(ids)) if in_turn else ids)

@@ -185,7 +185,7 @@ class Supervisor:
             return False
         for slot in sorted((s for s in self.slots if s.commands), key=lambda s: next(iter(s.commands))):
             assert slot.worker is not None
-            if slot.worker.pump():
+            if slot.worker.run_pending():
                 return True
         return False
 
@@ -365,7 +365,7 @@ class Supervisor:
             self._arm(slot)
             return
         assert slot.worker is not None
-        slot.worker.poll()
+        slot.worker.drain()
         for command in slot.commands.values():
             limit_s = self._limit(command)
             if limit_s is not None and now - max(command.sent_at, slot.progress_at) >= limit_s - 1e-3:

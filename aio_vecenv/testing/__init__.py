@@ -508,12 +508,12 @@ class ScriptedWorker(InlineWorker):
         if not self.lost:
             super().push(message)
 
-    def pump(self) -> bool:
+    def run_pending(self) -> bool:
         return False
 
     def deliver(self) -> bool:
         """Do the oldest command and reply."""
-        return not self.lost and super().pump()
+        return not self.lost and super().run_pending()
 
     def kill(self, reason: str, *, stack: bool = False) -> None:
         self.lose(reason)

@@ -47,7 +47,7 @@ class EnvGroup:
         settings: Settings,
         inbox: Inbox,
         catch_up: Callable[[int], None],
-        reborn: Sequence[int | None] | None = None,
+        restart_seeds: Sequence[int | None] | None = None,
         left: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.envs = list(envs)
@@ -62,7 +62,7 @@ class EnvGroup:
         self._tasks: list[Any] = [None] * count  # of the episode that each env is in
         self._pending = [True] * count  # its next command resets it, whatever it is
         # Who is in it has never begun an episode: after a restart any command begins one, with this seed.
-        self._fresh: dict[int, int | None] = dict(enumerate(reborn or [None] * count))
+        self._fresh: dict[int, int | None] = dict(enumerate(restart_seeds or [None] * count))
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
         self._newest = slab.newest
         # A memoryview takes a Python number in a third of the time that an array takes.

@@ -75,7 +75,9 @@ def build(
             setup.settings,
             inbox,
             catch_up,
-            where.reborn,
+            where.restart_seeds,
             left,
         )
-    return EnvGroup(envs, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.reborn, left)
+    return EnvGroup(
+        envs, where.first, slab, obs, action, setup.settings, inbox, catch_up, where.restart_seeds, left
+    )

@@ -41,7 +41,7 @@ class VectorEnvGroup:
         settings: Settings,
         inbox: Inbox,
         catch_up: Callable[[int], None],
-        reborn: Sequence[int | None] | None = None,
+        restart_seeds: Sequence[int | None] | None = None,
         left: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.envs: list[Any] = list(envs)
@@ -56,7 +56,9 @@ class VectorEnvGroup:
         self.everyone = self.rows.everyone
         mine = slice(first, first + count)
         self._newest = slab.newest
-        self._reborn_seeds: list[int | None] = [None] * count if reborn is None else list(reborn)
+        self._restart_seeds: list[int | None] = (
+            [None] * count if restart_seeds is None else list(restart_seeds)
+        )
         self._begun = np.zeros(count, np.bool_)
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
         self._actions_in: list[Any] = [None if column is None else column[mine] for column in slab.action]
@@ -68,7 +70,7 @@ class VectorEnvGroup:
         for k, rows in self._touched(envs):
             anew = ~self._begun[rows]  # of a replacement
             if anew.all():
-                self._reset(k, rows, self._reborn_seeds[rows], None, anew, notes)
+                self._reset(k, rows, self._restart_seeds[rows], None, anew, notes)
                 continue
             try:
                 self._update(k)
@@ -97,7 +99,7 @@ class VectorEnvGroup:
             if anew.any():
                 # Some rows were reset by a command before: the others begin now, and what they did was for nothing.
                 self.rows.clear(_at(rows, anew), notes)
-                self._reset(k, rows, self._reborn_seeds[rows], None, anew, notes)
+                self._reset(k, rows, self._restart_seeds[rows], None, anew, notes)
         return notes
 
     def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:

@@ -324,16 +324,16 @@ async def test_closed_in_the_midst_of_a_transfer(what: str) -> None:
 async def test_other_workers_are_heard_while_one_sends_much() -> None:
     factories: list[Any] = [*large_envs(32), partial(StampEnv, 32, 10**6)]
     async with AsyncVecEnv(factories, num_workers=2) as envs:
-        other = envs._deal.rows[1]
+        other = envs._assignment.rows[1]
         await envs.reset(seed=1)
-        asking = asyncio.ensure_future(envs.call("give", 4 * MiB, env_ids=[*envs._deal.rows[0]]))
+        asking = asyncio.ensure_future(envs.call("give", 4 * MiB, env_ids=[*envs._assignment.rows[0]]))
         steps = 0
         while not asking.done():
             envs.send(zeros(len(other)), np.array(other))
             check_aligned(await envs.recv())
             steps += not asking.done()
         assert steps > 10
-        assert [len(given) for given in await asking] == [4 * MiB] * len(envs._deal.rows[0])
+        assert [len(given) for given in await asking] == [4 * MiB] * len(envs._assignment.rows[0])
 
 
 def test_an_update_for_many_workers_is_in_the_parent_once() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import aio_vecenv as av
 from aio_vecenv.core import framing as wire
-from aio_vecenv.core.assignment import deal_out
+from aio_vecenv.core.assignment import assign
 from aio_vecenv.core.policy import BLOCK, PolicyRunner, rows_in_blocks
 from aio_vecenv.runtime.blas import _openblas, same_threads_as_workers
 from aio_vecenv.testing import check_policy
@@ -112,7 +112,7 @@ def test_bits_do_not_depend_on_how_envs_are_cut(
     policy = TwoTowers(weights(seed, transposed=transposed))
     obs, noise = rows_of(num_envs, seed)
     whole = act(runner(policy), range(num_envs), obs, noise)
-    cut = [run for run in deal_out(num_envs, min(workers, num_envs)) if len(run)]
+    cut = [run for run in assign(num_envs, min(workers, num_envs)) if len(run)]
     parts = [act(runner(policy), run, obs[run.start : run.stop], noise[run.start : run.stop]) for run in cut]
     assert not differ(whole, joined(parts))
     order = np.random.default_rng(seed).permutation(num_envs)[: num_envs // 2 + 1]
@@ -129,7 +129,7 @@ def test_without_blocks_they_would() -> None:
         return {"actions": actions, **outputs}
 
     whole = bare(range(70))
-    if not any(differ(whole, joined([bare(run) for run in deal_out(70, n)])) for n in (2, 3, 5, 70)):
+    if not any(differ(whole, joined([bare(run) for run in assign(70, n)])) for n in (2, 3, 5, 70)):
         pytest.skip("on this machine products of matrices have the same bits for any number of rows")
 
 

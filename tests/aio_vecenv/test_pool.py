@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from aio_vecenv import BadActions, BusyError, Episode, EpisodeStarted
-from aio_vecenv.core.assignment import Deal, EnvIds, deal_out
+from aio_vecenv.core.assignment import Assignment, EnvIds, assign
 from aio_vecenv.core.batch import Batch, EventBatch
 from aio_vecenv.core.episodes import EpisodeTracker
 from aio_vecenv.core.framing import Message
@@ -143,9 +143,9 @@ class Hall:
         self.trees, self.fields, self.block = (obs, action), fields, np.zeros(size_bytes, np.uint8)
         self.slab = Slab(self.block, fields, obs, action)
         self.settings = Settings(autoreset, on_env_error=on_env_error)
-        runs = deal_out(num_envs, num_workers)
-        self.deal = Deal([len(run) for run in runs])
-        self.pool = Pool(self.deal, self.slab, obs, autoreset, copy=True)
+        runs = assign(num_envs, num_workers)
+        self.assignment = Assignment([len(run) for run in runs])
+        self.pool = Pool(self.assignment, self.slab, obs, autoreset, copy=True)
         self.workers = [FakeWorker(index, run) for index, run in enumerate(runs)]
         self.asked: dict[int, dict[int, int | None]] = {}  # the seeds of each reset call, by its number
         self.sequence = self.version = 0
@@ -178,10 +178,10 @@ class Hall:
             self.workers[command.worker].queue.append(command)
 
     def send(self, ids: EnvIds) -> None:
-        share = self.deal.share(ids)
-        self.pool.check_send(share)
-        commands = self.pool.commands(share, [])
-        self.pool.sent(share)
+        selection = self.assignment.select(ids)
+        self.pool.check_send(selection)
+        commands = self.pool.commands(selection, [])
+        self.pool.sent(selection)
         self._post(commands)
 
     def reset(self, ids: EnvIds, seeds: dict[int, int | None]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aio_vecenv import AsyncVecEnv, BadActions, EnvError, SpaceMismatch
-from aio_vecenv.core.assignment import Deal
+from aio_vecenv.core.assignment import Assignment
 from aio_vecenv.core.infos import batch_infos
 from aio_vecenv.core.layout import Slab, SpaceTree, exact, layout
 from aio_vecenv.testing import ReusesBuffer, StampEnv, check_aligned, stamp_envs
@@ -918,17 +918,21 @@ async def test_rows_of_unusual_types_are_as_any_other(backend: Backend) -> None:
 
 @pytest.mark.parametrize("rows", [[1] * 6, [3, 3], [2, 4]])
 def test_envs_are_dealt_alike_however_they_are_named(rows: list[int]) -> None:
-    deal = Deal(rows)
+    assignment = Assignment(rows)
     for ids in ([0, 1, 2, 3, 4, 5], [2, 3], [1, 2, 3, 4], [5], [0, 2, 5], [4, 1, 3]):
-        named = [deal.share(ids), deal.share(np.array(ids)), deal.share(np.array(ids, np.int32))]
-        for share in named:
-            assert share.env_ids.tolist() == sorted(ids)
-            assert deal.everyone[share.rows].tolist() == sorted(ids)
-            assert deal.everyone[share.given].tolist() == ids
-            assert [e for part in share.parts for e in part.env_ids.tolist()] == sorted(ids)
-            for worker, mine, picked, local, _ in share.parts:
-                assert deal.everyone[picked].tolist() == mine.tolist()
-                whole = mine.tolist() == list(deal.rows[worker])
+        named = [
+            assignment.select(ids),
+            assignment.select(np.array(ids)),
+            assignment.select(np.array(ids, np.int32)),
+        ]
+        for selection in named:
+            assert selection.env_ids.tolist() == sorted(ids)
+            assert assignment.everyone[selection.rows].tolist() == sorted(ids)
+            assert assignment.everyone[selection.given].tolist() == ids
+            assert [e for part in selection.parts for e in part.env_ids.tolist()] == sorted(ids)
+            for worker, mine, picked, local, _ in selection.parts:
+                assert assignment.everyone[picked].tolist() == mine.tolist()
+                whole = mine.tolist() == list(assignment.rows[worker])
                 assert (local is None) == whole
                 if local is not None:
-                    assert (local + deal.rows[worker].start).tolist() == mine.tolist()
+                    assert (local + assignment.rows[worker].start).tolist() == mine.tolist()

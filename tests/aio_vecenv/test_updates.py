@@ -58,9 +58,9 @@ class Publishing(RuleBasedStateMachine):
         worker = self.workers[index] = FakeWorker()
         worker.born = self.updates.version
         self.updates.join(index)
-        self.pump(index)
+        self.run_pending(index)
 
-    def pump(self, index: int) -> None:
+    def run_pending(self, index: int) -> None:
         worker = self.workers[index]
         while worker is not None and (frame := self.updates.next_frame(index)):
             worker.frames.append(frame)
@@ -88,7 +88,7 @@ class Publishing(RuleBasedStateMachine):
         for version in worker.acks:
             self.updates.taken(index, version)
         worker.acks.clear()
-        self.pump(index)
+        self.run_pending(index)
 
     @rule(topic=st.sampled_from(TOPICS), apply=st.sampled_from(["reset", "now"]))
     def publish(self, topic: str, apply: Any) -> None:
@@ -97,7 +97,7 @@ class Publishing(RuleBasedStateMachine):
         assert update.version == len(self.published) + 1
         self.published.append((update.version, topic, apply))
         for index in range(WORKERS):
-            self.pump(index)
+            self.run_pending(index)
 
     @rule(index=st.integers(0, WORKERS - 1))
     def take(self, index: int) -> None:
@@ -122,7 +122,7 @@ class Publishing(RuleBasedStateMachine):
         if silent:
             worker.silent.update(version for version in worker.acks if version <= covered)
             worker.acks = [version for version in worker.acks if version > covered]
-        self.pump(index)
+        self.run_pending(index)
 
     @rule(index=st.integers(0, WORKERS - 1))
     def reset_env(self, index: int) -> None:
