@@ -84,7 +84,7 @@ def make_envs(config: TrainConfig, job: Job, **options: Any) -> av.AsyncVecEnv:
         "restart": av.RestartBudget(config.restarts, config.restart_period_s, RESETS),
         "spares": config.spares,
     }
-    return av.AsyncVecEnv(job.make_env, config.num_envs, **{**settings, **options})
+    return av.AsyncVecEnv(_with_masks(job.make_env), config.num_envs, **{**settings, **options})
 
 
 async def restore_envs(
@@ -239,6 +239,45 @@ def _with_curriculum(factory: Callable[..., Any], levels: Any, plan: Any) -> Cal
         if plain:  # nothing to load: the env is reset as it always was
             return curriculum.CurriculumEnv(env, levels, load=lambda env, level: None)
         return curriculum.CurriculumEnv(env, levels)
+
+    make_env.__wrapped__ = factory  # type: ignore[attr-defined]  # it takes its env's index if that does
+    return make_env
+
+
+def _with_masks(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """`factory`, whose envs' method `action_masks()` (sb3-contrib's convention) is called in the worker, so that its
+    masks travel in the infos like any others. An env that gives `info["action_mask"]` itself, or has it as a leaf of
+    its observation, is left alone. It is not called at an episode's end: no action follows."""
+    if not callable(factory):
+        return factory
+
+    def make_env(*index: int) -> Any:  # travels by value: what it needs it imports where it runs
+        import gymnasium
+
+        class ActionMasks(gymnasium.Wrapper[Any, Any, Any, Any]):
+            def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+                obs, info = self.env.reset(seed=seed, options=options)
+                return obs, self._masked(info)
+
+            def step(self, action: Any) -> Any:
+                obs, reward, terminated, truncated, info = self.env.step(action)
+                if not (terminated or truncated):
+                    info = self._masked(info)
+                return obs, reward, terminated, truncated, info
+
+            def _masked(self, info: Any) -> Any:
+                return info if "action_mask" in info else {**info, "action_mask": ask()}
+
+        env = factory(*index)
+        discrete = gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete
+        if not isinstance(env, gymnasium.Env) or not isinstance(env.action_space, discrete):
+            return env
+        shown = env.observation_space
+        inside = isinstance(shown, gymnasium.spaces.Dict) and "action_mask" in shown.spaces
+        if inside or not env.has_wrapper_attr("action_masks"):
+            return env
+        ask = env.get_wrapper_attr("action_masks")
+        return ActionMasks(env)
 
     make_env.__wrapped__ = factory  # type: ignore[attr-defined]  # it takes its env's index if that does
     return make_env

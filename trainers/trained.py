@@ -123,6 +123,8 @@ class TrainedPolicy:
         except (ValueError, TypeError, KeyError, IndexError):
             raise ValueError(f"the observation {obs!r:.80} is none of {space}") from None
         mask = None if info is None else info.get(MASK)
+        if mask is not None and self._head.nothing_allowed(np.asarray(mask, np.bool_).reshape(1, -1)).any():
+            raise ConfigError("the action mask allows no action")
         action = self.act_batch(rows, {} if mask is None else {MASK: np.asarray(mask)[None]})[0]
         return action.item() if isinstance(self.action_space, gym.spaces.Discrete) else action
 

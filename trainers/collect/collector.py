@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import aio_vecenv as av
 from trainers.collect.observations import split
+from trainers.config import ConfigError
 from trainers.learn.learner import Learner
 
 __all__ = ["Collector"]
@@ -49,6 +50,8 @@ class Collector:
         self.everyone: Ids = np.arange(envs.num_envs)
         self.playing: Ids = np.zeros(envs.num_envs, np.int64)  # the index of each env's newest episode
         self.aborted: set[tuple[int, int]] = set()  # episodes that were: (env, index); its reader clears it
+        self._steps: Ids = np.zeros(envs.num_envs, np.int64)  # executed in each env's episode
+        self._over = np.zeros(envs.num_envs, np.bool_)  # the env's next action is not executed
         self.policy_s = 0.0  # spent on inference and storing rows; its reader clears it
 
     async def collect(self, rng: np.random.Generator, look: Callable[[av.Batch], Awaitable[bool]]) -> bool:
@@ -76,11 +79,14 @@ class Collector:
     def see(self, ids: Ids, obs: Any, infos: Mapping[str, Any]) -> None:
         """What these envs show from now on. Raises `ConfigError` if a mask has not one entry per action."""
         self._rollout.see(ids, *split(self._space, obs, infos, len(ids), self._mask_size))
+        self._steps[ids], self._over[ids] = 0, False
 
     def _act(self, ids: Ids, rng: np.random.Generator) -> NDArray[Any]:
         """Actions for these envs, noted in the rollout. Runs on the event loop: it is short."""
         began = time.perf_counter()
         obs, masks = self._rollout.seen(ids)
+        if masks is not None:
+            self._check_masks(ids, masks)
         if self._greedy:
             actions = self._policy.choose(obs, masks, rng, True)
         else:
@@ -88,6 +94,14 @@ class Collector:
             self._rollout.act(ids, actions, log_probs, values)
         self.policy_s += time.perf_counter() - began
         return self._head.to_env(actions)
+
+    def _check_masks(self, ids: Ids, masks: NDArray[np.bool_]) -> None:
+        """Raise `ConfigError` where an env that is to act must not do anything; at an episode's end it may say so."""
+        for env in ids[self._head.nothing_allowed(masks) & ~self._over[ids]]:
+            raise ConfigError(
+                f"env {env}, after {self._steps[env]} steps of its episode: the action mask allows no action; "
+                "an episode in which nothing can be done must end (terminated)"
+            )
 
     def _store(self, batch: av.Batch) -> Ids:
         """Note what came of the actions; the envs that go on."""
@@ -97,7 +111,9 @@ class Collector:
             ids, batch.rewards, batch.terminations, batch.truncations, batch.first,
             None if self._events is None else self.playing[ids],
         )  # fmt: skip
+        steps = np.where(batch.first, 0, self._steps[ids] + 1)
         self.see(ids, batch.obs, batch.infos)
+        self._steps[ids], self._over[ids] = steps, batch.terminations | batch.truncations
         self.policy_s += time.perf_counter() - began
         return going_on
 

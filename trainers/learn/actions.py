@@ -46,6 +46,10 @@ class ActionHead(Protocol):
         """The most probable actions (n, *shape)."""
         ...
 
+    def nothing_allowed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows (n,) of a mask that leave no action."""
+        ...
+
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Stored actions as the env's action space says."""
         ...
@@ -88,6 +92,11 @@ class Categorical:
 
     def mode(self, params: Floats, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         return self._largest(params if mask is None else np.where(mask, params, MASKED))
+
+    def nothing_allowed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        allowed = [mask[:, lo:hi].any(axis=1) for lo, hi in self._segments]
+        nothing: NDArray[np.bool_] = ~np.logical_and.reduce(allowed)
+        return nothing
 
     def _largest(self, scores: Floats) -> NDArray[np.int64]:
         actions = np.empty((len(scores), len(self._segments)), np.int64)
@@ -145,6 +154,9 @@ class Gaussian:
 
     def mode(self, params: Floats, mask: NDArray[np.bool_] | None) -> Floats:
         return params[:, : self._width]
+
+    def nothing_allowed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.zeros(len(mask), np.bool_)
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         shaped = actions.reshape(len(actions), *self._space.shape)
