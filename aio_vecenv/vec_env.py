@@ -164,8 +164,7 @@ class AsyncVecEnv:
         return self
 
     async def _start(self) -> None:
-        opening, supervisor = self._opening, self._supervisor
-        settings = opening.settings
+        opening, supervisor, settings = self._opening, self._supervisor, self._opening.settings
         agreed = await opening.agree(supervisor)
         spaces, assignment = agreed.spaces, agreed.assignment
         self._assignment, self.num_envs = assignment, assignment.num_envs
@@ -173,8 +172,8 @@ class AsyncVecEnv:
         self.single_action_space = spaces.action
         if self._policy is not None:
             self._policy.open(spaces.observation, spaces.action, assignment)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(spaces.observation, self.num_envs)
+        self.action_space = batch_space(spaces.action, self.num_envs)
         self.metadata = {**spaces.metadata, "autoreset_mode": settings.autoreset}
         self.spec = spaces.spec
         memory = opening.allocate(supervisor, agreed)
@@ -182,16 +181,10 @@ class AsyncVecEnv:
         self._calls = Calls(supervisor, assignment)
         self._actions = ActionWriter(agreed.action, memory.slab, as_given=settings.casting == "unsafe")
         self._states = EnvStates(supervisor, self._calls.count(None))
-        tries_again = settings.on_env_error == "reset"
         self._collector = Collector(
-            self._pool,
-            supervisor,
-            self._calls,
-            self._states,
-            self._hub,
-            tries_again=tries_again,
-            whole=assignment.whole,
-        )
+            self._pool, supervisor, self._calls, self._states, self._hub,
+            tries_again=settings.on_env_error == "reset", whole=assignment.whole,
+        )  # fmt: skip
         await supervisor.attach(memory, self._collector)
 
     async def __aexit__(
@@ -244,12 +237,8 @@ class AsyncVecEnv:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and os.getpid() == self._pid:
             self._supervisor.abandon()
-            warnings.warn(
-                f"{self!r} was not closed: use `async with`, or aclose()",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
+            unclosed = f"{self!r} was not closed: use `async with`, or aclose()"
+            warnings.warn(unclosed, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

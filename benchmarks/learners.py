@@ -84,7 +84,7 @@ class Ours(Learner):
             reports = []
             async with training(config) as run:
                 reports = [report async for report in run.reports()]
-                parameters = sum(p.numel() for p in run._learner.model.parameters())
+                parameters = sum(p.numel() for p in run._collector.learner.model.parameters())
         timed = reports[1:]
         return {
             "steps": sum(report.valid_rows for report in timed),

@@ -15,7 +15,8 @@ import socket
 import sys
 import tomllib
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -303,43 +304,50 @@ async def _train_until_signal(command: Train) -> signal.Signals | None:
         else:
             opening.cancel()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
     try:
-        job = resolve_job(command.settings, render=True) if command.render else None
-        async with training(command.settings, resume=command.resume, job=job) as run:
-            opened.append(run)
-            if received:
-                run.request_stop()
-            async with _served(run, page):
-                with progress:
-                    progress.start(run)
-                    async for report in run.reports():
-                        progress.show(report)
-                summary = await run.wait()
-            if not received:  # whoever sent a signal waits; `plot` draws it later
-                run.warnings += await asyncio.to_thread(_draw, run.folder)
-        progress.finish(summary, run)
-        if received or summary.reason == "stopped":
-            by = received[0].name if received else "an operator"
-            print(f"stopped by {by}; go on with: python -m trainers train --resume {run.folder.path}")
+        with _handling(on_signal):
+            job = resolve_job(command.settings, render=True) if command.render else None
+            async with training(command.settings, resume=command.resume, job=job) as run:
+                opened.append(run)
+                if received:
+                    run.request_stop()
+                async with _served(run, page):
+                    with progress:
+                        progress.start(run)
+                        async for report in run.reports():
+                            progress.show(report)
+                    summary = await run.wait()
+                if not received:  # whoever sent a signal waits; `plot` draws it later
+                    run.warnings += await asyncio.to_thread(_draw, run.folder)
+            progress.finish(summary, run)
+            if received or summary.reason == "stopped":
+                by = received[0].name if received else "an operator"
+                print(f"stopped by {by}; go on with: python -m trainers train --resume {run.folder.path}")
     except asyncio.CancelledError:
         if not received:
             raise
     except Exception:
         if opened and (saved := opened[0].summary().checkpoint):
-            print(
-                f"saved: {saved}; go on with: python -m trainers train --resume {opened[0].folder.path}",
-                file=sys.stderr,
-            )
+            again = f"python -m trainers train --resume {opened[0].folder.path}"
+            print(f"saved: {saved}; go on with: {again}", file=sys.stderr)
         raise
     finally:
         if page is not None:
             page.socket.close()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
     return received[0] if received else None
+
+
+@contextmanager
+def _handling(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `on_signal`, on the loop; the handlers of before are back afterwards."""
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def _page(command: Train) -> Any:

@@ -22,9 +22,8 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.jobs import has_no_plan, levels_of, make_envs, planned, resolve_job, restore_envs, success_of
 from trainers.learn.learner import EVAL, Learner, env_seeds, stream, torch_threads
 from trainers.presets import Job
-from trainers.record.checkpoint import Checkpoint
+from trainers.record.checkpoint import Checkpoint, load_saved
 from trainers.record.env_errors import EnvErrors
-from trainers.record.folder import RunFolder
 from trainers.record.metrics import StageResult
 from trainers.record.summary import wilson
 
@@ -48,7 +47,7 @@ async def evaluate(
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}")
-    folder, saved, path, refused = RunFolder.of(run)
+    folder, saved, path, refused = load_saved(run)
     config = replace(folder.config(), curriculum=True)
     if refused and on_refused is not None:
         on_refused(path, refused)

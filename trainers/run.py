@@ -75,7 +75,6 @@ class Run:
         self._outcomes = Outcomes(
             success_of(job, config), config.num_envs, in_order=config.window == "started"
         )
-        self._learner: Learner
         self._collector: Collector
         self._task: asyncio.Task[Summary]
         self._helpers: list[asyncio.Task[None]] = []
@@ -206,14 +205,14 @@ class Run:
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
         self._warn_of_errors(tally.errors.resets(infos))
-        self._learner = await self._thread.run(  # torch loads much on first use: not on the loop
+        learner = await self._thread.run(  # torch loads much on first use: not on the loop
             partial(Learner, config, space, self.envs.single_action_space, masked=is_masked(space, infos))
         )
         if saved is not None:
-            self._learner.load(saved[1], saved[0].model, saved[0].optimiser)
+            learner.load(saved[1], saved[0].model, saved[0].optimiser)
         quorum = None if config.collect == "lockstep" else config.min_envs or max(1, config.num_envs // 4)
         self._collector = Collector(
-            self.envs, self._learner, quorum=quorum, events=events, on_events=self._outcomes.follow
+            self.envs, learner, quorum=quorum, events=events, on_events=self._outcomes.follow
         )
         await self._collector.follow()
         self._collector.see(self._collector.everyone, obs, infos)
@@ -267,7 +266,7 @@ class Run:
                 return "solved" if tally.solved_at is not None else "stopped"
             collected = time.monotonic()
             stats, parts = await self._thread.run(
-                self._learner.learn, tally.updates, progress, self._statistic
+                self._collector.learner.learn, tally.updates, progress, self._statistic
             )
             if parts:  # also of running episodes, and of those that have ended: only now are they known
                 self.coordinator.record_scores(part for part in parts if part[:2] not in collector.aborted)
@@ -357,7 +356,7 @@ class Run:
             self._warn_of_errors(self._tally.errors.resets(infos))
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
-        self._learner.begin_anew()
+        self._collector.learner.begin_anew()
 
     async def _share_state(self, *, anew: bool = False) -> None:
         """Keep what wrappers in the envs have learned, and let all of them go on with it: what one policy sees is
@@ -402,8 +401,8 @@ class Run:
     def _state(self) -> Checkpoint:
         """The run as it is now; its arrays are the learner's own."""
         return Checkpoint(
-            model=self._learner.model.state_dict(),
-            optimiser=self._learner.optimiser.state_dict(),
+            model=self._collector.learner.model.state_dict(),
+            optimiser=self._collector.learner.optimiser.state_dict(),
             curriculum=self.coordinator.state_dict(),
             tally={**self._tally.state_dict(), "outcomes": self._outcomes.state_dict()},
             env_steps=self._tally.env_steps,

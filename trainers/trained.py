@@ -21,8 +21,7 @@ from trainers.learn.learner import EVAL, load_parameters, stream
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
 from trainers.learn.policy import Policy
 from trainers.learn.twins import twin_of
-from trainers.record.checkpoint import CheckpointError
-from trainers.record.folder import RunFolder
+from trainers.record.checkpoint import CheckpointError, load_saved
 from trainers.twin import Twin
 
 __all__ = ["TrainedPolicy", "load_policy"]
@@ -48,7 +47,7 @@ def load_policy(
     Raises `ConfigError` if `run` is no run folder, `CheckpointError` if no checkpoint can be used or its network is
     one for other spaces.
     """
-    folder, saved, path, refused = RunFolder.of(run)
+    folder, saved, path, refused = load_saved(run)
     if refused and on_refused is not None:
         on_refused(path, refused)
     obs_space: gym.Space[Any] = getattr(env, "single_observation_space", None) or env.observation_space

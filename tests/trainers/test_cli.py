@@ -216,10 +216,14 @@ def test_the_stages_of_an_own_curriculum_env_need_no_plan(tmp_path: Path) -> Non
 def test_one_mistake_of_many_envs_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN_CURRICULUM)
     args = ("--env", "own:broken", "--num-envs", "4", "--num-workers", "2")
-    code, _, err = run("train", *args, cwd=tmp_path)
+    code, _, err = run("train", *args, "--on-env-error", "raise", cwd=tmp_path)
     assert code == 1
     assert err.count("no display") == 1
     assert "(and 3 more)" in err
+    code, _, err = run("train", *args, cwd=tmp_path)  # tried again, until the budget is spent
+    assert code == 1
+    assert err.count("no display") == 1
+    assert "times in a row" in err
 
 
 ERRORS: list[tuple[Sequence[str], int, str]] = [

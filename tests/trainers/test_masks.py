@@ -83,7 +83,7 @@ async def test_no_masked_action_is_ever_taken(tmp_path: Path, actions: Any, how:
     asked = job(actions, how, wrapped=wrapped)
     async with training(config, job=asked) as run:
         await run.wait()
-        assert run._learner.rollout.masks is not None
+        assert run._collector.learner.rollout.masks is not None
     (result,) = await evaluate(tmp_path / "run", episodes=8, job=asked)
     assert result.mean_return == 6
 

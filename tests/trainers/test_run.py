@@ -204,8 +204,8 @@ async def test_first_ready_takes_equal_shares_of_fast_and_slow_envs(tmp_path: Pa
 
         async def watched(batch: av.Batch) -> bool:
             order.append(tuple(batch.env_ids.tolist()))
-            if run._learner.rollout.full:
-                counts.append(run._learner.rollout.cursor.tolist())
+            if run._collector.learner.rollout.full:
+                counts.append(run._collector.learner.rollout.cursor.tolist())
             return await look(batch)
 
         run._look = watched  # type: ignore[method-assign]
@@ -567,16 +567,16 @@ async def test_a_worker_killed_on_the_way_costs_its_episodes_and_nothing_else(tm
     )
     lost: list[int] = []
     async with training(config, job=corridor_job()) as run:
-        learn = run._learner.learn
+        learn = run._collector.learner.learn
 
         def watched(*args: Any) -> Any:
-            rollout = run._learner.rollout
+            rollout = run._collector.learner.rollout
             lost.extend(np.nonzero(rollout.first & rollout.truncations)[1].tolist())
             stats, parts = learn(*args)
             assert stats.valid_rows == int((~rollout.first).sum()) == sum(steps for _, _, steps, _ in parts)
             return stats, parts
 
-        run._learner.learn = watched  # type: ignore[method-assign, assignment]
+        run._collector.learner.learn = watched  # type: ignore[method-assign, assignment]
         async for report in run.reports():
             if report.update == 2:
                 os.kill((await run.envs.apply(lambda env: os.getpid()))[0], signal.SIGKILL)
@@ -654,7 +654,7 @@ async def test_whatever_is_raised_in_the_learner_s_thread_ends_the_run(
         def learn(*_: Any) -> Any:
             raise error
 
-        run._learner.learn = learn  # type: ignore[method-assign, assignment]
+        run._collector.learner.learn = learn  # type: ignore[method-assign, assignment]
         kind: Any = ValueError if isinstance(error, ValueError) else RuntimeError
         with pytest.raises(kind) as caught:
             await run.wait()

@@ -289,7 +289,7 @@ def test_scores_are_means_over_whole_episodes_however_rollouts_cut_them(
 
     async def watched() -> Run:
         async with training(config, job=corridor_job()) as run:
-            learner, learn = run._learner, run._learner.learn
+            learner, learn = run._collector.learner, run._collector.learner.learn
 
             def copying(index: int, progress: float, statistic: str | None) -> Any:
                 rollout = learner.rollout

@@ -37,12 +37,8 @@ class Collector:
         probable actions; such rows cannot be learned from. `events`: the envs' events from their first reset on,
         where rows are to say which episode they belong to; `on_events` gets what is read there, before the batch is
         looked at."""
-        self._envs, self._policy, self._head, self._rollout = (
-            envs,
-            learner.policy,
-            learner.head,
-            learner.rollout,
-        )
+        self.learner, self._envs = learner, envs
+        self._policy, self._head, self._rollout = learner.policy, learner.head, learner.rollout
         self._space = envs.single_observation_space
         self._mask_size = 0 if learner.rollout.masks is None else learner.head.mask_size
         self._quorum, self._greedy, self._events = quorum, greedy, events

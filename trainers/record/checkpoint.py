@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Checkpoint", "CheckpointError", "Checkpoints"]
+from trainers.record.folder import RunFolder
+
+__all__ = ["Checkpoint", "CheckpointError", "Checkpoints", "load_saved"]
 
 SCHEMA = "aio-vecenv trainer checkpoint"
 VERSION = 1
@@ -163,3 +165,12 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def load_saved(path: Path | str) -> tuple[RunFolder, Checkpoint, Path, list[str]]:
+    """The run folder that `path` is, or that the checkpoint file `path` lies in, and the checkpoint: that file, or the
+    newest usable one, and why each newer one was refused. Raises `ConfigError`, `CheckpointError`."""
+    path, folder = Path(path), RunFolder.around(path)
+    if path.is_file():
+        return folder, load(path), path, []
+    return folder, *Checkpoints(folder.checkpoints).load_newest()

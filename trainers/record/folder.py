@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
-from trainers.record.checkpoint import Checkpoint, Checkpoints, load
 from trainers.record.metrics import wall_clock
 
 __all__ = ["RunFolder", "load_config"]
@@ -62,15 +61,6 @@ class RunFolder:
         if not (path / "config.toml").is_file():
             raise ConfigError(f"{path}: not a run folder: it has no config.toml")
         return cls(path)
-
-    @classmethod
-    def of(cls, path: Path | str) -> tuple[RunFolder, Checkpoint, Path, list[str]]:
-        """The run folder that `path` is, or that the checkpoint file `path` lies in, and the checkpoint: that file, or
-        the newest usable one, and why each newer one was refused. Raises `ConfigError`, `CheckpointError`."""
-        path, folder = Path(path), cls.around(path)
-        if path.is_file():
-            return folder, load(path), path, []
-        return folder, *Checkpoints(folder.checkpoints).load_newest()
 
     @classmethod
     def around(cls, path: Path | str) -> RunFolder:
