@@ -172,11 +172,11 @@ class AsyncVecEnv:
         self.single_action_space = spaces.action
         if self._policy is not None:
             self._policy.open(spaces.observation, spaces.action, assignment)
+        memory = opening.allocate(supervisor, agreed)  # first: it says what is missing where there is no room
         self.observation_space = batch_space(spaces.observation, self.num_envs)
         self.action_space = batch_space(spaces.action, self.num_envs)
         self.metadata = {**spaces.metadata, "autoreset_mode": settings.autoreset}
         self.spec = spaces.spec
-        memory = opening.allocate(supervisor, agreed)
         self._pool = Pool(assignment, memory.slab, agreed.obs, settings.autoreset, copy=opening.copy)
         self._calls = Calls(supervisor, assignment)
         self._actions = ActionWriter(agreed.action, memory.slab, as_given=settings.casting == "unsafe")

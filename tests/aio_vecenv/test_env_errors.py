@@ -342,7 +342,6 @@ F11 = {
     "text": (box, obs("abc")),
     "dict for box": (box, obs({"a": 1})),
     "missing key": (pair, obs({"a": 1})),
-    "extra key": (pair, obs({"a": 1, "b": np.zeros(2, np.uint8), "c": 3})),
     "list for dict": (pair, obs([1, 2])),
     "negative into uint8": (pair, obs({"a": 1, "b": np.array([-1, 0])})),
     "300 into uint8": (pair, obs({"a": 1, "b": np.array([300, 0])})),

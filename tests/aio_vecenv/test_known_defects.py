@@ -261,5 +261,6 @@ async def test_f01_the_error_names_env_episode_step_and_seed(backend: Backend) -
         await envs.reset(seed=10)
         for _ in range(3):
             await envs.step(zeros(3))
-        with pytest.raises(EnvError, match=r"env 2 \(worker 0, episode 1, after 0 steps, seed None\)"):
+        place = r"env 2 \(worker 0, episode 1, after 0 steps, seed None, stage 'NoneType', env 2, episode 1\)"
+        with pytest.raises(EnvError, match=place):  # with the task that its reset has said
             await envs.step(zeros(3))
