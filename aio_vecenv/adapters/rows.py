@@ -16,6 +16,8 @@ def row_of(space: Space[Any], batch: Any, row: int) -> Any:
         return {key: row_of(sub, batch[key], row) for key, sub in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(row_of(sub, part, row) for sub, part in zip(space.spaces, batch))
+    if isinstance(space, spaces.Box):
+        return batch[row, ...].copy()  # of shape () too: an array, as the env gave it
     value = batch[row]
     return value.copy() if hasattr(value, "copy") else value
 
