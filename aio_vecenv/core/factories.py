@@ -120,8 +120,6 @@ def _returned(factory: Callable[..., Any]) -> Any:
 
 def check_own(env: Any, env_id: int, owners: dict[int, int]) -> None:
     """Raise ValueError if an env that was made is the object that another one is. `owners`: env ids by `id(object)`."""
-    for place in [place for place, owner in owners.items() if owner == env_id]:
-        del owners[place]  # of an earlier life
     objects = [env.unwrapped if hasattr(env, "unwrapped") else env]
     if isinstance(env, gym.vector.VectorEnv):
         objects += [one.unwrapped for one in getattr(objects[0], "envs", ()) if isinstance(one, gym.Env)]

@@ -320,6 +320,8 @@ def make_envs(setup: Setup, owners: dict[int, int]) -> tuple[list[Any], Spaces]:
     envs: list[Any] = []
     spaces: Spaces | None = None
     rows: list[int] = []
+    for place in [place for place, owner in owners.items() if owner in setup.env_ids]:
+        del owners[place]  # of an earlier life: another env may lie there by now
     try:
         for env_id, factory in zip(setup.env_ids, setup.factories):
             try:
