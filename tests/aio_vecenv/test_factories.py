@@ -17,7 +17,10 @@ import aio_vecenv.adapters.gymnasium as av_gymnasium
 import aio_vecenv.adapters.sb3 as av_sb3
 from aio_vecenv import AsyncVecEnv, EnvError
 from aio_vecenv.core.factories import takes_index
+from aio_vecenv.core.messages import Setup
+from aio_vecenv.core.options import Settings
 from aio_vecenv.testing import StampEnv
+from aio_vecenv.worker.main import make_envs
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
@@ -258,3 +261,13 @@ async def test_a_process_for_each_env() -> None:
         assert envs.num_workers == 3
     with pytest.raises(ValueError, match="num_workers is 'per worker', not a whole number ≥ 1 or 'per env'"):
         AsyncVecEnv(indexed, 3, num_workers="per worker")  # type: ignore[arg-type]
+
+
+def test_an_env_at_the_address_of_one_that_is_gone_is_an_env_of_its_own() -> None:
+    """A replaced inline worker: what its envs were before owns nothing, also where another env lies there by now."""
+    env = gym.make("CartPole-v1")
+    setup = Setup([lambda: env, lambda: gym.make("CartPole-v1")], [0, 1], Settings(), "auto")
+    envs, _ = make_envs(setup, {id(env.unwrapped): 1})
+    assert envs[0] is env
+    for made in envs:
+        made.close()
