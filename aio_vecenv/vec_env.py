@@ -33,7 +33,7 @@ from .core.infos import batch_infos
 from .core.layout import SharedMemory, pick_rows
 from .core.limits import RestartBudget, Timeouts
 from .core.options import Settings
-from .core.policy import Policy
+from .core.policy import Policy, PolicyMaker
 from .core.pool import JoinInfos, Pool
 from .core.statistics import Statistics
 from .core.updates import Apply
@@ -80,7 +80,8 @@ class AsyncVecEnv:
         spares: warm interpreters kept for replacements.
         spaces: "equivalent": the envs' observation spaces may differ in their bounds, not in structure, shape or
             dtype; `single_observation_space` is that of env 0.
-        policy: what `act` acts with, see `Policy`; it is pickled here and now.
+        policy: what `act` acts with, see `Policy`; it is pickled here and now. Or a function that makes it, called
+            while opening with the spaces of one env, (observation_space, action_space); it may return None: no policy.
         casting: "safe": observations and actions lose nothing, or are refused; "unsafe", as Gymnasium's and
             Stable-Baselines3's vec envs do it: observations are cast to the dtype of their space, with one warning,
             and actions reach the envs as they were given.
@@ -106,7 +107,7 @@ class AsyncVecEnv:
         check: Literal["finite"] | None = None,
         spares: int = 0,
         spaces: Literal["equal", "equivalent"] = "equal",
-        policy: Policy | None = None,
+        policy: Policy | PolicyMaker | None = None,
         casting: Literal["safe", "unsafe"] = "safe",
     ) -> None:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
@@ -170,8 +171,8 @@ class AsyncVecEnv:
         self._assignment, self.num_envs = assignment, assignment.num_envs
         self.single_observation_space = spaces.observation
         self.single_action_space = spaces.action
-        if self._policy is not None:
-            self._policy.open(spaces.observation, spaces.action, assignment)
+        if self._policy is not None and not self._policy.open(spaces.observation, spaces.action, assignment):
+            self._policy = None
         memory = opening.allocate(supervisor, agreed)  # first: it says what is missing where there is no room
         self.observation_space = batch_space(spaces.observation, self.num_envs)
         self.action_space = batch_space(spaces.action, self.num_envs)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ __all__ = [
     "BLOCK",
     "Misfit",
     "Policy",
+    "PolicyMaker",
     "PolicyRunner",
     "RowSpec",
     "Rows",
@@ -64,6 +65,10 @@ class Policy(Protocol):
         `actions` are what the env gets: the action space's dtype, scaled, clipped.
         """
         ...
+
+
+PolicyMaker = Callable[[Any, Any], Policy | None]
+"""From the observation and the action space of one env to its policy, or None."""
 
 
 class RowSpec(NamedTuple):

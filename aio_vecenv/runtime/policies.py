@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from ..core import framing as wire
 from ..core.assignment import Assignment, EnvIds
-from ..core.policy import Misfit, PolicyRunner, check_declared, columns_of, fits, fixed_tree, rows_in_blocks
+from ..core.policy import (
+    Misfit,
+    PolicyMaker,
+    PolicyRunner,
+    check_declared,
+    columns_of,
+    fits,
+    fixed_tree,
+    rows_in_blocks,
+)
 from ..errors import BadActions, PolicyError
 from .blas import same_threads_as_workers
 
@@ -25,24 +34,37 @@ class ParentPolicy:
     It acts with what it unpickled, as the workers do, never with the objects that the caller gave: the layout of a
     matrix in memory is not always the same after a pickle, and another layout gives other bits.
 
-    Raises PolicyError if the policy declares what cannot be, TypeError if it cannot be pickled.
+    `policy` is one, or what makes one for the spaces of one env: a function, a class. Raises PolicyError if the policy
+    declares what cannot be, TypeError if it cannot be pickled; of one that is made later, `open` does.
     """
 
     def __init__(self, policy: Any) -> None:
+        later = callable(policy) and (isinstance(policy, type) or not hasattr(policy, "act"))
+        self._make: PolicyMaker | None = policy if later else None
+        self._params: bytes | None = None  # of the newest version
+        if not later:
+            self._take(policy)
+
+    def _take(self, policy: Any) -> None:
         check_declared(policy)
         self._pickled = wire.dumps(policy, "policy")
-        self._params: bytes | None = None  # of the newest version
 
     def open(
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], assignment: Assignment
-    ) -> None:
-        """Make the parent's copy, for these spaces of one env. Raises PolicyError; ValueError for spaces without a
-        fixed size."""
+    ) -> bool:
+        """Make the parent's copy, for these spaces of one env; False: there is no policy for them. Raises PolicyError;
+        ValueError for spaces without a fixed size; what making the policy raises."""
+        if self._make is not None:
+            policy = self._make(observation_space, action_space)
+            if policy is None:
+                return False
+            self._take(policy)
         self._spaces, self._assignment = (observation_space, action_space), assignment
         self._obs = fixed_tree("observation", observation_space)
         self._action = fixed_tree("action", action_space)
         self._runner = PolicyRunner(self._pickled, *self._spaces)
         self._everyone = rows_in_blocks(range(assignment.num_envs))
+        return True
 
     @property
     def version(self) -> int:

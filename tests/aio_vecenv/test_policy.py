@@ -334,6 +334,26 @@ async def test_without_a_policy_there_is_nothing_to_act() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_policy_may_be_made_once_the_spaces_are_known() -> None:
+    """A function of the two spaces: its policy acts, is checked as one that was given, and may be none."""
+    seen: list[Any] = []
+
+    def make(observation: Any, action: Any) -> Any:
+        seen.append((observation, action))
+        return TwoTowers(weights())
+
+    async with av.AsyncVecEnv("CartPole-v1", 2, backend="inline", policy=make) as envs:
+        assert seen == [(envs.single_observation_space, envs.single_action_space)]
+        assert envs.act(*rows_of(2))[0].shape == (2,)
+    async with av.AsyncVecEnv("CartPole-v1", 2, backend="inline", policy=lambda o, a: None) as envs:
+        with pytest.raises(ValueError, match="without a policy"):
+            envs.act(*rows_of(2))
+    with pytest.raises(av.PolicyError, match="declares noise = 2"):
+        async with av.AsyncVecEnv("CartPole-v1", 2, backend="inline", policy=lambda o, a: changed(noise=2)):
+            pass
+
+
+@pytest.mark.asyncio
 async def test_a_space_without_a_fixed_size_is_refused_at_opening() -> None:
     class Words(gym.Env[Any, Any]):
         observation_space = spaces.Dict({"x": OBS, "said": spaces.Text(5)})
