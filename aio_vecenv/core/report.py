@@ -44,6 +44,10 @@ class ErrorReport:
     leaf: str | None = None
     task: str = ""  # what its episode was about, as the reset's info said
 
+    def about(self, task: Any) -> ErrorReport:
+        """The same, of an episode with this task; None: it is not known."""
+        return self if task is None else replace(self, task=_told(task))
+
     def cut(self, size_bytes: int) -> ErrorReport:
         """The same in at most about `size_bytes` bytes: the end of the traceback, the beginning of the message."""
         if len(self.pickled or b"") + 4 * (len(self.message) + len(self.traceback)) <= size_bytes:
@@ -71,7 +75,7 @@ def describe(error: BaseException, op: str, task: Any = None) -> ErrorReport:
             pickled = None
     except Exception:
         pickled = None
-    report = ErrorReport(op, type(error).__name__, message, text, pickled, task=_told(task))
+    report = ErrorReport(op, type(error).__name__, message, text, pickled).about(task)
     if isinstance(error, RowError):
         return replace(report, expected=error.expected, got=error.got, leaf=error.leaf)
     return report

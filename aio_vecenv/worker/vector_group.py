@@ -60,6 +60,7 @@ class VectorEnvGroup:
             [None] * count if restart_seeds is None else list(restart_seeds)
         )
         self._begun = np.zeros(count, np.bool_)
+        self._tasks: list[Any] = [None] * count  # of the episode that each row is in
         self._ended_rows = np.zeros(count, np.bool_)  # ended by the last step: the next one autoresets them
         self._actions_in: list[Any] = [None if column is None else column[mine] for column in slab.action]
         self._next_step = settings.autoreset is AutoresetMode.NEXT_STEP
@@ -74,6 +75,8 @@ class VectorEnvGroup:
                 continue
             try:
                 self._update(k)
+                if self._next_step:
+                    self._forget_tasks(_at(rows, self._ended_rows[rows]))
                 actions = self._action.join(self._actions_of(rows, loose))
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
                 self.rows.write_batch(rows, obs, notes)
@@ -170,6 +173,7 @@ class VectorEnvGroup:
         try:
             self._update(k)
             given = {} if packed is None else wire.loads(packed)
+            self._forget_tasks(_at(rows, which))
             if (self._begun[rows] & ~which).any():
                 given["reset_mask"] = which.copy()
             obs, infos = self.envs[k].reset(seed=_seed_of(seeds, which), options=given or None)
@@ -207,18 +211,28 @@ class VectorEnvGroup:
         for j in range(rows.stop - rows.start):
             row = rows.start + j
             info = _row_of(infos, j)
+            begins = bool(edges[j]) or (self._same_step and bool(done[j]))
+            if begins:
+                self._tasks[row] = info.get("task")
             if self._same_step and done[j]:
                 self.rows.write_final(row, j, final_obs, notes)
                 if final := _row_of(final_infos or {}, j):
                     self.rows.say(row, final, notes, ends=True, final=True)
             if info:
-                ended = bool(done[j])
-                begins = bool(edges[j]) or (self._same_step and ended)
-                self.rows.say(row, info, notes, begins=begins, ends=ended and not self._same_step)
+                ends = bool(done[j]) and not self._same_step
+                self.rows.say(row, info, notes, begins=begins, ends=ends)
+
+    def _forget_tasks(self, rows: Sequence[int]) -> None:
+        """These rows are about to begin episodes, of tasks that nobody knows yet."""
+        for row in rows:
+            self._tasks[row] = None
 
     def _fail(self, rows: Sequence[int], op: str, error: Exception, notes: list[Note]) -> None:
+        """Each row's error is said with the task of its own episode."""
         self._begun[rows] = False
-        self.rows.fail(rows, describe(error, op), notes)
+        report = describe(error, op)
+        for row in reversed(rows):  # each is put in front
+            self.rows.fail([row], report.about(self._tasks[row]), notes)
 
 
 def _check_infos(infos: dict[str, Any], count: int, where: str = "infos") -> None:

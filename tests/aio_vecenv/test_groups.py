@@ -185,6 +185,9 @@ def test_an_error_comes_first_and_is_all_that_is_said_of_its_envs(kind: str, bad
     errors = hall.of(notes, ERROR)
     assert list(errors) == ([FIRST + 1] if kind == "single" else [FIRST, FIRST + 1, FIRST + 2])
     assert [note[2] for note in notes[: len(errors)]] == [ERROR] * len(errors)
+    assert {env_id: report.task for env_id, report in errors.items()} == {
+        env_id: f"task 'task {env_id - FIRST}'" for env_id in errors
+    }
     assert errors.keys().isdisjoint(hall.of(notes, INFO))
     assert (hall.slab.rewards[list(errors)] == 0).all()
     hall.reset()
@@ -192,11 +195,22 @@ def test_an_error_comes_first_and_is_all_that_is_said_of_its_envs(kind: str, bad
     assert (hall.slab.obs[0][hall.own] == 1).all()  # type: ignore[index]
 
 
+def test_a_vector_env_that_raises_where_it_autoresets_names_the_tasks_that_go_on() -> None:
+    hall = Hall("vector", {0: {1: "terminated"}, 1: {2: ValueError("broken")}})
+    hall.reset()
+    hall.step()
+    errors = hall.of(hall.step(), ERROR)  # env 0 was to begin its next episode, of a task that nobody knows
+    assert [report.task for report in errors.values()] == ["", "task 'task 1'", "task 'task 2'"]
+
+
 @both
 def test_a_reset_that_raises(kind: str) -> None:
     hall = Hall(kind)
+    hall.reset()
     errors = hall.of(hall.reset(**{"raise": True}), ERROR)
-    assert [report.op for report in errors.values()] == ["reset"] * 3
+    assert [(report.op, report.task) for report in errors.values()] == [
+        ("reset", "")
+    ] * 3  # not the last one's task
     assert not hall.of(hall.reset(), ERROR)
 
 
