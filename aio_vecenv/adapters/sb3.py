@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ..backends.base import Backend
-from ..core.actions import columns_of
+from ..core.actions import check_declared, columns_of
 from ..core.batch import Batch
 from ..core.limits import RestartBudget, Timeouts
 from ..core.updates import Apply
@@ -175,7 +175,10 @@ class VecEnv:
     def _batched(self, actions: Any) -> Any:
         """Actions as the native env takes them, which has Dict and Tuple spaces batched leaf by leaf."""
         space = self.action_space
-        if not isinstance(space, (spaces.Dict, spaces.Tuple)) or isinstance(actions, Mapping):
+        if isinstance(actions, Mapping):
+            check_declared(space, actions)
+            return actions
+        if not isinstance(space, (spaces.Dict, spaces.Tuple)):
             return actions
         each = list(actions) if isinstance(actions, Iterable) else []
         if len(each) != self.num_envs:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import BadActions
 from .layout import Leaf, Slab, SpaceTree
 
-__all__ = ["ActionWriter", "columns_of"]
+__all__ = ["ActionWriter", "check_declared", "columns_of"]
 
 
 class ActionWriter:
@@ -63,6 +63,8 @@ class ActionWriter:
         """One column of n rows per leaf. Raises BadActions."""
         if self._tree.is_leaf:
             return [self._column(self._tree.leaves[0], actions, n)]
+        if not self._as_given:  # Gymnasium drops what it does not know
+            check_declared(self._tree.space, actions)
         columns: list[Any] = []
         for leaf in self._tree.leaves:
             value = actions
@@ -107,9 +109,34 @@ class ActionWriter:
         return array
 
 
+def check_declared(space: gym.Space[Any], actions: Any, who: str = "the actions hold") -> None:
+    """Raise BadActions, which begins with `who`, for keys of Dicts that `space` does not have."""
+    if keys := _undeclared(space, actions, ""):
+        raise BadActions(
+            f"{who} {', '.join(keys)}, which {space} does not have; nothing was sent",
+            expected=str(space),
+            got=", ".join(keys),
+        )
+
+
+def _undeclared(space: gym.Space[Any], value: Any, where: str) -> list[str]:
+    found: list[str] = []
+    if isinstance(space, spaces.Dict) and isinstance(value, Mapping):
+        found += sorted(f"{where}[{key!r}]" for key in value.keys() - space.spaces.keys())
+        for key in value.keys() & space.spaces.keys():
+            found += _undeclared(space.spaces[key], value[key], f"{where}[{key!r}]")
+    elif isinstance(space, spaces.Tuple) and isinstance(value, (tuple, list)):
+        for i, (sub, part) in enumerate(zip(space.spaces, value)):
+            found += _undeclared(sub, part, f"{where}[{i}]")
+    return found
+
+
 def columns_of(space: gym.Space[Any], actions: Sequence[Any], where: str = "") -> Any:
     """The actions of n envs, one by one, batched as `space` of one env says. Raises BadActions."""
     parts: Sequence[tuple[Any, Any]]
+    if not where:
+        for env, action in enumerate(actions):
+            check_declared(space, action, f"the action of env {env} holds")
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):

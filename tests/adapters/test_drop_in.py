@@ -300,6 +300,38 @@ def test_float64_actions_give_the_same_transitions() -> None:
     assert np.array_equal(*obs)
 
 
+def test_keys_of_an_action_that_its_space_does_not_declare_are_an_error_that_names_them() -> None:
+    """At any depth. An env of the original would see them, ours cannot; Gymnasium drops them, and its adapter, too."""
+    space = spaces.Dict(a=spaces.Discrete(3), b=spaces.Tuple((spaces.Dict(c=spaces.Discrete(2)),)))
+    good = {"a": 1, "b": ({"c": 0},)}
+    batch = {"a": [1, 1], "b": ({"c": [0, 0], "d": [0, 0]},), "e": [0, 0]}
+    factories = [partial(Echo, space)] * 2
+    with VecEnv(factories, num_workers=1, backend="inline") as venv:
+        venv.reset()
+        for wrong, what in [
+            (
+                [good, {"a": 1, "b": ({"c": 0, "d": 0},), "e": 2}],
+                r"the action of env 1 holds \['e'\], \['b'\]\[0\]\['d'\]",
+            ),
+            (batch, r"the actions hold \['e'\], \['b'\]\[0\]\['d'\]"),
+        ]:
+            with pytest.raises(av.BadActions, match=what + ", which Dict.* does not have; nothing was sent"):
+                venv.step(wrong)
+        venv.step([good, good])
+    with pytest.raises(av.BadActions, match=r"the actions hold \['e'\]"):
+        av.run(_step(factories, batch))
+    envs = VectorEnv(factories, num_workers=1, backend="inline")
+    envs.reset()
+    envs.step(batch)
+    envs.close()
+
+
+async def _step(factories: Any, actions: Any) -> None:
+    async with av.AsyncVecEnv(factories, num_workers=1, backend="inline") as envs:
+        await envs.reset()
+        await envs.step(actions)
+
+
 WIDE: list[tuple[spaces.Space[Any], Any, str]] = [
     (
         spaces.Box(-9, 9, (2,), np.float32),
