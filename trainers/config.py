@@ -310,8 +310,9 @@ class TrainConfig:
 
     num_envs: int = 32
     """Environments."""
-    num_workers: int | None = None
-    """Worker processes; None: as many as this process may use CPUs."""
+    num_workers: int | Literal["per env"] | None = None
+    """Worker processes; None: as many as this process may use CPUs; "per env": one for each, for envs that cannot
+    share a process."""
     backend: Literal["process", "inline"] = "process"
     """Step the envs in worker processes, or in this one, for debugging."""
     collect: Literal["lockstep", "first_ready"] = "lockstep"
@@ -366,7 +367,7 @@ class TrainConfig:
         )
         _require(self.num_envs >= 1, f"num_envs must be at least 1, got {self.num_envs}")
         _require(
-            self.num_workers is None or self.num_workers >= 1,
+            not isinstance(self.num_workers, int) or self.num_workers >= 1,
             f"num_workers must be at least 1, got {self.num_workers}",
         )
         _require(self.total_steps >= 1, f"total_steps must be at least 1, got {self.total_steps}")
@@ -548,9 +549,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if type(None) in options and (value is None or (isinstance(value, str) and value == UNSET)):
             return None
         kinds = [option for option in options if option is not type(None)]
-        fits = [
-            kind for kind in kinds if (typing.get_origin(kind) is tuple) == isinstance(value, (list, tuple))
-        ]
+        shape = tuple if isinstance(value, (list, tuple)) else Literal if isinstance(value, str) else None
+        fits = [kind for kind in kinds if typing.get_origin(kind) is shape]
         return _coerce(value, (fits or kinds)[0], where)
     if origin is Literal:
         if type(value) is not type(options[0]) or value not in options:

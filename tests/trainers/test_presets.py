@@ -190,6 +190,9 @@ async def test_a_factory_that_takes_an_argument_gets_its_envs_index(
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("make", "Made"):
-        config = TrainConfig(env=f"by_index:{name}", num_envs=3, num_workers=2)
+        config = TrainConfig(
+            env=f"by_index:{name}", num_envs=3, num_workers=2 if name == "make" else "per env"
+        )
         async with make_envs(config, resolve_job(config)) as envs:
             assert await envs.get_attr("env_index") == (0, 1, 2)
+            assert envs.num_workers == (2 if name == "make" else 3)
