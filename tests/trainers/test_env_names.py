@@ -16,6 +16,7 @@ import pytest
 
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import make_vec
+from aio_vecenv.adapters.sb3 import VecEnv
 from trainers import ConfigError, TrainConfig, training
 from trainers.jobs import resolve_job
 from trainers.record.folder import load_config
@@ -79,6 +80,9 @@ def test_a_module_and_id_is_an_id_in_the_adapters(package: str) -> None:
             again.close()
     finally:
         envs.close()
+    with VecEnv(f"{package}:Registered-v0", 2, num_workers=1) as venv:
+        assert venv.reset().tolist() == [[3.0], [3.0]]
+        assert [spec.id for spec in venv.get_attr("spec")] == ["Registered-v0"] * 2
 
 
 @pytest.mark.asyncio
