@@ -48,7 +48,8 @@ ROOMS: dict[str, set[str]] = {
         "supervisor",
     },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
-    "aio_vecenv/testing": {"__init__", "policies"},
+    "aio_vecenv/fleet": {"__init__", "episodes", "host_state", "messages", "state"},
+    "aio_vecenv/testing": {"__init__", "fleet", "policies"},
     "curriculum": {
         "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "decision_stream", "directive", "errors",
         "journal", "level_files", "levels", "replay", "rules", "stages", "start_order", "windows",
@@ -93,7 +94,10 @@ FOLDERS: dict[str, set[str]] = {
     "aio_vecenv/adapters": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv.backends.base",
     },
-    "aio_vecenv/testing": {"aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/backends"},
+    "aio_vecenv/fleet": {"aio_vecenv.errors", "aio_vecenv/core"},
+    "aio_vecenv/testing": {
+        "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/fleet",
+    },
     "curriculum": {"curriculum/strategies"},
     "curriculum/strategies": {"curriculum"},
     "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
