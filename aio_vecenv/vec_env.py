@@ -307,9 +307,9 @@ class AsyncVecEnv:
         selection = self._assignment.select(env_ids)
         if pool.owed or pool.shut or self._assignment.whole:
             pool.check_send(selection)
-        loose = self._actions.put(actions, len(selection.env_ids), selection.given)
-        commands = pool.commands(selection, loose)
-        if loose:
+        pickled = self._actions.put(actions, len(selection.env_ids), selection.given)
+        commands = pool.commands(selection, pickled)
+        if pickled:
             check_room("the actions", sum(len(command.payload) for command in commands))
         pool.sent(selection)
         self._supervisor.post(commands)

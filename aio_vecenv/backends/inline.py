@@ -56,7 +56,7 @@ class InlineWorker:
         self.conversation = Conversation(incarnation)
         self._backend, self._listener = backend, listener
         self._queue: deque[Message] = deque()
-        self._news: deque[Message] = deque()
+        self._updates: deque[Message] = deque()
         self._group: Group | None = None
         self._envs: list[Any] = []
         self._inbox = Inbox(0)
@@ -100,12 +100,12 @@ class InlineWorker:
 
     def push(self, message: Message) -> None:
         """An idle worker takes an update as soon as the loop turns, like a process does."""
-        self._news.append(message)
+        self._updates.append(message)
         self._loop.call_soon_threadsafe(self._take_all)
 
     def _take_all(self) -> None:
-        while self._news:
-            message = self._news.popleft()
+        while self._updates:
+            message = self._updates.popleft()
             take_update(self._inbox, message)
             self._listener.took(self, message.version)
 
@@ -145,7 +145,7 @@ class InlineWorker:
     async def close(self, grace_s: float | None) -> None:
         envs, self._envs, self._group = self._envs, [], None
         self._queue.clear()
-        self._news.clear()
+        self._updates.clear()
         errors: list[Exception] = []
         for env_id, env in zip(getattr(self, "_env_ids", ()), envs):
             try:

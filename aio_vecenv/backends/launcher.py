@@ -56,21 +56,21 @@ class Child:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        data: socket.socket,
-        news: socket.socket,
+        commands: socket.socket,
+        updates: socket.socket,
         lifeline: int,
         crash: int,
         pidfd: int,
     ) -> None:
         self.process = process
         self.pid = process.pid
-        self.data = data
-        self.news = news
+        self.commands = commands
+        self.updates = updates
         self.pidfd = pidfd  # readable once the process has exited; -1 where there is no such thing
         self._crash = crash
         fds = [lifeline, crash] if pidfd < 0 else [lifeline, crash, pidfd]
         # Runs also when the object is dropped, and at the interpreter's end; never in a fork of this process.
-        self._cleanup = weakref.finalize(self, _destroy, os.getpid(), process, (data, news), fds)
+        self._cleanup = weakref.finalize(self, _destroy, os.getpid(), process, (commands, updates), fds)
 
     @property
     def alive(self) -> bool:
@@ -116,17 +116,17 @@ def launch(block_fd: int) -> Child:
     """Start one interpreter that will attach to the shared block of `block_fd`. Raises OSError."""
     opened: list[Callable[[], None]] = []
     try:
-        data, child_data = socket.socketpair()
-        opened += [data.close, child_data.close]
-        news, child_news = socket.socketpair()
-        opened += [news.close, child_news.close]
+        commands, child_commands = socket.socketpair()
+        opened += [commands.close, child_commands.close]
+        updates, child_updates = socket.socketpair()
+        opened += [updates.close, child_updates.close]
         child_lifeline, lifeline = os.pipe()
         opened += [lambda: os.close(lifeline), lambda: os.close(child_lifeline)]
         crash = _anonymous_file()
         opened += [lambda: os.close(crash)]
-        for sock in (data, news):
+        for sock in (commands, updates):
             sock.setblocking(False)
-        fds = (child_data.fileno(), child_news.fileno(), child_lifeline, block_fd, crash)
+        fds = (child_commands.fileno(), child_updates.fileno(), child_lifeline, block_fd, crash)
         arguments = [str(number) for number in (*fds, os.getpid())]
         path = json.dumps((*_loaded_beside(), [entry or os.getcwd() for entry in sys.path]))
         process = subprocess.Popen(
@@ -140,10 +140,10 @@ def launch(block_fd: int) -> Child:
         for close in opened:
             close()
         raise
-    child_data.close()
-    child_news.close()
+    child_commands.close()
+    child_updates.close()
     os.close(child_lifeline)
-    return Child(process, data, news, lifeline, crash, _pidfd(process.pid))
+    return Child(process, commands, updates, lifeline, crash, _pidfd(process.pid))
 
 
 def _pidfd(pid: int) -> int:

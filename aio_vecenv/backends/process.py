@@ -80,9 +80,9 @@ class ProcessWorker:
         self._loop = asyncio.get_running_loop()
         self._decoder, self._acks = Decoder(), Decoder()
         self._buffer = bytearray(_READ_BYTES)
-        self._out = _Outbox()  # of the data pipe: at most one command per env
-        self._news_out = _Outbox()  # of the broadcast pipe: at most one update per topic
-        self._flushing_news = False
+        self._out = _Outbox()  # of the commands pipe: at most one command per env
+        self._updates_out = _Outbox()  # of the broadcast pipe: at most one update per topic
+        self._flushing_updates = False
         self._waiter: asyncio.Future[Message] | None = None  # of make and attach
         self._gone: asyncio.Future[Loss] = self._loop.create_future()
         self._burial: asyncio.Task[None] | None = None
@@ -104,8 +104,8 @@ class ProcessWorker:
         self._oom_kills = oom_kills()
         if self._child is None:
             self._child = launch(self._block_fd)
-        self._loop.add_reader(self._child.data.fileno(), self._readable)
-        self._loop.add_reader(self._child.news.fileno(), self._acks_readable)
+        self._loop.add_reader(self._child.commands.fileno(), self._readable)
+        self._loop.add_reader(self._child.updates.fileno(), self._acks_readable)
         if self._child.pidfd >= 0:
             self._loop.add_reader(self._child.pidfd, self._exited)
         await self._answer()  # HELLO
@@ -147,7 +147,7 @@ class ProcessWorker:
         if not out.waiting and len(message.payload) < LARGE_BYTES:  # as nearly always
             data = encode(message)
             try:
-                sent = child.data.send(data)
+                sent = child.commands.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
@@ -159,28 +159,28 @@ class ProcessWorker:
             waited = bool(out.waiting)
             for piece in pieces(message):
                 out.put(piece)
-            if waited or out.flush(child.data):
+            if waited or out.flush(child.commands):
                 return
-        self._loop.add_writer(child.data.fileno(), self._flush)
+        self._loop.add_writer(child.commands.fileno(), self._flush)
 
     def _flush(self) -> None:
         assert self._child is not None
-        if self._out.flush(self._child.data):
-            self._loop.remove_writer(self._child.data.fileno())
+        if self._out.flush(self._child.commands):
+            self._loop.remove_writer(self._child.commands.fileno())
 
     def push(self, message: Message) -> None:
         child = self._child
         if child is None or not child.alive or self._burial is not None:
             return
-        out = self._news_out
+        out = self._updates_out
         waited = bool(out.waiting)
         for piece in pieces(message):
             out.put(piece)
-        if not waited and out.flush(child.news):
+        if not waited and out.flush(child.updates):
             return
-        if not self._flushing_news:
-            self._flushing_news = True
-            self._on_loop(self._start_flushing_news)
+        if not self._flushing_updates:
+            self._flushing_updates = True
+            self._on_loop(self._start_flushing_updates)
 
     def _on_loop(self, callback: Any) -> None:
         if threading.get_ident() == getattr(self._listener, "thread_id", None):
@@ -188,16 +188,16 @@ class ProcessWorker:
         else:
             self._loop.call_soon_threadsafe(callback)
 
-    def _start_flushing_news(self) -> None:
+    def _start_flushing_updates(self) -> None:
         if self._child is not None and self._child.alive and self._burial is None:
-            self._loop.add_writer(self._child.news.fileno(), self._flush_news)
+            self._loop.add_writer(self._child.updates.fileno(), self._flush_updates)
 
-    def _flush_news(self) -> None:
+    def _flush_updates(self) -> None:
         assert self._child is not None
         with self._listener.lock:
-            if self._news_out.flush(self._child.news):
-                self._flushing_news = False
-                self._loop.remove_writer(self._child.news.fileno())
+            if self._updates_out.flush(self._child.updates):
+                self._flushing_updates = False
+                self._loop.remove_writer(self._child.updates.fileno())
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class ProcessWorker:
         """Take in what has arrived; whether that was anything."""
         assert self._child is not None
         try:
-            size = self._child.data.recv_into(self._buffer)
+            size = self._child.commands.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -253,13 +253,13 @@ class ProcessWorker:
     def _acks_readable(self) -> None:
         assert self._child is not None
         try:
-            size = self._child.news.recv_into(self._buffer)
+            size = self._child.updates.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             size = 0
-        if not size:  # the data pipe tells the end; both end together
-            self._loop.remove_reader(self._child.news.fileno())
+        if not size:  # the commands pipe tells the end; both end together
+            self._loop.remove_reader(self._child.updates.fileno())
             return
         try:
             for message in self._acks.feed(self._buffer, size):
@@ -293,7 +293,7 @@ class ProcessWorker:
 
     def _stop_listening(self, child: Child) -> None:
         if child.alive:
-            for sock in (child.data, child.news):
+            for sock in (child.commands, child.updates):
                 self._loop.remove_reader(sock.fileno())
                 self._loop.remove_writer(sock.fileno())
             if child.pidfd >= 0:

@@ -47,17 +47,17 @@ class ActionWriter:
         ):
             self._slab.action[0][rows] = actions  # type: ignore[index]  # as nearly always
             return []
-        loose: list[Any] = []
+        pickled: list[Any] = []
         columns = self._columns(actions, n)
         for leaf, column, given in zip(self._tree.leaves, self._slab.action, columns):
             if column is None or (
                 self._as_given and not (type(given) is np.ndarray and given.dtype == leaf.dtype)
             ):
-                loose.append(given)
+                pickled.append(given)
             else:
                 column[rows] = given
-                loose.append(None)
-        return loose if any(given is not None for given in loose) else []
+                pickled.append(None)
+        return pickled if any(given is not None for given in pickled) else []
 
     def _columns(self, actions: Any, n: int) -> list[Any]:
         """One column of n rows per leaf. Raises BadActions."""

@@ -21,7 +21,7 @@ class Columns:
 
     def __init__(self, num_envs: int, slab: Slab, obs: SpaceTree, *, copy: bool) -> None:
         self._slab, self._obs, self._copy = slab, obs, copy
-        self._loose = [
+        self._pickled = [
             index for index, column in enumerate(slab.obs) if column is None
         ]  # leaves not in the block
         self._newest: list[list[Any]] = [
@@ -36,10 +36,10 @@ class Columns:
     def keep(self, noted: Sequence[dict[int, Any]]) -> None:
         """Store the observations that came pickled with these notes."""
         self.given_obs = noted[GIVEN_OBS]
-        if self._loose:
+        if self._pickled:
             for kind, store in ((OBS, self._newest), (FINAL_OBS, self._final)):
                 for env_id, values in noted[kind].items():
-                    for index, value in zip(self._loose, values):
+                    for index, value in zip(self._pickled, values):
                         store[index][env_id] = value
 
     def obs(self, rows: Any, ids: EnvIds) -> Any:
@@ -51,7 +51,7 @@ class Columns:
         return self._join(self._slab.final_obs, self._final, rows, ids)
 
     def _join(
-        self, columns: Sequence[NDArray[Any] | None], loose: Sequence[Sequence[Any]], rows: Any, ids: EnvIds
+        self, columns: Sequence[NDArray[Any] | None], pickled: Sequence[Sequence[Any]], rows: Any, ids: EnvIds
     ) -> Any:
         if self._obs.is_leaf and columns[0] is not None:
             return self._picked(columns[0], rows)
@@ -60,7 +60,7 @@ class Columns:
             if column is not None:
                 leaves.append(self._picked(column, rows))
             else:
-                values = [loose[index][env_id] for env_id in ids.tolist()]
+                values = [pickled[index][env_id] for env_id in ids.tolist()]
                 leaves.append(_stack(self._obs.leaves[index], values))
         return self._obs.join(leaves)
 

@@ -1,7 +1,7 @@
 """Where each env's observation, action, reward and flags lie in the shared block.
 
 A space is flattened into leaves. Box, Discrete, MultiDiscrete and MultiBinary have a fixed size and lie in the
-block, one array per leaf with a row per env; every other leaf travels pickled with the message ("loose").
+block, one array per leaf with a row per env; every other leaf travels pickled with the message.
 """
 # pure: arithmetic and views; who owns the memory is decided elsewhere
 
@@ -225,7 +225,7 @@ class Slab:
         self.newest[0] = version
 
     def _columns(self, name: str, tree: SpaceTree) -> list[NDArray[Any] | None]:
-        """Per leaf its (num_envs, *shape) array; None where the leaf is loose or the field is not there."""
+        """Per leaf its (num_envs, *shape) array; None where the leaf is pickled or the field is not there."""
         return [self.arrays.get(f"{name}{index}") for index in range(len(tree.leaves))]
 
 

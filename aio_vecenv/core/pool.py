@@ -256,18 +256,18 @@ class Pool:
                         got=str(part.env_ids.tolist()),
                     )
 
-    def commands(self, selection: Selection, loose: list[Any]) -> list[Command]:
+    def commands(self, selection: Selection, pickled: list[Any]) -> list[Command]:
         """The commands that step these envs, which `check_send` let.
 
-        `loose`: of their actions, what does not lie in the block.
+        `pickled`: of their actions, what does not lie in the block.
         Raises TypeError or MemoryError if that cannot be pickled. Nothing has happened before `sent`.
         """
         number = self.next_number
         commands: list[Command] = []
         for worker, mine, rows, _, (payload, flags) in selection.parts:
             commands.append(Command(_STEP, number, worker, mine, rows, payload, flags))
-        if loose:
-            _load(commands, selection, loose)
+        if pickled:
+            _load(commands, selection, pickled)
         return commands
 
     def sent(self, selection: Selection) -> None:
@@ -656,15 +656,15 @@ def _positions(ids: EnvIds, rows: Any, env_ids: Mapping[int, Any]) -> list[int]:
     return [position for position, env_id in enumerate(ids.tolist()) if env_id in env_ids]
 
 
-def _load(commands: Sequence[Command], selection: Selection, loose: list[Any]) -> None:
+def _load(commands: Sequence[Command], selection: Selection, pickled: list[Any]) -> None:
     """Put actions that travel pickled into their commands. Raises TypeError or MemoryError if they cannot."""
-    dumps(loose, "actions")
+    dumps(pickled, "actions")
     order = range(len(selection.env_ids)) if selection.order is None else selection.order.tolist()
     at = 0
     for command, (_, mine, _, local, _) in zip(commands, selection.parts):
         rows = order[at : at + len(mine)]
         at += len(mine)
-        picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in loose]
+        picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in pickled]
         envs = None if local is None else local.tolist()
         command.payload, command.flags = encode(Step(envs, dumps(picked, "actions")))
 

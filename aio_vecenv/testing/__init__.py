@@ -524,7 +524,7 @@ class ScriptedWorker(InlineWorker):
             return
         self.lost = True
         self._queue.clear()
-        self._news.clear()
+        self._updates.clear()
         self.conversation.lost()
         self._loop.call_soon(self._listener.lost, self, Loss(reason, -9))
 

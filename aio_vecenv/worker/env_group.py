@@ -76,10 +76,10 @@ class EnvGroup:
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
-    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> list[Note]:
+    def step(self, envs: Sequence[int] | None, pickled: Sequence[Any] = ()) -> list[Note]:
         """Step each of `envs` (local indices; None = all) with the action in its row; autoreset where one is due.
 
-        `loose[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
+        `pickled[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
         """
         notes: list[Note] = []
         if self._inbox.has_now:
@@ -95,7 +95,7 @@ class EnvGroup:
         else:
             for i in envs:
                 self._flags[i] = 0
-        for i, action in zip(envs, self._actions(envs, loose)):
+        for i, action in zip(envs, self._actions(envs, pickled)):
             if pending[i] or refused:
                 if error := refused.pop(i, None):
                     self._fail(i, "on_broadcast", error, notes)
@@ -227,14 +227,14 @@ class EnvGroup:
 
     # -- one env ----------------------------------------------------------------------------------------------
 
-    def _actions(self, envs: Sequence[int], loose: Sequence[Any]) -> Iterable[Any]:
+    def _actions(self, envs: Sequence[int], pickled: Sequence[Any]) -> Iterable[Any]:
         """One action per env of the command: ints for Discrete, an array or numpy scalar of its own otherwise."""
         if not self._action_columns:
             return [self._action.join([]) for _ in envs]
         columns: list[Iterable[Any]] = []
         for index, column in enumerate(self._action_columns):
-            if loose and loose[index] is not None:
-                columns.append(loose[index])
+            if pickled and pickled[index] is not None:
+                columns.append(pickled[index])
             else:
                 assert column is not None
                 values = column if envs is self.everyone else column[list(envs)]

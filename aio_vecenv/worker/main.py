@@ -51,7 +51,9 @@ class _ParentGone(BaseException):
     """End-of-file on a pipe: nobody is left to answer."""
 
 
-def main(data_fd: int, news_fd: int, lifeline_fd: int, block_fd: int, crash_fd: int, parent_pid: int) -> None:
+def main(
+    commands_fd: int, updates_fd: int, lifeline_fd: int, block_fd: int, crash_fd: int, parent_pid: int
+) -> None:
     """Run one worker over inherited descriptors until it is told to close, or the parent is gone."""
     crash_file = os.fdopen(crash_fd, "wb", buffering=0)
     faulthandler.enable(crash_file)
@@ -59,7 +61,9 @@ def main(data_fd: int, news_fd: int, lifeline_fd: int, block_fd: int, crash_fd: 
         faulthandler.register(signal.SIGUSR2, crash_file, all_threads=True)
     _tie_to_parent(lifeline_fd, parent_pid)
     _yield_to_sender()
-    worker = _Worker(socket.socket(fileno=data_fd), socket.socket(fileno=news_fd), lifeline_fd, block_fd)
+    worker = _Worker(
+        socket.socket(fileno=commands_fd), socket.socket(fileno=updates_fd), lifeline_fd, block_fd
+    )
     code = 1
     try:
         worker.run()
@@ -123,12 +127,14 @@ def _watch_parent(lifeline_fd: int, parent_pid: int) -> None:
 class _Worker:
     """The loop: wait for a command or an update, do it, answer."""
 
-    def __init__(self, data: socket.socket, news: socket.socket, lifeline_fd: int, block_fd: int) -> None:
-        self.data, self.news, self.block_fd = data, news, block_fd
-        self.data_fd, self.news_fd = data.fileno(), news.fileno()
-        for sock in (data, news):
+    def __init__(
+        self, commands: socket.socket, updates: socket.socket, lifeline_fd: int, block_fd: int
+    ) -> None:
+        self.commands, self.updates, self.block_fd = commands, updates, block_fd
+        self.commands_fd, self.updates_fd = commands.fileno(), updates.fileno()
+        for sock in (commands, updates):
             sock.setblocking(True)
-        self.commands, self.updates = Decoder(), Decoder()
+        self.commands_in, self.updates_in = Decoder(), Decoder()
         self.waiting: list[Message] = []
         self.buffer = bytearray(1 << 16)
         self.incarnation = 0
@@ -136,7 +142,7 @@ class _Worker:
         self.taken: list[int] = []  # versions taken, not acknowledged yet
         self.group: Group | None = None
         self.poll = select.poll()
-        self.poll.register(data, select.POLLIN)
+        self.poll.register(commands, select.POLLIN)
         self.poll.register(lifeline_fd, 0)  # hang-up only
 
     def run(self) -> None:
@@ -154,7 +160,7 @@ class _Worker:
         if group is None:
             return
         self.group = group
-        self.poll.register(self.news, select.POLLIN)
+        self.poll.register(self.updates, select.POLLIN)
         self.send(Message(Kind.ATTACHED))
         try:
             self.serve(group)
@@ -198,20 +204,20 @@ class _Worker:
                 self.send(reply)
             else:
                 try:
-                    self.data.sendall(encode(reply))
+                    self.commands.sendall(encode(reply))
                 except ConnectionError:
                     raise _ParentGone from None
             if self.taken:
                 self.taken.clear()
 
     def next_command(self) -> Message:
-        """The next message of the data pipe; updates that come meanwhile are taken at once."""
+        """The next message of the commands pipe; updates that come meanwhile are taken at once."""
         while not self.waiting:
             for fd, event in self.poll.poll():
-                if fd == self.data_fd:
-                    self.waiting += self.commands.feed(self.buffer, self._receive(self.data))
-                elif fd == self.news_fd:
-                    self.read_news(in_command=bool(self.waiting))
+                if fd == self.commands_fd:
+                    self.waiting += self.commands_in.feed(self.buffer, self._receive(self.commands))
+                elif fd == self.updates_fd:
+                    self.read_updates(in_command=bool(self.waiting))
                 elif event & (select.POLLHUP | select.POLLERR):  # the lifeline
                     raise _ParentGone
         return self.waiting.pop(0)
@@ -220,11 +226,11 @@ class _Worker:
         """Take updates until none up to `version` is missing."""
         while self.inbox.covered < version:
             self.acknowledge()  # the parent may be waiting for that, to send the next
-            self.read_news(in_command=True)
+            self.read_updates(in_command=True)
 
-    def read_news(self, *, in_command: bool) -> None:
+    def read_updates(self, *, in_command: bool) -> None:
         """Take what has come. In a command, the reply acknowledges what it covers: one message less."""
-        for message in self.updates.feed(self.buffer, self._receive(self.news)):
+        for message in self.updates_in.feed(self.buffer, self._receive(self.updates)):
             if message.kind is not Kind.UPDATE:
                 raise ProtocolError(f"{message.kind.name} on the broadcast pipe")
             take_update(self.inbox, message)
@@ -235,11 +241,11 @@ class _Worker:
     def acknowledge(self) -> None:
         """Tell the parent what was taken and not told yet."""
         for version in self.taken:
-            self._send(self.news, Message(Kind.TAKEN, 0, version, b"", 0, self.incarnation))
+            self._send(self.updates, Message(Kind.TAKEN, 0, version, b"", 0, self.incarnation))
         self.taken.clear()
 
     def send(self, message: Message) -> None:
-        self._send(self.data, message)
+        self._send(self.commands, message)
 
     def _receive(self, sock: socket.socket) -> int:
         """How many bytes came into the buffer."""
@@ -279,10 +285,10 @@ def execute(group: Group, message: Message) -> Sequence[bytes]:
     match command:
         case Step(envs, packed):
             try:
-                loose = () if packed is None else wire.loads(packed)
+                pickled = () if packed is None else wire.loads(packed)
             except Exception as error:  # whatever unpickling runs
                 return group.pack(group.refuse(group.everyone if envs is None else envs, "step", error))
-            return group.pack(group.step(envs, loose))
+            return group.pack(group.step(envs, pickled))
         case Reset():
             return group.pack(group.reset(*command), "reset")
         case Call():

@@ -62,10 +62,10 @@ class Group(Protocol):
     everyone: range
     rows: Rows
 
-    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> list[Note]:
+    def step(self, envs: Sequence[int] | None, pickled: Sequence[Any] = ()) -> list[Note]:
         """Step these envs (None: all) with the actions in their rows; autoreset where one is due.
 
-        `loose[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
+        `pickled[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
         """
 
     def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
@@ -140,20 +140,20 @@ class Rows:
                 return
         values = self._split("the observation", i, obs, notes)
         fitting: list[tuple[NDArray[Any], Any]] = []
-        loose: list[Any] = []
+        pickled: list[Any] = []
         for leaf, value, column in zip(self._obs.leaves, values, columns):
             if column is not None:
                 fitting.append((column, self.fit(i, leaf, value, notes)))
             elif not leaf.fixed and leaf.stackable:
-                loose.append(self.fit(i, leaf, value, notes).copy())
+                pickled.append(self.fit(i, leaf, value, notes).copy())
             else:  # the reset that follows an end may use the env's buffers again
-                loose.append(loads(dumps(value, f"obs{leaf}")) if final else value)
+                pickled.append(loads(dumps(value, f"obs{leaf}")) if final else value)
         for column, value in fitting:
             column[i] = value
         if final and self.settings.casting == "unsafe" and not self._is_as_in_its_row(values):
             notes.append((self.first + i, 0, GIVEN_OBS, loads(dumps(obs, "the observation"))))
-        if loose:
-            notes.append((self.first + i, 0, FINAL_OBS if final else OBS, loose))
+        if pickled:
+            notes.append((self.first + i, 0, FINAL_OBS if final else OBS, pickled))
 
     def _is_as_in_its_row(self, values: Sequence[Any]) -> bool:
         """Whether the row of an observation that fits gives it back, types included."""

@@ -66,7 +66,7 @@ class VectorEnvGroup:
         self._next_step = settings.autoreset is AutoresetMode.NEXT_STEP
         self._same_step = settings.autoreset is AutoresetMode.SAME_STEP
 
-    def step(self, envs: Sequence[int] | None, loose: Sequence[Any] = ()) -> list[Note]:
+    def step(self, envs: Sequence[int] | None, pickled: Sequence[Any] = ()) -> list[Note]:
         notes: list[Note] = []
         for k, rows in self._touched(envs):
             anew = ~self._begun[rows]  # of a replacement
@@ -77,7 +77,7 @@ class VectorEnvGroup:
                 self._update(k)
                 if self._next_step:
                     self._forget_tasks(_at(rows, self._ended_rows[rows]))
-                actions = self._action.join(self._actions_of(rows, loose))
+                actions = self._action.join(self._actions_of(rows, pickled))
                 obs, rewards, terminations, truncations, infos = self.envs[k].step(actions)
                 self.rows.write_batch(rows, obs, notes)
                 count = rows.stop - rows.start
@@ -188,11 +188,11 @@ class VectorEnvGroup:
         self.rows.rewards[rows] = np.where(which, 0.0, self.rows.rewards[rows])
         self.rows.flags[rows] = np.where(which, 0, self.rows.flags[rows])
 
-    def _actions_of(self, rows: slice, loose: Sequence[Any]) -> list[NDArray[Any]]:
-        """The actions of these rows, leaf by leaf; `loose` as in `step`."""
+    def _actions_of(self, rows: slice, pickled: Sequence[Any]) -> list[NDArray[Any]]:
+        """The actions of these rows, leaf by leaf; `pickled` as in `step`."""
         columns: list[NDArray[Any]] = []
         for index, leaf in enumerate(self._action.leaves):
-            given = loose[index] if loose else None
+            given = pickled[index] if pickled else None
             if given is None:
                 columns.append(self._actions_in[index][rows].copy())
             else:

@@ -46,14 +46,14 @@ _fixed = st.one_of(
     st.builds(spaces.MultiDiscrete, st.lists(st.integers(1, 5), min_size=1, max_size=3)),
     st.builds(spaces.MultiBinary, st.one_of(st.integers(1, 4), st.just((2, 3)))),
 )
-_loose = st.one_of(
+_pickled = st.one_of(
     st.builds(spaces.Text, st.integers(1, 6)),
     st.builds(lambda n: spaces.Sequence(spaces.Discrete(n)), st.integers(1, 5)),
     st.builds(lambda n: spaces.Graph(spaces.Box(0, 1, (2,)), spaces.Discrete(n)), st.integers(1, 3)),
     st.builds(lambda n: spaces.OneOf((spaces.Discrete(n), spaces.Box(0, 1, (2,)))), st.integers(1, 3)),
 )
 any_space: st.SearchStrategy[Any] = st.recursive(
-    st.one_of(_fixed, _loose),
+    st.one_of(_fixed, _pickled),
     lambda inner: st.one_of(
         st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3).map(spaces.Dict),
         st.lists(inner, min_size=1, max_size=3).map(spaces.Tuple),
