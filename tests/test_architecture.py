@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "aio_vecenv/fleet": {"__init__", "episodes", "host_state", "messages", "state"},
-    "aio_vecenv/testing": {"__init__", "fleet", "policies"},
+    "aio_vecenv/testing": {"__init__", "contract", "envs", "faults", "fleet", "policies", "scripted"},
     "curriculum": {
         "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "decision_stream", "directive", "errors",
         "journal", "level_files", "levels", "replay", "rules", "stages", "start_order", "windows",

@@ -28,11 +28,11 @@ from aio_vecenv.testing import (
     FaultyEnv,
     ScriptedBackend,
     StampEnv,
-    Unloadable,
     check_aligned,
     check_episodes,
     stamp_envs,
 )
+from aio_vecenv.testing.faults import Unloadable
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
@@ -82,7 +82,7 @@ async def test_f01_f04_f31_f32_v09_v12_an_env_raises(
         assert "episode 0, after 2 steps, seed 6" in str(error)
         notes = "".join(error.__notes__)
         if fault.startswith("raise"):
-            assert f"{Path('aio_vecenv/testing/__init__.py')}" in notes  # file and line of the env
+            assert f"{Path('aio_vecenv/testing/faults.py')}" in notes  # file and line of the env
         if fault in ("raise", "raise group"):
             assert type(error.__cause__).__name__ == type_name
         batch = await envs.recv()  # the healthy rows of that same step
@@ -471,7 +471,7 @@ async def test_f03_a_factory_raises(backend: Backend) -> None:
         await AsyncVecEnv.open(faulty("raise", op="make"), num_workers=4, backend=backend)
     assert (caught.value.env_id, caught.value.op) == (1, "make")
     assert "the env is broken" in str(caught.value)
-    assert "testing/__init__.py" in "".join(caught.value.__notes__)
+    assert "testing/faults.py" in "".join(caught.value.__notes__)
 
 
 @both

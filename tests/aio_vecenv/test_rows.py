@@ -20,7 +20,8 @@ from aio_vecenv import AsyncVecEnv, BadActions, EnvError, SpaceMismatch
 from aio_vecenv.core.assignment import Assignment
 from aio_vecenv.core.infos import batch_infos
 from aio_vecenv.core.layout import Slab, SpaceTree, exact, layout
-from aio_vecenv.testing import ReusesBuffer, StampEnv, check_aligned, stamp_envs
+from aio_vecenv.testing import StampEnv, check_aligned, stamp_envs
+from aio_vecenv.testing.faults import ReusesBuffer
 
 from .harness import run
 

@@ -40,7 +40,7 @@ from aio_vecenv.core.messages import (
 )
 from aio_vecenv.core.messages import encode as encode_body
 from aio_vecenv.core.options import Settings
-from aio_vecenv.testing import Unloadable
+from aio_vecenv.testing.faults import Unloadable
 from aio_vecenv.worker.rows import pack
 
 # some payloads are large: those take ways of their own through the decoder
