@@ -59,8 +59,8 @@ ROOMS: dict[str, set[str]] = {
         "staged", "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {
-        "__init__", "__main__", "cli", "config", "evaluate", "evaluation", "export", "jobs", "loop_monitor", "malloc",
-        "opening", "run", "trained", "twin",
+        "__init__", "__main__", "cli", "config", "endings", "evaluate", "evaluation", "export", "foreground", "jobs",
+        "loop_monitor", "malloc", "opening", "run", "trained", "twin",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
     "trainers/learn": {
@@ -68,8 +68,8 @@ ROOMS: dict[str, set[str]] = {
         "thread", "twins",
     },
     "trainers/record": {
-        "__init__", "checkpoint", "env_errors", "folder", "loggers", "metrics", "outcomes", "plot", "progress",
-        "report_stream", "summary",
+        "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes", "plot",
+        "progress", "report_stream", "seeds", "summary",
     },
     "trainers/presets": {"__init__", "doorkey", "frozenlake"},
     "trainers/service": {
@@ -112,6 +112,7 @@ LAZY = {
     "aio_vecenv/vec_env.py",
     "aio_vecenv/runtime/opening.py",
     "trainers/cli.py",
+    "trainers/foreground.py",
     "trainers/service/app.py",
 }
 

@@ -3,38 +3,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import io
 import logging
 import os
-import re
 import signal
-import socket
 import sys
 import tomllib
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from trainers.config import ConfigError, TrainConfig
+from trainers.endings import die_by, message
 from trainers.presets import DEFAULT, NAMES, load_preset
 from trainers.record.folder import RunFolder, load_config
+from trainers.record.seeds import SeedRuns, parse_seeds
 
 __all__ = ["main"]
 
 ABOUT = "Train on a moving curriculum, and look at what came of it."
 OPTIONAL_FLAGS = ("ppo.normalise-rewards", "network.normalise-obs")
-WIDE = (
-    "warning: other machines can reach the page. Whoever has this link can steer the run, and it travels over plain "
-    "HTTP, which others on the way can read. Safer: --serve alone, and `ssh -L {port}:localhost:{port} {host}` there."
-)
 Flat = tyro.conf.arg(name="")  # its fields are arguments of their own
 
 
@@ -46,7 +40,9 @@ class Train:
     config: Path | None = None
     """Settings from a TOML file, such as a run folder's config.toml; arguments beside it win. Not with --resume."""
     resume: Path | None = None
-    """Go on with this run folder, under its own settings; arguments beside it win."""
+    """Go on with this run folder, or folder of several seeds, under its own settings; arguments beside it win."""
+    seeds: str | None = None
+    """One run per seed, one after another, in one folder: 0-4, or 0,3,7. Ends with a table and a curve over all."""
     serve: bool = False
     """Serve a page on which one watches and steers the run, and print its link (extra `service`)."""
     serve_host: str = "127.0.0.1"
@@ -81,7 +77,7 @@ class Plot:
     """Draw a run: success per stage, stage timeline, mixing ratio, return, steps/s (extra `plots`)."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or folder of several seeds."""
     out: Path | None = None
     """The PNG to write; None: curve.png in the run folder."""
     debug: bool = False
@@ -133,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _parse(args)
         return _COMMANDS[type(command)](command)
     except KeyboardInterrupt:
-        _die_by(signal.SIGINT)
+        die_by(signal.SIGINT)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         with contextlib.suppress(OSError):
@@ -143,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in args:
             traceback.print_exc()
         else:
-            print(f"error: {_message(error)}", file=sys.stderr)
+            print(f"error: {message(error)}", file=sys.stderr)
         return 1
 
 
@@ -156,20 +152,6 @@ def _load_ours() -> None:
             importlib.import_module(name)
     finally:
         sys.path.remove(root)
-
-
-def _message(error: BaseException) -> str:
-    """One clear message: what the error says, and its type unless it was meant for a user."""
-    if isinstance(error, BaseExceptionGroup):
-        alike: dict[str, list[str]] = {}  # but for their numbers: many envs have one and the same mistake
-        for message in map(_message, error.exceptions):
-            alike.setdefault(re.sub(r"\d+", "", message), []).append(message)
-        return "; ".join(
-            first + (f" (and {len(others)} more)" if others else "") for first, *others in alike.values()
-        )
-    text = str(error) or type(error).__name__
-    known = type(error).__module__.split(".")[0] in ("trainers", "curriculum", "aio_vecenv")
-    return text if known else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _parse(args: list[str]) -> Command:
@@ -192,10 +174,28 @@ def _parse(args: list[str]) -> Command:
             raise ConfigError(
                 "--resume and --config: a run has settings of its own; change them by arguments"
             )
+        if isinstance(parsed, Train):
+            _check_seeds(parsed, args)
     except ConfigError as error:  # a value that cannot be, whatever its type
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return parsed
+
+
+def _check_seeds(command: Train, args: list[str]) -> None:
+    """Raise `ConfigError` for what cannot be done with several seeds."""
+    if command.seeds is not None:
+        parse_seeds(command.seeds)
+        if command.resume is not None:
+            raise ConfigError(
+                "--seeds and --resume: --seeds begins new runs; a folder of them is gone on with as it is"
+            )
+    elif command.resume is None or not SeedRuns.holds(command.resume):
+        return
+    if any(arg == "--seed" or arg.startswith("--seed=") for arg in args):
+        raise ConfigError("--seed beside several seeds: each run has one of them")
+    if command.serve:
+        raise ConfigError("--serve shows one run, not several seeds")
 
 
 def _spelt_out(args: list[str]) -> list[str]:
@@ -256,6 +256,8 @@ def _source(args: list[str]) -> _Source:
 
 def _settings(source: _Source) -> TrainConfig:
     if source.resume is not None:
+        if SeedRuns.holds(source.resume):
+            return SeedRuns.open(source.resume).config
         return RunFolder.open(source.resume).config()
     base = None
     if source.config is not None:
@@ -269,85 +271,39 @@ def _settings(source: _Source) -> TrainConfig:
 
 def _train(command: Train) -> int:
     import aio_vecenv as av
-
-    stopped_by = av.run(_train_until_signal(command))
-    if stopped_by is not None:
-        _die_by(stopped_by)
-    return 0
-
-
-async def _train_until_signal(command: Train) -> signal.Signals | None:
-    """Train; the first SIGINT or SIGTERM finishes the step and saves, the second ends the process at once."""
+    from trainers.foreground import Foreground
     from trainers.jobs import resolve_job
     from trainers.malloc import keep_freed_memory
-    from trainers.opening import training
-    from trainers.record.progress import make_progress
 
     if command.render and not command.serve:
         raise ConfigError("--render draws for the page: it needs --serve")
     page = _page(command) if command.serve else None
     keep_freed_memory()
     logging.getLogger("trainers").addHandler(logging.NullHandler())  # the progress and the summary say it
-    progress = make_progress()
-    opening = asyncio.current_task()
-    assert opening is not None
-    received: list[signal.Signals] = []
-    opened: list[Any] = []
-
-    def on_signal(number: signal.Signals) -> None:
-        if received:
-            progress.__exit__(None, None, None)  # a panel hides the cursor
-            _die_by(number)
-        received.append(number)
-        if opened:
-            opened[0].request_stop()
-        else:
-            opening.cancel()
-
+    config = command.settings
     try:
-        with _handling(on_signal):
-            job = resolve_job(command.settings, render=True) if command.render else None
-            async with training(command.settings, resume=command.resume, job=job) as run:
-                opened.append(run)
-                if received:
-                    run.request_stop()
-                async with _served(run, page):
-                    with progress:
-                        progress.start(run)
-                        async for report in run.reports():
-                            progress.show(report)
-                    summary = await run.wait()
-                if not received:  # whoever sent a signal waits; `plot` draws it later
-                    run.warnings += await asyncio.to_thread(_draw, run.folder)
-            progress.finish(summary, run)
-            if received or summary.reason == "stopped":
-                by = received[0].name if received else "an operator"
-                print(f"stopped by {by}; go on with: python -m trainers train --resume {run.folder.path}")
-    except asyncio.CancelledError:
-        if not received:
-            raise
-    except Exception:
-        if opened and (saved := opened[0].summary().checkpoint):
-            again = f"python -m trainers train --resume {opened[0].folder.path}"
-            print(f"saved: {saved}; go on with: {again}", file=sys.stderr)
-        raise
+        foreground = Foreground(page, resolve_job(config, render=True) if command.render else None)
+        if (runs := _seed_runs(command)) is not None:
+            av.run(foreground.train_seeds(runs))
+        else:
+            av.run(foreground.train(config, command.resume))
     finally:
         if page is not None:
             page.socket.close()
-    return received[0] if received else None
+    if foreground.received:
+        die_by(foreground.received[0])
+    return 0
 
 
-@contextmanager
-def _handling(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `on_signal`, on the loop; the handlers of before are back afterwards."""
-    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+def _seed_runs(command: Train) -> SeedRuns | None:
+    """The runs of several seeds, begun now or gone on with; None: it is one run."""
+    if command.seeds is not None:
+        return SeedRuns.create(command.settings, command.seeds)
+    if command.resume is None or not SeedRuns.holds(command.resume):
+        return None
+    runs = replace(SeedRuns.open(command.resume), config=command.settings)
+    runs.save()
+    return runs
 
 
 def _page(command: Train) -> Any:
@@ -357,42 +313,6 @@ def _page(command: Train) -> Any:
     except ImportError:
         raise ConfigError("--serve needs the extra: pip install 'aio-vecenv[service]'") from None
     return Page(command.serve_host, command.serve_port)
-
-
-@contextlib.asynccontextmanager
-async def _served(run: Any, page: Any) -> AsyncIterator[None]:
-    """The page of `run`, if there is one; its link is printed first."""
-    if page is None:
-        yield
-        return
-    from trainers.service import serving
-
-    async with serving(run, page) as link:
-        print(f"watch and steer: {link}", flush=True)
-        if not page.loopback:
-            print(WIDE.format(port=page.port, host=socket.gethostname()), flush=True)
-        yield
-
-
-def _die_by(number: signal.Signals) -> None:
-    """End as the signal would have ended it, so that whoever waits sees 128 + number."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-def _draw(folder: RunFolder) -> list[str]:
-    """curve.png, where matplotlib is installed; why there is none otherwise. The run is done: nothing here fails it."""
-    try:
-        from trainers.record.plot import draw
-
-        draw(folder, folder.curve)
-    except ImportError:
-        return []
-    except Exception as error:
-        return [f"no {folder.curve.name}: {error}"]
-    return []
 
 
 def _eval(command: Eval) -> int:
@@ -434,12 +354,17 @@ def _say_refused(played: Path, refused: Sequence[str]) -> None:
 
 
 def _plot(command: Plot) -> int:
-    from trainers.record.plot import draw
+    from trainers.foreground import show_seeds
+    from trainers.record.plot import draw, draw_seeds
 
-    folder = RunFolder.open(command.run)
-    out = command.out or folder.curve
+    out = command.out or command.run / "curve.png"
     try:
-        draw(folder, out)
+        if SeedRuns.holds(command.run):
+            runs = SeedRuns.open(command.run)
+            draw_seeds(runs, out)
+            show_seeds(runs)
+        else:
+            draw(RunFolder.open(command.run), out)
     except ImportError:
         raise ConfigError("plot needs the extra: pip install 'aio-vecenv[plots]'") from None
     print(out)

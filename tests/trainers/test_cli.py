@@ -19,6 +19,7 @@ import pytest
 
 from trainers import cli
 from trainers.config import ConfigError
+from trainers.foreground import draw_curve
 from trainers.record.checkpoint import Checkpoints
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
@@ -456,8 +457,8 @@ def test_nothing_that_goes_wrong_in_drawing_fails_the_run(
     def broken(*_: object) -> None:
         raise LookupError("no such font")
 
-    monkeypatch.setattr("trainers.record.plot.draw", broken)
-    assert cli._draw(RunFolder(tmp_path)) == ["no curve.png: no such font"]
+    monkeypatch.setattr("trainers.foreground.draw", broken)
+    assert draw_curve(RunFolder(tmp_path)) == ["no curve.png: no such font"]
 
 
 def test_the_command_line_lets_its_process_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,6 +472,6 @@ def test_the_command_line_lets_its_process_keep_memory(monkeypatch: pytest.Monke
         raise ConfigError("enough")
 
     monkeypatch.setattr("trainers.malloc.keep_freed_memory", keep)
-    monkeypatch.setattr("trainers.opening.training", training)
+    monkeypatch.setattr("trainers.foreground.training", training)
     assert cli.main(["train"]) == 1
     assert called == ["keep_freed_memory"]

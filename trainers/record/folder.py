@@ -11,16 +11,18 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
 from trainers.record.metrics import wall_clock
 
-__all__ = ["RunFolder", "load_config"]
+__all__ = ["SEEDS", "RunFolder", "anchored", "load_config", "read_toml"]
 
 # What version 0.1 did where there is a setting now: a config.toml that does not name them is from then.
 OF_0_1 = TrainConfig(
     ppo=PPOConfig(normalise_rewards=False), network=NetworkConfig(scale_actions=False, encoders=1)
 )
+SEEDS = "seeds.toml"  # in the folder around the runs of several seeds
 LOGS = ("metrics.jsonl", "journal.jsonl", "eval.jsonl")
 
 
@@ -33,13 +35,20 @@ class RunFolder:
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
         """A fresh folder with the config in it. Raises `ConfigError` if it exists or cannot be made."""
-        name = config.name or f"{config.title}-seed{config.seed}-{wall_clock()}"
+        folder = cls(cls.new(config, f"seed{config.seed}"))
+        folder.save_config(config)
+        return folder
+
+    @staticmethod
+    def new(config: TrainConfig, seeds: str) -> Path:
+        """An empty folder of the config's name, else of its title, `seeds` and the date."""
+        name = config.name or f"{config.title}-{seeds}-{wall_clock()}"
         path = config.runs / name
         number = 1
         while True:
             try:
                 path.mkdir(parents=True)
-                break
+                return path
             except FileExistsError:
                 if config.name is not None:
                     raise ConfigError(
@@ -49,9 +58,6 @@ class RunFolder:
                 path = config.runs / f"{name}-{number}"
             except OSError as error:
                 raise ConfigError(f"cannot make the run folder {path}: {error.strerror}") from None
-        folder = cls(path)
-        folder.save_config(config)
-        return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -59,6 +65,8 @@ class RunFolder:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such run folder")
         if not (path / "config.toml").is_file():
+            if (path / SEEDS).is_file():
+                raise ConfigError(f"{path} holds the runs of several seeds: name one of its folders seed-…")
             raise ConfigError(f"{path}: not a run folder: it has no config.toml")
         return cls(path)
 
@@ -98,9 +106,7 @@ class RunFolder:
 
     def save_config(self, config: TrainConfig) -> None:
         """Its files by whole paths: a run is resumed and judged from anywhere."""
-        plan, levels = (path and path.absolute() for path in (config.plan, config.levels))
-        config = replace(config, plan=plan, levels=levels)
-        (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        (self.path / "config.toml").write_text(to_toml(anchored(config)), encoding="utf-8")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -136,14 +142,24 @@ class RunFolder:
                     os.truncate(self.path / name, sizes.get(name, 0))
 
 
+def anchored(config: TrainConfig) -> TrainConfig:
+    """The config with the files that it names by their whole paths."""
+    plan, levels = (path and path.absolute() for path in (config.plan, config.levels))
+    return replace(config, plan=plan, levels=levels)
+
+
 def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     """Read a config file, over `base`. Raises `ConfigError` with file, key or line, and what was expected."""
+    return from_mapping(TrainConfig, read_toml(path), source=str(path), base=base)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data. Raises `ConfigError` that names file and line."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return from_mapping(TrainConfig, data, source=str(path), base=base)

@@ -9,8 +9,9 @@ from typing import Any
 from trainers.config import ConfigError
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
+from trainers.record.seeds import SeedRuns, seed_curves
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_seeds"]
 
 
 def draw(folder: RunFolder, out: Path) -> None:
@@ -51,6 +52,33 @@ def draw(folder: RunFolder, out: Path) -> None:
     returns.set(ylabel="mean return")
     speed.plot(steps, [line["timing"]["steps_per_s"] for line in lines], color="k")
     speed.set(ylabel="env steps/s", xlabel="env steps", ylim=(0, None))
+    _save(figure, out)
+
+
+def draw_seeds(runs: SeedRuns, out: Path) -> None:
+    """Write the PNG over several seeds: success per stage and mean return, each the interquartile mean over the seeds
+    and its 95 % interval. Raises as `draw` does."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    stages, total = seed_curves(runs)
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    success, returns = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for axis, name, band, colour in (
+        *((success, name, band, f"C{i}") for i, (name, band) in enumerate(stages.items())),
+        (returns, "return", total, "k"),
+    ):
+        axis.plot(band.steps, band.mean, color=colour, label=_text(name))
+        axis.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    title = f"{runs.path.name}: {len(runs.seeds)} seeds, interquartile mean and 95 % interval"
+    success.set(ylabel="success, newest 50", ylim=(-0.02, 1.02), title=_text(title))
+    success.legend(loc="lower right", title="stage")
+    returns.set(ylabel="mean return", xlabel="env steps")
+    _save(figure, out)
+
+
+def _save(figure: Any, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=120)

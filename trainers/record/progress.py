@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainers.record.summary import Summary
     from trainers.run import Run
 
-__all__ = ["Progress", "make_progress", "print_table", "summary_lines"]
+__all__ = ["Progress", "make_progress", "print_table", "summary_lines", "table_lines"]
 
 PANEL_EVERY_S = 0.25  # drawing takes some milliseconds of the event loop
 LINE_EVERY_S = 1.0
@@ -274,9 +274,16 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Aligned columns, the same on a terminal and in a file."""
+    print("\n".join(table_lines(headings, rows)))
+
+
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table with aligned columns."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(headings, *rows)]
-    for row in (headings, *rows):
-        print("  ".join(f"{cell!s:<{width}}" for cell, width in zip(row, widths)).rstrip())
+    return [
+        "  ".join(f"{cell!s:<{width}}" for cell, width in zip(row, widths)).rstrip()
+        for row in (headings, *rows)
+    ]
 
 
 def _title(run: Run) -> str:
