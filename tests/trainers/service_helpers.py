@@ -66,11 +66,13 @@ def endless(runs: Path, **changes: Any) -> TrainConfig:
 
 
 @contextlib.asynccontextmanager
-async def served(config: TrainConfig, job: Job | None = None) -> AsyncIterator[Served]:
+async def served(
+    config: TrainConfig, job: Job | None = None, resume: Path | None = None
+) -> AsyncIterator[Served]:
     """A run with its page, on a free port."""
     job = corridor_job() if job is None else job
     page = Page("127.0.0.1", 0)
-    async with training(config, job=job) as run, serving(run, page) as link:
+    async with training(config, job=job, resume=resume) as run, serving(run, page) as link:
         base = f"http://127.0.0.1:{page.port}"
         async with httpx.AsyncClient(base_url=base, timeout=20) as client:
             assert (await client.get(link)).status_code == 200

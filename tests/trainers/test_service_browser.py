@@ -24,7 +24,7 @@ from tests.trainers.helpers import Corridor, corridor_job, make_corridor
 from tests.trainers.service_helpers import endless, served
 from tests.trainers.test_cli import read_until, started
 from tests.trainers.test_service_cli import link_of
-from trainers import Job, PPOConfig
+from trainers import Job, PPOConfig, training
 
 expect.set_options(timeout=30_000)  # a busy machine is not a broken page
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
@@ -185,6 +185,18 @@ async def test_before_the_first_update(tmp_path: Path) -> None:
         await steer(page, "Set stage")
         await expect(figure(page, "Stage")).to_have_text("three")
         await expect(page.locator("#stages tr.current")).to_contain_text("three")
+        assert run.run.last_report is None
+
+
+async def test_a_resumed_run_before_its_next_update(tmp_path: Path) -> None:
+    """The curves of before are drawn, though this process has no update to report yet."""
+    config = endless(tmp_path, name="run", backend="inline", num_workers=1, total_steps=512)
+    async with training(config, job=corridor_job()) as before:
+        await before.wait()
+    longer = replace(config, total_steps=10**8, ppo=PPOConfig(num_steps=1_000_000, minibatches=1))
+    async with served(longer, resume=before.folder.path) as run, browsing() as (_, page):
+        await page.goto(run.link)
+        await until_drawn(page)
         assert run.run.last_report is None
 
 

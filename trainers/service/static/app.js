@@ -240,7 +240,7 @@ function draw() {
     return { x, y: points.map(of), name, mode, line, hovertemplate: `%{y:${hover}}`, showlegend };
   };
   const perStage = (of, legend) =>
-    report.stages.map(({ name }, i) => {
+    now.stages.map(({ name }, i) => {
       const column = (point) => of(point.stages.find((row) => row.name === name));
       return trace(literally(name), i, column, ".0%", "linear", legend);
     });
@@ -296,7 +296,7 @@ function figure(panels) {
 function shapes(ink) {
   const last = points.at(-1).env_steps;
   const found = state.summary.timeline.map(({ stage, env_steps }, i, all) => {
-    const fillcolor = shade(report.stages.findIndex((row) => row.name === stage));
+    const fillcolor = shade(now.stages.findIndex((row) => row.name === stage));
     const across = { xref: "x", x0: env_steps, x1: all[i + 1]?.env_steps ?? last };
     const looks = { layer: "below", line: { width: 0 }, fillcolor, opacity: 0.13 };
     return { type: "rect", ...across, yref: "y domain", y0: 0, y1: 1, ...looks };
