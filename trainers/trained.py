@@ -136,7 +136,6 @@ class TrainedPolicy:
             self._policy.model,
             self._head,
             self.observation_space,
-            self.action_space,
             greedy=self.greedy,
         )
         if twin is None:

@@ -63,7 +63,7 @@ def test_files_hold_what_torch_computes(space: Any, actions: Any, config: Any, t
     if masks is not None:
         params = np.where(masks, params, np.float32(-1e8))
     expected = head.to_env(head.mode(params, None))
-    one = twin(model, head, space, actions)
+    one = twin(model, head, space)
     one.write(tmp_path / "policy.npz")
     names: dict[str, Any] = {}
     exec(reader(), names)
@@ -98,7 +98,7 @@ def at(part: Any, path: list[str]) -> Any:
 def test_an_observation_may_have_the_name_of_an_output(tmp_path: Path) -> None:
     inside = spaces.Dict({"action": spaces.Discrete(3), "a/b": spaces.Box(-1, 1, (2,), np.float32)})
     model, head = built(inside, ACTIONS[0])
-    _write_onnx(twin(model, head, inside, ACTIONS[0]), inside, tmp_path / "policy.onnx")
+    _write_onnx(twin(model, head, inside), inside, tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     assert [item.name for item in session.get_inputs()] == ["obs/a~1b", "obs/action"]
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, capsys: pytest.Capture
 
 def test_without_the_extra_it_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, head = built(OBSERVATIONS[0], ACTIONS[0])
-    one = twin(model, head, OBSERVATIONS[0], ACTIONS[0])
+    one = twin(model, head, OBSERVATIONS[0])
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ConfigError, match=r"pip install 'aio-vecenv\[onnx\]'"):
         _write_onnx(one, OBSERVATIONS[0], tmp_path / "policy.onnx")

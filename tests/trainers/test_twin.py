@@ -52,8 +52,8 @@ def tensors(space: gym.Space[Any], batch: Any) -> dict[str, torch.Tensor]:
     return {key: torch.as_tensor(array) for key, array in leaf_arrays(space, batch).items()}
 
 
-def twin(model: ActorCritic, head: Any, space: Any, actions: Any, **kwargs: Any) -> Twin:
-    made = twin_of(model, head, space, actions, **kwargs)
+def twin(model: ActorCritic, head: Any, space: Any, **kwargs: Any) -> Twin:
+    made = twin_of(model, head, space, **kwargs)
     assert made is not None
     return made
 
@@ -71,7 +71,7 @@ def test_a_twin_computes_what_torch_computes(space: Any, config: Any, actions: A
     batch = batch_of(space, 40)
     model.observe(tensors(space, batch))  # statistics, where it has any
     rows = batch_of(space, 16)
-    one = twin(model, head, space, actions)
+    one = twin(model, head, space)
     noise = one.draw(np.random.default_rng(1), (16,))
     got, outputs = one.act(rows, noise)
     leaves = tensors(space, rows)
@@ -87,7 +87,7 @@ def test_a_twin_computes_what_torch_computes(space: Any, config: Any, actions: A
     np.testing.assert_allclose(outputs["log_prob"], log_prob, rtol=1e-5, atol=1e-5)
     assert all(actions.contains(action) for action in got)
     assert (got == head.to_env(stored.numpy())).all()
-    greedy = twin(model, head, space, actions, greedy=True)
+    greedy = twin(model, head, space, greedy=True)
     most, nothing = greedy.act(rows, greedy.draw(np.random.default_rng(1), (16,)))
     mask = None if masks is None else masks.numpy()
     np.testing.assert_allclose(most, head.to_env(head.mode(params.numpy(), mask)), rtol=1e-5, atol=1e-5)
@@ -108,7 +108,7 @@ def test_a_twin_computes_what_torch_computes(space: Any, config: Any, actions: A
 def test_a_twin_is_a_policy(space: Any, actions: Any, greedy: bool) -> None:
     model, head = built(space, actions)
     other, _ = built(space, actions, seed=1)
-    one = twin(model, head, space, actions, greedy=greedy)
+    one = twin(model, head, space, greedy=greedy)
     check_policy(one, space, actions, params=[parameters_of(one, other), parameters_of(one, model)])
 
 
@@ -116,7 +116,7 @@ def test_sampling_follows_the_probabilities() -> None:
     """The noise, and what becomes of it, are those of the distribution: Gumbel-max, and the normal's own moments."""
     model, head = built(VECTOR, ACTIONS[0])
     rows = np.repeat(batch_of(VECTOR, 1), 20_000, 0)
-    one = twin(model, head, VECTOR, ACTIONS[0])
+    one = twin(model, head, VECTOR)
     actions, outputs = one.act(rows, one.draw(np.random.default_rng(0), (20_000,)))
     shares = np.bincount(actions, minlength=4) / 20_000
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_sampling_follows_the_probabilities() -> None:
     np.testing.assert_allclose(shares, expected, atol=0.015)
     np.testing.assert_allclose(np.exp(outputs["log_prob"]), expected[actions], rtol=1e-4)
     model, head = built(VECTOR, ACTIONS[4])
-    one = twin(model, head, VECTOR, ACTIONS[4])
+    one = twin(model, head, VECTOR)
     _, outputs = one.act(rows, one.draw(np.random.default_rng(0), (20_000,)))
     with torch.no_grad():
         params = model(tensors(VECTOR, rows[:1]))[0][0].numpy()
@@ -134,13 +134,13 @@ def test_sampling_follows_the_probabilities() -> None:
 
 def test_only_the_actor_travels() -> None:
     model, head = built(VECTOR, ACTIONS[0])
-    assert not [name for name in twin(model, head, VECTOR, ACTIONS[0]).arrays if name.startswith("critic")]
+    assert not [name for name in twin(model, head, VECTOR).arrays if name.startswith("critic")]
 
 
 def test_a_module_that_numpy_does_not_know_has_no_twin() -> None:
     model, head = built(VECTOR, ACTIONS[0])
     model.actor[1] = nn.Softplus()
-    assert twin_of(model, head, VECTOR, ACTIONS[0]) is None
+    assert twin_of(model, head, VECTOR) is None
 
 
 def test_padded_convolutions_are_torch_s() -> None:
@@ -152,13 +152,13 @@ def test_padded_convolutions_are_torch_s() -> None:
     rows = batch_of(GRID, 16)
     with torch.no_grad():
         expected = model(tensors(GRID, rows))[0]
-    got = twin(model, head, GRID, ACTIONS[0])._network(rows)
+    got = twin(model, head, GRID)._network(rows)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     model, head = built(OBSERVATIONS[11], ACTIONS[5])
-    one = twin(model, head, OBSERVATIONS[11], ACTIONS[5])
+    one = twin(model, head, OBSERVATIONS[11])
     one.write(tmp_path / "policy.npz")
     back = read_twin(tmp_path / "policy.npz")
     rows, noise = batch_of(OBSERVATIONS[11], 16), one.draw(np.random.default_rng(0), (16,))
@@ -186,7 +186,7 @@ async def test_a_twin_acts_in_a_worker_without_torch() -> None:
     env = gym.make("CartPole-v1")
     space, actions = env.observation_space, env.action_space
     model, head = built(space, actions)
-    one = twin(model, head, space, actions)
+    one = twin(model, head, space)
 
     def in_worker(env: Any) -> Any:
         import sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -13,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.config import ConfigError, NetworkConfig
+from trainers.twin import MASKED, CategoricalActions, NormalActions
 
 __all__ = ["ActionHead", "Categorical", "Gaussian", "action_head"]
 
-MASKED = np.float32(-1e8)  # a logit that is never drawn, yet finite: a row with nothing allowed stays uniform
 DEFAULT = NetworkConfig()
 UNBOUNDED = 1e15  # a bound that far away says that there is none
-TINY = np.finfo(np.float32).tiny
 
 Floats = NDArray[np.float32]
 
@@ -35,6 +35,14 @@ class ActionHead(Protocol):
     """Type of stored actions."""
     mask_size: int
     """Width of an action mask; 0: actions cannot be masked."""
+    plan: dict[str, Any]
+    """What makes its `numpy` half, as plain data (`Twin`), with `constants`, its arrays by name."""
+    constants: dict[str, NDArray[Any]]
+
+    @property
+    def numpy(self) -> CategoricalActions | NormalActions:
+        """The half that needs no torch: it draws noise and samples, in workers too."""
+        ...
 
     def sample(
         self, params: Floats, rng: np.random.Generator, mask: NDArray[np.bool_] | None
@@ -54,6 +62,10 @@ class ActionHead(Protocol):
         """Stored actions as the env's action space says."""
         ...
 
+    def stored(self, actions: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """What to store (n, *shape) of actions (n, …) that envs took, and of what the policy said of them beside."""
+        ...
+
     def evaluate(
         self, params: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,48 +77,32 @@ class Categorical:
     """Discrete and MultiDiscrete: independent categorical variables; stored as int64 (n, k), from 0."""
 
     def __init__(self, space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> None:
-        nvec = [int(space.n)] if isinstance(space, gym.spaces.Discrete) else space.nvec.reshape(-1).tolist()
-        self._space = space
-        self._start = np.asarray(space.start)
-        edges = np.cumsum([0, *nvec]).tolist()
-        self._segments = tuple(itertools.pairwise(edges))
-        self.size = self.mask_size = edges[-1]
-        self.shape: tuple[int, ...] = (len(nvec),)
+        sizes = [int(space.n)] if isinstance(space, gym.spaces.Discrete) else space.nvec.reshape(-1).tolist()
+        start = np.asarray(space.start).reshape(-1).tolist()
+        self.plan = {"kind": "categorical", **_kind(space), "sizes": sizes, "start": start}
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.numpy = CategoricalActions(self.plan)
+        self._segments = tuple(itertools.pairwise(np.cumsum([0, *sizes]).tolist()))
+        self.size = self.mask_size = self.numpy.width
+        self.shape: tuple[int, ...] = (len(sizes),)
         self.dtype: np.dtype[Any] = np.dtype(np.int64)
 
     def sample(
         self, params: Floats, rng: np.random.Generator, mask: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.int64], Floats]:
-        logits = params if mask is None else np.where(mask, params, MASKED)
-        # Gumbel-max: the largest of logit - log(exponential noise) is distributed as softmax(logits)
-        noise = rng.standard_exponential(logits.shape, dtype=np.float32)
-        np.log(np.maximum(noise, TINY, out=noise), out=noise)  # a noise of 0 would beat even what is masked
-        actions = self._largest(logits - noise)
-        rows = np.arange(len(logits))
-        log_probs = np.zeros(len(logits), np.float32)
-        for k, (lo, hi) in enumerate(self._segments):
-            part = logits[:, lo:hi]
-            shifted = part - part.max(axis=1, keepdims=True)
-            log_probs += shifted[rows, actions[:, k]] - np.log(np.exp(shifted).sum(axis=1))
-        return actions, log_probs
+        return self.numpy.sample(_masked(params, mask), self.numpy.draw(rng, (len(params),)))
 
     def mode(self, params: Floats, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-        return self._largest(params if mask is None else np.where(mask, params, MASKED))
+        return self.numpy.mode(_masked(params, mask))
 
     def nothing_allowed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        allowed = [mask[:, lo:hi].any(axis=1) for lo, hi in self._segments]
-        nothing: NDArray[np.bool_] = ~np.logical_and.reduce(allowed)
-        return nothing
-
-    def _largest(self, scores: Floats) -> NDArray[np.int64]:
-        actions = np.empty((len(scores), len(self._segments)), np.int64)
-        for k, (lo, hi) in enumerate(self._segments):
-            scores[:, lo:hi].argmax(axis=1, out=actions[:, k])
-        return actions
+        return self.numpy.nothing_allowed(mask)
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
-        shaped = actions.reshape(len(actions), *self._start.shape) + self._start
-        return shaped.astype(self._space.dtype, copy=False)
+        return self.numpy.to_env(actions)
+
+    def stored(self, actions: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        return self.numpy.from_env(actions)
 
     def evaluate(
         self, params: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor | None
@@ -120,6 +116,15 @@ class Categorical:
         return log_prob, entropy
 
 
+def _masked(logits: Floats, mask: NDArray[np.bool_] | None) -> Floats:
+    return logits if mask is None else np.where(mask, logits, MASKED)
+
+
+def _kind(space: gym.Space[Any]) -> dict[str, Any]:
+    """Shape and dtype of one action, as plain data."""
+    return {"shape": list(space.shape or ()), "dtype": np.dtype(space.dtype).str}
+
+
 class Gaussian:
     """Box: a diagonal normal, its deviation independent of the state.
 
@@ -130,13 +135,15 @@ class Gaussian:
     """
 
     def __init__(self, space: gym.spaces.Box, *, scaled: bool) -> None:
-        self._space = space
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         bounded = scaled & (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-        self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self._as_is = bool(np.all((self.half == 1) & (self.middle == 0)))
-        self._width = math.prod(space.shape)
+        arrays = {"low": space.low, "high": space.high, "half": (high - low) / 2, "middle": (high + low) / 2}
+        names = {key: f"action.{key}" for key in arrays}
+        self.plan = {"kind": "normal", **_kind(space), **names}
+        self.constants = {names[key]: arrays[key] for key in arrays}
+        self.numpy = NormalActions(self.plan, self.constants)
+        self._width = self.numpy.width
         self.size = 2 * self._width
         self.mask_size = 0
         self.shape: tuple[int, ...] = (self._width,)
@@ -145,25 +152,19 @@ class Gaussian:
     def sample(
         self, params: Floats, rng: np.random.Generator, mask: NDArray[np.bool_] | None
     ) -> tuple[Floats, Floats]:
-        mean, log_std = params[:, : self._width], params[:, self._width :]
-        noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        log_probs = -0.5 * noise**2 - log_std - np.float32(0.5 * math.log(2 * math.pi))
-        actions: Floats = (mean + np.exp(log_std) * noise).astype(np.float32, copy=False)
-        total: Floats = log_probs.sum(axis=1, dtype=np.float32)
-        return actions, total
+        return self.numpy.sample(params, self.numpy.draw(rng, (len(params),)))
 
     def mode(self, params: Floats, mask: NDArray[np.bool_] | None) -> Floats:
-        return params[:, : self._width]
+        return self.numpy.mode(params)
 
     def nothing_allowed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return np.zeros(len(mask), np.bool_)
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
-        shaped = actions.reshape(len(actions), *self._space.shape)
-        if not self._as_is:
-            shaped = shaped * self.half + self.middle
-        bounded: NDArray[Any] = np.clip(shaped, self._space.low, self._space.high)
-        return bounded.astype(self._space.dtype, copy=False)
+        return self.numpy.to_env(actions)
+
+    def stored(self, actions: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        return outputs["action"]
 
     def evaluate(
         self, params: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor | None

@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.learn.actions import ActionHead, Gaussian
+from trainers.learn.actions import ActionHead
 from trainers.learn.encoders import Flat, Grid, Normalised, OneHot, Pixels
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces, mask_leaf
 from trainers.twin import Twin, names_in
 
-__all__ = ["parameters_of", "twin_of"]
+__all__ = ["network_plan", "parameters_of", "twin_of"]
 
 Steps = list[dict[str, Any]]
 
@@ -31,7 +30,6 @@ def twin_of(
     model: ActorCritic,
     head: ActionHead,
     observation_space: gym.Space[Any],
-    action_space: gym.Space[Any],
     *,
     greedy: bool = False,
 ) -> Twin | None:
@@ -39,24 +37,33 @@ def twin_of(
 
     The critic is left out. A mask that is a leaf of the observation is heeded; one that comes in infos cannot be.
     """
-    paths = dict(zip(leaf_spaces(observation_space), _paths(observation_space)))
+    plan = network_plan(model, dict(zip(leaf_spaces(observation_space), _paths(observation_space))))
+    if plan is None:
+        return None
+    del plan["critic"]
+    plan["mask"] = [MASK] if head.mask_size and mask_leaf(observation_space) else None
+    plan["action"] = head.plan
+    state = _arrays(model)
+    return Twin(plan, {**{name: state[name] for name in names_in(plan)}, **head.constants}, greedy=greedy)
+
+
+def network_plan(model: ActorCritic, paths: Mapping[str, Sequence[str | int]]) -> dict[str, Any] | None:
+    """What `model` computes, as a `Twin`'s plan has it, with the steps of its `critic`; `paths`: where each leaf is
+    found. None if there is a module that has no counterpart in numpy."""
     names = {id(module): name for name, module in model.named_modules()}
     try:
-        plan: dict[str, Any] = {
+        return {
             "inputs": [
                 {"path": paths[key], "steps": _encoder(encoder, names)}
                 for key, encoder in zip(model.keys, model.encoders)
             ],
             "body": _steps(model.body, names),
             "actor": _steps(model.actor, names),
+            "critic": _steps(model.critic, names),
+            "log_std": None if model.log_std is None else "log_std",
         }
     except NoTwin:
         return None
-    plan["log_std"] = None if model.log_std is None else "log_std"
-    plan["mask"] = [MASK] if head.mask_size and mask_leaf(observation_space) else None
-    plan["action"], constants = _action(action_space, head)
-    state = _arrays(model)
-    return Twin(plan, {**{name: state[name] for name in names_in(plan)}, **constants}, greedy=greedy)
 
 
 def parameters_of(twin: Twin, model: nn.Module) -> dict[str, NDArray[Any]]:
@@ -134,20 +141,3 @@ def _step(layer: nn.Module, name: str) -> dict[str, Any]:
         case nn.Flatten() if (layer.start_dim, layer.end_dim) == (1, -1):
             return {"op": "flatten"}
     raise NoTwin(type(layer).__name__)
-
-
-def _action(space: gym.Space[Any], head: ActionHead) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The head as data, and its constant arrays."""
-    plain = {"shape": list(space.shape or ()), "dtype": np.dtype(space.dtype).str}
-    match space:
-        case spaces.Discrete():
-            sizes, start = [int(space.n)], [int(space.start)]
-        case spaces.MultiDiscrete():
-            sizes, start = space.nvec.reshape(-1).tolist(), space.start.reshape(-1).tolist()
-        case _:
-            assert isinstance(space, spaces.Box)  # heads know no others
-            assert isinstance(head, Gaussian)
-            arrays = {"low": space.low, "high": space.high, "half": head.half, "middle": head.middle}
-            named = {key: f"action.{key}" for key in arrays}
-            return {"kind": "normal", **plain, **named}, {named[key]: arrays[key] for key in arrays}
-    return {"kind": "categorical", **plain, "sizes": sizes, "start": start}, {}
