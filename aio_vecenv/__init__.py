@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .adapters.gymnasium import make_vec
     from .core.batch import Batch, Episode, EpisodeStarted, EventBatch, RunningEpisode
+    from .core.chunk import Chunk
     from .core.env_state import restore_state
     from .core.limits import RestartBudget, Timeouts
     from .core.policy import Policy
@@ -43,6 +44,7 @@ __all__ = [
     "BadActions",
     "Batch",
     "BusyError",
+    "Chunk",
     "ClosedError",
     "EnvError",
     "Episode",
@@ -69,6 +71,7 @@ __all__ = [
 _HOME = {
     "AsyncVecEnv": "vec_env",
     "Batch": "core.batch",
+    "Chunk": "core.chunk",
     "Episode": "core.batch",
     "EpisodeStarted": "core.batch",
     "EventBatch": "core.batch",

@@ -27,6 +27,8 @@ from .core import framing as wire
 from .core.actions import ActionWriter
 from .core.assignment import EnvIds, seeds_for
 from .core.batch import Batch, RunningEpisode
+from .core.chunk import Chunk
+from .core.chunks import Chunks
 from .core.env_state import EnvState
 from .core.framing import Kind
 from .core.infos import batch_infos
@@ -44,8 +46,8 @@ from .runtime.collector import Collector
 from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
 from .runtime.opening import Opening
-from .runtime.policies import ParentPolicy
 from .runtime.publisher import Receipt
+from .runtime.unrolls import Unrolls
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
@@ -80,8 +82,12 @@ class AsyncVecEnv:
         spares: warm interpreters kept for replacements.
         spaces: "equivalent": the envs' observation spaces may differ in their bounds, not in structure, shape or
             dtype; `single_observation_space` is that of env 0.
-        policy: what `act` acts with, see `Policy`; it is pickled here and now. Or a function that makes it, called
-            while opening with the spaces of one env, (observation_space, action_space); it may return None: no policy.
+        policy: what `act` and unrolls act with, see `Policy`; it is pickled here and now. Or a function that makes it,
+            called while opening with the spaces of one env, (observation_space, action_space); it may return None: no
+            policy, and no unrolls.
+        unroll: the most rows of an unroll; each worker then has a copy of the policy. Needs `policy`, autoreset
+            NEXT_STEP, single envs, and observations and actions that lie in shared memory (ValueError); MemoryError,
+            with the most that there is room for.
         casting: "safe": observations and actions lose nothing, or are refused; "unsafe", as Gymnasium's and
             Stable-Baselines3's vec envs do it: observations are cast to the dtype of their space, with one warning,
             and actions reach the envs as they were given.
@@ -108,6 +114,7 @@ class AsyncVecEnv:
         spares: int = 0,
         spaces: Literal["equal", "equivalent"] = "equal",
         policy: Policy | PolicyMaker | None = None,
+        unroll: int | None = None,
         casting: Literal["safe", "unsafe"] = "safe",
     ) -> None:
         self._closed = True  # until opened: makes __del__ safe if what follows raises
@@ -125,10 +132,10 @@ class AsyncVecEnv:
         settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
         warm = options.whole("spares", spares, 0)
         make = _backend_maker(backend, warm, self.num_workers)
+        self._unrolls = Unrolls(policy, unroll, autoreset)
         self._opening = Opening(
-            makers, self.num_workers, make, settings, shared_memory, copy, timeouts, restart
+            makers, self.num_workers, make, settings, shared_memory, copy, timeouts, restart, self._unrolls
         )
-        self._policy = None if policy is None else ParentPolicy(policy)
         self._opened = False
         # the loop it belongs to, while it is open: what `send` and `recv` ask first, before `_check_open` says why not
         self._home: object = _NOWHERE
@@ -171,8 +178,6 @@ class AsyncVecEnv:
         self._assignment, self.num_envs = assignment, assignment.num_envs
         self.single_observation_space = spaces.observation
         self.single_action_space = spaces.action
-        if self._policy is not None and not self._policy.open(spaces.observation, spaces.action, assignment):
-            self._policy = None
         memory = opening.allocate(supervisor, agreed)  # first: it says what is missing where there is no room
         self.observation_space = batch_space(spaces.observation, self.num_envs)
         self.action_space = batch_space(spaces.action, self.num_envs)
@@ -182,8 +187,9 @@ class AsyncVecEnv:
         self._calls = Calls(supervisor, assignment)
         self._actions = ActionWriter(agreed.action, memory.slab, as_given=settings.casting == "unsafe")
         self._states = EnvStates(supervisor, self._calls.count(None))
+        chunks = Chunks(self._pool, assignment, memory.slab, agreed.obs, agreed.action, copy=opening.copy)
         self._collector = Collector(
-            self._pool, supervisor, self._calls, self._states, self._hub,
+            self._pool, chunks, supervisor, self._calls, self._states, self._hub,
             tries_again=settings.on_env_error == "reset", whole=assignment.whole,
         )  # fmt: skip
         await supervisor.attach(memory, self._collector)
@@ -214,6 +220,8 @@ class AsyncVecEnv:
             self._closing = self._loop.create_task(self._supervisor.close(), name="close vec env")
             self._collector.failed(ClosedError("the vec env was closed"))
             try:
+                for released in self._collector.chunks.close():
+                    self._hub.release(released)
                 self._hub.release(self._pool.close())
             finally:
                 self._hub.close()
@@ -328,8 +336,8 @@ class AsyncVecEnv:
             or _process_id() != self._pid
         ):
             self._check_open()
-        if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
-            raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
+        if min_envs is not None:
+            _check_min_envs(min_envs)
         return await self._collector.recv(min_envs)
 
     async def step(self, actions: Any) -> Batch:
@@ -344,7 +352,8 @@ class AsyncVecEnv:
 
         Raises TypeError if they cannot be pickled, PolicyError if `load` raises: the version before stays in force.
         """
-        return self._own_policy("set_policy").load(params)
+        self._check_open()
+        return self._unrolls.policy("set_policy()").load(params)
 
     def act(
         self, obs: Any, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None
@@ -357,13 +366,38 @@ class AsyncVecEnv:
         Raises BadActions if `obs` or `noise` has another shape or dtype, PolicyError if the policy raises or returns
         what it may not, ValueError for the env ids.
         """
-        return self._own_policy("act").act(obs, noise, env_ids)
-
-    def _own_policy(self, name: str) -> ParentPolicy:
         self._check_open()
-        if self._policy is None:
-            raise ValueError(f"{name}() without a policy: construct the vec env with policy=")
-        return self._policy
+        return self._unrolls.policy("act()").act(obs, noise, env_ids)
+
+    def send_unroll(self, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None) -> None:
+        """Let the workers of these envs (default: all) act and step T times; never waits.
+
+        `noise` (T, n, *shape), as `policy.draw` gives it, column j for `env_ids[j]`; T ≥ 1, at most `unroll`. They act
+        under the parameters that `set_policy` was given last. `env_ids`: all envs of whole workers.
+
+        Raises BadActions or BusyError before anything is sent; ValueError for the env ids.
+        """
+        self._check_open()
+        self._unrolls.send(noise, self._assignment.select(env_ids), self._collector.chunks, self._supervisor)
+
+    async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
+        """The columns of one `send_unroll` whose rows are all in, the oldest that has at least `min_envs` of them.
+
+        Default, and cap: all that it still owes. Events are released row by row. With copy=False: views where all
+        columns lie in one buffer, valid until the second-next `send_unroll` of any of their workers.
+
+        Raises EnvError if an env raised, PolicyError if the policy did (an ExceptionGroup if several); the chunk stays
+        owed, all columns of it, and the next `recv_unroll` returns it. Raises ValueError if no chunk is owed, BusyError
+        if another task receives. Cancelling loses nothing: the chunk stays owed.
+        """
+        self._check_open()
+        _check_min_envs(min_envs)
+        return await self._collector.recv_chunk(min_envs)
+
+    async def unroll(self, noise: NDArray[Any]) -> Chunk:
+        """`send_unroll(noise)`, then `recv_unroll()` of all. Cancelling loses nothing: the chunk stays owed."""
+        self.send_unroll(noise)
+        return await self._collector.recv_chunk()
 
     # -- telling and asking --------------------------------------------------------------------------------------
 
@@ -510,6 +544,11 @@ class AsyncVecEnv:
     ) -> tuple[Any, ...]:
         self._check_open()
         return await self._calls.ask(op, name, env_ids, values)
+
+
+def _check_min_envs(min_envs: int | None) -> None:
+    if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
+        raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
 
 
 def _packed(options: Any, workers: int) -> bytes:

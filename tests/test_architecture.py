@@ -35,17 +35,17 @@ EXTRA: dict[str, set[str]] = {
 }
 
 ROOMS: dict[str, set[str]] = {
-    "aio_vecenv": {"__init__", "chaos", "errors", "loop", "memory", "vec_env"},
+    "aio_vecenv": {"__init__", "blas", "chaos", "errors", "loop", "memory", "vec_env"},
     "aio_vecenv/core": {
-        "__init__", "actions", "assembly", "assignment", "batch", "env_state", "episodes", "factories", "framing",
-        "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool", "protocol", "report",
-        "spaces", "statistics", "updates",
+        "__init__", "actions", "assembly", "assignment", "batch", "chunk", "chunks", "command", "env_state", "episodes",
+        "factories", "framing", "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool",
+        "protocol", "report", "spaces", "statistics", "updates",
     },
-    "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "rows", "vector_group"},
+    "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "rows", "unroll", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "process"},
     "aio_vecenv/runtime": {
-        "__init__", "blas", "calls", "collector", "env_states", "events", "opening", "policies", "publisher",
-        "supervisor",
+        "__init__", "calls", "collector", "env_states", "events", "opening", "policies", "publisher", "supervisor",
+        "unrolls",
     },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "aio_vecenv/fleet": {"__init__", "episodes", "host_state", "messages", "state"},
@@ -86,10 +86,12 @@ FOLDERS: dict[str, set[str]] = {
         "aio_vecenv/adapters", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv/testing",
     },
     "aio_vecenv/core": {"aio_vecenv.errors"},
-    "aio_vecenv/worker": {"aio_vecenv.memory", "aio_vecenv/core"},
-    "aio_vecenv/backends": {"aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv/worker"},
+    "aio_vecenv/worker": {"aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core"},
+    "aio_vecenv/backends": {
+        "aio_vecenv.blas", "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv/worker",
+    },
     "aio_vecenv/runtime": {
-        "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv.backends.base",
+        "aio_vecenv.blas", "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv.backends.base",
     },
     "aio_vecenv/adapters": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv.backends.base",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..blas import same_threads_as_workers
 from ..core.framing import Kind, Message
 from ..core.messages import Attachment, Setup, Spaces
 from ..core.protocol import Conversation
@@ -19,6 +20,7 @@ from ..memory import bytes_left
 from ..worker import env_groups
 from ..worker.main import execute, interrupted, make_envs, take_update
 from ..worker.rows import Group
+from ..worker.unroll import Unroller, UnrollUnderWay, unroller_of
 from .base import Listener
 
 __all__ = ["InlineBackend", "InlineWorker"]
@@ -58,6 +60,8 @@ class InlineWorker:
         self._queue: deque[Message] = deque()
         self._updates: deque[Message] = deque()
         self._group: Group | None = None
+        self._unroller: Unroller | None = None
+        self._under_way: UnrollUnderWay | None = None  # of the first message in the queue
         self._envs: list[Any] = []
         self._inbox = Inbox(0)
         self._loop = asyncio.get_running_loop()
@@ -92,6 +96,9 @@ class InlineWorker:
             self._catch_up,
             bytes_left,
         )
+        self._unroller = unroller_of(
+            self._group, self._spaces, self._setup, attachment, self._backend.block, same_threads_as_workers
+        )
         self.conversation.received(Kind.ATTACHED)
 
     def send(self, message: Message) -> None:
@@ -116,7 +123,15 @@ class InlineWorker:
     def run_pending(self) -> bool:
         if not self._queue or self._group is None:
             return False
-        message = self._queue.popleft()
+        message = self._queue[0]
+        if message.kind is Kind.UNROLL:
+            self._row(message)
+            return True
+        self._queue.popleft()
+        if message.kind is Kind.POLICY:
+            assert self._unroller is not None
+            self._unroller.load(message.number, message.payload)
+            return True
         if message.version > self._inbox.covered:
             self._catch_up(message.version)
         try:
@@ -127,6 +142,28 @@ class InlineWorker:
             raise
         self._answer(message, payloads)
         return True
+
+    def _row(self, message: Message) -> None:
+        """Do one row of an unroll."""
+        if self._under_way is None:
+            if message.version > self._inbox.covered:
+                self._catch_up(message.version)
+            assert self._unroller is not None
+            self._under_way = UnrollUnderWay(self._unroller, message)
+        under_way = self._under_way
+        try:
+            if under_way.row():
+                return
+            payloads = under_way.reply()
+        except BaseException as error:
+            self._end_unroll(message, under_way.interrupted(error))
+            raise
+        self._end_unroll(message, payloads)
+
+    def _end_unroll(self, message: Message, payloads: Sequence[bytes]) -> None:
+        self._queue.popleft()
+        self._under_way = None
+        self._answer(message, payloads)
 
     def _answer(self, message: Message, payloads: Sequence[bytes]) -> None:
         number = message.number
@@ -144,6 +181,7 @@ class InlineWorker:
 
     async def close(self, grace_s: float | None) -> None:
         envs, self._envs, self._group = self._envs, [], None
+        self._unroller = self._under_way = None
         self._queue.clear()
         self._updates.clear()
         errors: list[Exception] = []

@@ -16,7 +16,7 @@ from ..core.framing import LARGE_BYTES, Decoder, Kind, Message, ProtocolError, e
 from ..core.messages import Attachment, Setup, Spaces, decode, decode_notes
 from ..core.messages import encode as encode_body
 from ..core.protocol import Conversation, State
-from ..core.report import describe, rebuild
+from ..core.report import describe, rebuild, rebuild_policy
 from ..errors import WorkerTimeout
 from ..memory import SharedBlock, check_room, oom_kills
 from .base import Listener, Loss
@@ -133,6 +133,8 @@ class ProcessWorker:
             self._waiter = None
         if message.kind is Kind.FAILED:
             env_id, report = decode(message)
+            if report.op != "make":
+                raise rebuild_policy(report, self.index)
             raise rebuild(report, -1 if env_id is None else env_id, self.index)
         return message
 

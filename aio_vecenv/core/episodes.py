@@ -28,7 +28,7 @@ class EpisodeTracker:
         # steps that are not in these yet, oldest first
         self._late: list[tuple[Any, bytes, Sequence[int]]] = []
         self.seed: list[int | None] = [None] * num_envs
-        self._num_envs = num_envs
+        self.num_envs = num_envs
         self._running = [False] * num_envs
         self._index = [-1] * num_envs
         self._order = [0] * num_envs
@@ -52,6 +52,22 @@ class EpisodeTracker:
         if self._late:
             self._add_up()
         return self._length.item(env_id), self._return.item(env_id)
+
+    def totals_of(self, env_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """As `totals`, of several envs: arrays of the caller's own."""
+        if self._late:
+            self._add_up()
+        return self._length[env_ids], self._return[env_ids]
+
+    def put_total(self, env_id: int, length: int, episode_return: float) -> None:
+        """What the running episode of this env comes to, several steps later."""
+        self._length[env_id], self._return[env_id] = length, episode_return
+
+    def put_totals(
+        self, env_ids: NDArray[np.int64], lengths: NDArray[np.int64], returns: NDArray[np.float64]
+    ) -> None:
+        """The same of several envs."""
+        self._length[env_ids], self._return[env_ids] = lengths, returns
 
     def executed_one(self, env_id: int, reward: float) -> None:
         """One more step of this env, that is no row of any batch."""
@@ -91,7 +107,7 @@ class EpisodeTracker:
 
     def about_to_begin(self, env_id: int, call: int) -> None:
         """A command that begins an episode is on its way: the watermark must not pass it."""
-        order = self._beginning[env_id] = call * self._num_envs + env_id
+        order = self._beginning[env_id] = call * self.num_envs + env_id
         if not self._running[env_id]:
             self._opens(env_id, order)
 
@@ -101,7 +117,7 @@ class EpisodeTracker:
         What is noted but not added up yet adds nothing to it: `end` has added up what came before, and the row that
         begins an episode is no step and has no reward.
         """
-        order = call * self._num_envs + env_id
+        order = call * self.num_envs + env_id
         self._running[env_id] = True
         self._index[env_id] = index = self._index[env_id] + 1
         self._order[env_id] = order
@@ -160,4 +176,4 @@ class EpisodeTracker:
         """Every episode with a smaller order, begun or about to begin, has ended."""
         if self._oldest is None:
             self._oldest = min(self._open.values(), default=_NEVER)
-        return min(self._oldest, next_call * self._num_envs)
+        return min(self._oldest, next_call * self.num_envs)

@@ -68,6 +68,8 @@ class Kind(IntEnum):
     UPDATE = 13  # parent, broadcast pipe: a payload under a topic
     TAKEN = 14  # child, broadcast pipe: the update of this version has been taken over
     PART = 15  # child: the beginning of the reply of this number, which follows
+    POLICY = 16  # parent: the policy's parameters, for the unrolls that follow; not answered
+    UNROLL = 17  # parent: several steps of all envs, acted by the policy
 
     __hash__ = (
         int.__hash__

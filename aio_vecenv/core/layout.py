@@ -7,10 +7,10 @@ block, one array per leaf with a row per env; every other leaf travels pickled w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,10 +18,21 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 __all__ = [
+    "AT_WORK",
+    "BEGAN",
+    "IDLE",
+    "LAST_ROW_NS",
+    "POLICY_AT_WORK",
+    "POLICY_NS",
+    "ROWS_DONE",
+    "STOP",
     "TERMINATED",
     "TRUNCATED",
+    "ChunkBuffer",
+    "ChunkRows",
     "Field",
     "Leaf",
+    "RowSpec",
     "SharedMemory",
     "Slab",
     "SpaceTree",
@@ -31,7 +42,14 @@ __all__ = [
     "pick_rows",
 ]
 
-TERMINATED, TRUNCATED = 1, 2
+TERMINATED, TRUNCATED = 1, 2  # flags of a row
+BEGAN = 4  # … it begins an episode, where the worker itself resets
+IDLE = 8  # … of a chunk: nothing was done
+# What a worker that unrolls says of itself while it does, one number each
+ROWS_DONE, LAST_ROW_NS, AT_WORK, POLICY_NS, STOP = range(5)
+_PROGRESS = 8  # numbers: a cache line
+_NO_PROGRESS = np.zeros((0, _PROGRESS), np.int64)
+POLICY_AT_WORK = -1  # instead of an env id
 
 SharedMemory = Literal["auto", True, False]
 Path = tuple[str | int, ...]
@@ -65,6 +83,22 @@ class Leaf:
 
     def __str__(self) -> str:
         return "".join(f"[{part!r}]" for part in self.path).replace("'", '"')
+
+
+class RowSpec(NamedTuple):
+    """One row of an array: its shape and dtype."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class ChunkRows(NamedTuple):
+    """What the block holds for chunks: two buffers of so many rows, what a policy adds to a row, a line per worker."""
+
+    length: int
+    workers: int
+    noise: RowSpec
+    outputs: Mapping[str, RowSpec]
 
 
 class SpaceTree:
@@ -165,7 +199,7 @@ class Field:
 
 
 def layout(
-    obs: SpaceTree, action: SpaceTree, num_envs: int, *, final_obs: bool
+    obs: SpaceTree, action: SpaceTree, num_envs: int, *, final_obs: bool, chunks: ChunkRows | None = None
 ) -> tuple[tuple[Field, ...], int]:
     """The fields of the block and its size in bytes. Field "newest", the newest update's version, comes first."""
     wanted: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [("newest", np.dtype(np.int64), (1,))]
@@ -181,6 +215,8 @@ def layout(
                 for index, leaf in enumerate(tree.leaves)
                 if leaf.fixed
             ]
+    if chunks is not None:
+        wanted += _of_chunks(obs, action, num_envs, chunks)
     fields: list[Field] = []
     offset = 0
     for name, dtype, shape in wanted:
@@ -188,6 +224,51 @@ def layout(
         fields.append(field)
         offset += -(-field.size_bytes // _ALIGN) * _ALIGN
     return tuple(fields), max(offset, _ALIGN)
+
+
+def _of_chunks(
+    obs: SpaceTree, action: SpaceTree, num_envs: int, chunks: ChunkRows
+) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    wanted: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [
+        ("progress", np.dtype(np.int64), (chunks.workers, _PROGRESS))
+    ]
+    rows = (chunks.length, num_envs)
+    for buffer in ("chunk0_", "chunk1_"):
+        wanted += [
+            (buffer + "rewards", np.dtype(np.float64), rows),
+            (buffer + "versions", np.dtype(np.int64), rows),
+            (buffer + "flags", np.dtype(np.uint8), rows),
+            (buffer + "noise", chunks.noise.dtype, (*rows, *chunks.noise.shape)),
+        ]
+        wanted += [
+            (f"{buffer}obs{i}", leaf.dtype, (chunks.length + 1, num_envs, *leaf.shape))
+            for i, leaf in enumerate(obs.leaves)
+        ]
+        wanted += [
+            (f"{buffer}action{i}", leaf.dtype, (*rows, *leaf.shape)) for i, leaf in enumerate(action.leaves)
+        ]
+        wanted += [
+            (f"{buffer}output_{name}", spec.dtype, (*rows, *spec.shape))
+            for name, spec in chunks.outputs.items()
+        ]
+    return wanted
+
+
+class ChunkBuffer:
+    """One of the two buffers of chunks: arrays (rows, num_envs, …), observations one row more."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], number: int) -> None:
+        prefix = f"chunk{number}_"
+        mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        self.rewards: NDArray[np.float64] = mine["rewards"]
+        self.versions: NDArray[np.int64] = mine["versions"]
+        self.flags: NDArray[np.uint8] = mine["flags"]
+        self.noise = mine["noise"]
+        self.obs = [array for name, array in mine.items() if name.startswith("obs")]
+        self.actions = [array for name, array in mine.items() if name.startswith("action")]
+        self.outputs = {
+            name.removeprefix("output_"): array for name, array in mine.items() if name.startswith("output_")
+        }
 
 
 class Slab:
@@ -207,6 +288,9 @@ class Slab:
         self.obs = self._columns("obs", obs)
         self.final_obs = self._columns("final_obs", obs)
         self.action = self._columns("action", action)
+        both = range(2) if "progress" in self.arrays else ()
+        self.chunks = [ChunkBuffer(self.arrays, number) for number in both]
+        self.progress: NDArray[np.int64] = self.arrays.get("progress", _NO_PROGRESS)
 
     def release(self) -> None:
         """Let go of the block: it is unmapped once no view is left, such as one that a caller still holds.
@@ -219,10 +303,15 @@ class Slab:
         self.flags = np.zeros(0, np.uint8)
         self.flag_bytes = memoryview(b"")
         self.obs, self.final_obs, self.action = [], [], []
+        self.chunks, self.progress = [], _NO_PROGRESS
 
     def mark(self, version: int) -> None:
         """Make the newest version visible to the workers: one aligned store of 8 bytes."""
         self.newest[0] = version
+
+    def stop(self) -> None:
+        """Workers that unroll end after the env step under way."""
+        self.progress[:, STOP] = 1
 
     def _columns(self, name: str, tree: SpaceTree) -> list[NDArray[Any] | None]:
         """Per leaf its (num_envs, *shape) array; None where the leaf is pickled or the field is not there."""

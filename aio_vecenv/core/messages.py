@@ -10,6 +10,8 @@ notes of one kind and env may stand in one reply, one per row. A reply that is l
 
 from __future__ import annotations
 
+import io
+import pickle
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,6 +36,7 @@ __all__ = [
     "NOW",
     "OBS",
     "PART_BYTES",
+    "POLICY_FAILED",
     "RESTARTED",
     "RESULT",
     "TASK",
@@ -49,6 +52,8 @@ __all__ = [
     "Setup",
     "Spaces",
     "Step",
+    "Unrolled",
+    "Unrolling",
     "by_kind",
     "decode",
     "decode_notes",
@@ -57,6 +62,7 @@ __all__ = [
     "encode_notes",
     "encode_update",
     "failed",
+    "joined",
     "update_message",
 ]
 
@@ -65,6 +71,13 @@ PART_BYTES = (
 )  # of a reply: what is read and unpickled at one go, so that other workers are heard meanwhile
 Packed = bytes | list[bytes]  # pickles: one for all envs of a call, or one per env
 Encoded = tuple[bytes, int]  # payload and flags of a message
+
+
+class Unrolling(NamedTuple):
+    """What a worker needs to act by itself."""
+
+    worker: int  # its index
+    policy: bytes  # pickled
 
 
 class Setup(NamedTuple):
@@ -104,6 +117,7 @@ class Attachment(NamedTuple):
     fields: tuple[Field, ...]
     size_bytes: int
     restart_seeds: list[int | None] | None  # seeds of the envs of a replacement
+    unrolling: Unrolling | None = None
 
 
 class Step(NamedTuple):
@@ -119,6 +133,14 @@ class Reset(NamedTuple):
     envs: Sequence[int]
     seeds: Sequence[int | None]
     options: bytes | None  # pickled; each env unpickles its own
+
+
+class Unrolled(NamedTuple):
+    """Several steps of all envs, whose noise and first observations lie in a buffer of the block."""
+
+    length: int  # rows
+    buffer: int
+    policy_version: int
 
 
 class Call(NamedTuple):
@@ -148,7 +170,10 @@ RESULT: Final = 9  # of a call
 GIVEN_OBS: Final = (
     10  # under SAME_STEP and casting="unsafe": a last observation that its row holds in other types
 )
-_KINDS = 11
+POLICY_FAILED: Final = (
+    11  # of a chunk: an ErrorReport; the rows of its worker from this one on were not acted
+)
+_KINDS = 12
 URGENT: Final = (ERROR, WARNING)  # stand before all others
 NOTHING: Final = (b"",)  # the payloads of a reply without notes
 
@@ -159,7 +184,7 @@ def failed(notes: Sequence[Note]) -> bool:
 
 
 def by_kind(replies: Sequence[Sequence[Note]]) -> list[dict[int, Any]]:
-    """The notes of replies of one row each: per kind a dict by env id."""
+    """The notes of one row of each env: per kind a dict by env id."""
     found: list[dict[int, Any]] = [{} for _ in range(_KINDS)]
     for notes in replies:
         for env_id, _, kind, value in notes:
@@ -178,21 +203,41 @@ def encode_notes(notes: Sequence[Note], name: str) -> bytes:
 
 
 def decode_notes(payload: bytes | bytearray) -> list[Note]:
-    """Undo `encode_notes`. Raises whatever the unpickling of what users made raises."""
+    """Undo `encode_notes`, also of several payloads in a row. Raises whatever unpickling what users made raises."""
     if not payload:
         return []
-    notes: list[Note] = loads(payload)
+    stream = io.BytesIO(payload)
+    notes: list[Note] = pickle.load(stream)
+    while stream.tell() < len(payload):
+        notes += pickle.load(stream)
     return notes
+
+
+def joined(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """The payloads of the rows of a chunk as those of one reply, in few parts."""
+    parts: list[bytes] = []
+    together: list[bytes] = []
+    size_bytes = 0
+    for payload in payloads:
+        if together and size_bytes + len(payload) > PART_BYTES:
+            parts.append(b"".join(together))
+            together, size_bytes = [], 0
+        together.append(payload)
+        size_bytes += len(payload)
+    if together:
+        parts.append(b"".join(together))
+    return parts or NOTHING
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
 
-Body = Setup | Spaces | Failed | Attachment | Step | Reset | Call
+Body = Setup | Spaces | Failed | Attachment | Step | Reset | Call | Unrolled
 
 _SUBSET = 1  # flag of a STEP: the payload is the envs, uint32
 _PICKLED = 2  # flag of a STEP: the payload is pickled
 NOW: Final = 1  # flag of an UPDATE: envs are told before their next command
 _ALL: Encoded = (b"", 0)
+_UNROLL = struct.Struct("<IBQ")
 _new_step: Callable[[tuple[Any, Any]], Step] = partial(tuple.__new__, Step)
 _TYPES: dict[Kind, Any] = {
     Kind.SETUP: Setup,
@@ -211,6 +256,8 @@ def encode(body: Body) -> Encoded:
         if body.actions is not None:
             return dumps(tuple(body)), _PICKLED
         return _ALL if body.envs is None else (np.asarray(body.envs, np.uint32).tobytes(), _SUBSET)
+    if type(body) is Unrolled:
+        return _UNROLL.pack(*body), 0
     try:
         return dumps(tuple(body), _NAMES.get(type(body), "object")), 0
     except TypeError:
@@ -229,6 +276,8 @@ def decode(message: Message) -> Any:
         if flags & _SUBSET:
             return _new_step((np.frombuffer(payload, np.uint32).tolist(), None))
         return _new_step(loads(payload))
+    if message.kind is Kind.UNROLL:
+        return Unrolled(*_UNROLL.unpack(payload))
     kind = _TYPES.get(message.kind)
     if kind is None:
         raise ProtocolError(f"{message.kind.name} where a command was expected")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import PolicyError
 from . import framing as wire
-from .layout import Leaf, SpaceTree
+from .layout import Leaf, RowSpec, SpaceTree
 
 __all__ = [
     "BLOCK",
@@ -69,13 +69,6 @@ class Policy(Protocol):
 
 PolicyMaker = Callable[[Any, Any], Policy | None]
 """From the observation and the action space of one env to its policy, or None."""
-
-
-class RowSpec(NamedTuple):
-    """One row of an array: its shape and dtype."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 class Declared(NamedTuple):

@@ -25,20 +25,18 @@ batches and events, whatever the order in which they arrived.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from enum import IntEnum, auto
 from operator import attrgetter
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from ..errors import BadActions, BusyError
 from .assembly import Columns
 from .assignment import Assignment, EnvIds, Selection, rows_of
 from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
+from .command import NO_BEGINS, Begin, Command, Unroll, part_of
 from .episodes import EpisodeTracker
 from .framing import Kind, dumps
 from .infos import batch_infos
@@ -126,16 +124,7 @@ class IllegalMove(Exception):
     """What may not happen to an env in its phase; nothing was changed."""
 
 
-class Begin(NamedTuple):
-    """How an env's next episode begins."""
-
-    seed: int | None = None  # that its reset gets
-    key: str = ""  # of the info that says why the episode before it is cut off: worker_lost, env_error; "": it is not
-    reason: str = ""  # what that info says
-
-
 _BY_ITSELF = Begin()  # autoreset
-_NO_BEGINS: Mapping[int, Begin] = MappingProxyType({})
 _SHUT = {Phase.NEVER, Phase.ENDED, Phase.FAILED, Phase.RESETTING}  # an env in them accepts only a reset
 _REFUSALS = {
     Phase.NEVER: "was never reset",
@@ -146,47 +135,13 @@ _REFUSALS = {
 # flags to bools, as `bytes.translate` takes it
 _TERMINATED = bytes(bool(flags & TERMINATED) for flags in range(256))
 _TRUNCATED = bytes(bool(flags & TRUNCATED) for flags in range(256))
-_ENDED = bytes(bool(flags) for flags in range(256))
+_ENDED = bytes(bool(flags & (TERMINATED | TRUNCATED)) for flags in range(256))
 _BOOL = np.dtype(np.bool_)
 _STEP = Kind.STEP
 _by_sequence = attrgetter("sequence")
 _NOTED_NOTHING = by_kind([])  # never written to
 
 JoinInfos = Callable[[EnvIds, dict[int, dict[str, Any]]], dict[Any, Any]]
-
-
-class Command:
-    """One command to one worker, from its sending until its rows are taken."""
-
-    # what few commands have stands here once: they are made all the time
-    sequence: int = 0  # number of the message: replies are matched by it
-    version: int = 0  # the newest update at sending
-    sent_at: float = 0.0  # seconds, for deadlines
-    asked: Mapping[int, int | None] = MappingProxyType({})  # RESET: the seeds that its caller gave, by env
-    seeds: Mapping[int, int | None] = MappingProxyType({})  # RESET: those that it is sent with
-    options: bytes | None = None  # RESET, pickled
-    dropped: bool = False  # its caller does not wait any more: its rows never come up
-    notes: Sequence[Note] = ()  # of the reply, as far as it is in
-    unread: ErrorReport | None = None  # why notes could not be unpickled
-    begins: Mapping[int, Begin] = _NO_BEGINS  # once its reply is in: the rows that begin an episode, by env
-
-    def __init__(
-        self,
-        kind: Kind,
-        number: int,
-        worker: int,
-        env_ids: EnvIds,
-        rows: Any,
-        payload: bytes = b"",
-        flags: int = 0,
-    ) -> None:
-        self.kind = kind
-        self.number = number  # of the send or reset call
-        self.worker = worker
-        self.env_ids = env_ids  # sorted
-        self.rows = rows  # as `rows_of(env_ids)`
-        self.payload = payload
-        self.flags = flags
 
 
 class Pool:
@@ -203,7 +158,8 @@ class Pool:
         self.ready: list[Command] = []  # replied, not taken
         self.ready_rows = 0
         self.any_errors = False  # whether a reply in `ready` says that an env raised
-        self.owed = 0  # envs with a command whose row was not taken
+        self.owed = 0  # envs with a command whose row, or column of rows, was not taken
+        self.columns = 0  # of these: whose command is an unroll
         self.owes = np.zeros(num_envs, np.bool_)
         self.phases = [Phase.NEVER] * num_envs
         self.shut = num_envs  # envs that accept only a reset
@@ -270,12 +226,14 @@ class Pool:
             _load(commands, selection, pickled)
         return commands
 
-    def sent(self, selection: Selection) -> None:
-        """The commands for these envs are about to leave."""
+    def sent(self, selection: Selection, length: int = 0) -> None:
+        """The commands for these envs are about to leave; `length`: they are unrolls of so many rows."""
         number = self.next_number
-        self.next_number = number + 1
+        self.next_number = number + (length or 1)
         self.owes[selection.rows] = True
         self.owed += len(selection.env_ids)
+        if length:
+            self.columns += len(selection.env_ids)
         if self._begins:
             for env_id in _of(self._begins, selection.env_ids, selection.rows):
                 self.episodes.about_to_begin(env_id, number)
@@ -319,14 +277,22 @@ class Pool:
         wrong = failed(command.notes) if command.notes else False
         if wrong:
             self.any_errors = True
-        if self._begins and (mine := _of(self._begins, command.env_ids, command.rows)):
+        if self._begins and (mine := self.due(command)):
             if wrong:
                 raised = {env_id for env_id, _, kind, _ in command.notes if kind == ERROR}
                 mine = [env_id for env_id in mine if env_id not in raised]
-            for env_id in mine:
-                self._move(env_id, Event.BEGUN)
-                self._fresh.pop(env_id, None)
-            command.begins = {env_id: self._begins.pop(env_id) for env_id in mine}
+            self.begun(command, mine)
+
+    def due(self, command: Command) -> list[int]:
+        """Those of its envs whose first row begins an episode, if nothing goes wrong."""
+        return _of(self._begins, command.env_ids, command.rows)
+
+    def begun(self, command: Command, env_ids: Sequence[int]) -> None:
+        """A reply is in: episodes of these envs begin with the first row of `command`."""
+        for env_id in env_ids:
+            self._move(env_id, Event.BEGUN)
+            self._fresh.pop(env_id, None)
+        command.begins = {env_id: self._begins.pop(env_id) for env_id in env_ids}
 
     def lost(self, worker: int, reason: str, restarts: int, under_way: Iterable[Command]) -> list[int | None]:
         """A worker is replaced, for the `restarts`-th time; `under_way`: what it owes, for its replacement to do.
@@ -362,9 +328,10 @@ class Pool:
                 self._begins[env_id] = begin
         ids = np.array(sorted(env_id for env_id, _ in raised), np.int64)
         again = Command(Kind.RESET, command.number, command.worker, ids, rows_of(ids))
+        again.of = command.of
         again.asked, again.options = command.asked, command.options
         self._seed(again)
-        rest = _part(command, ~np.isin(command.env_ids, ids))
+        rest = part_of(command, ~np.isin(command.env_ids, ids))
         command.env_ids, command.rows, command.notes = rest.env_ids, rest.rows, rest.notes
         return again
 
@@ -380,11 +347,26 @@ class Pool:
             self.episodes.forget(env_id)  # nothing begins before the next reset
         self._settle(env_ids)
 
-    def waits_for(self, env_ids: EnvIds) -> bool:
-        """Whether one of these envs owes a row that is not in."""
+    def retry_last_row(self, command: Unroll, env_id: int, row: int, report: ErrorReport) -> Command:
+        """An env failed to reset in this row of a chunk: it is reset by the command returned, as its last row."""
+        self._move(env_id, Event.RETRIED)
+        begin = self._begins.get(env_id, _BY_ITSELF)
+        why = begin if begin.key else Begin(None, "env_error", f"{report.type_name}: {report.message}")
+        command.cuts = {**command.cuts, env_id: (row, why)}
+        command.again += 1
+        self._begins[env_id] = Begin(begin.seed)
+        ids = np.array([env_id], np.int64)
+        again = Command(Kind.RESET, command.number + command.length - 1, command.worker, ids, rows_of(ids))
+        again.of = command
+        self._seed(again)
+        return again
+
+    def waits_for(self, env_ids: EnvIds, replied: Iterable[Command] = ()) -> bool:
+        """Whether one of these envs owes a row that is not in; `replied`: commands that are, beside the ready ones."""
         owing = env_ids[self.owes[env_ids]]
-        if len(owing) and self.ready:
-            owing = owing[~np.isin(owing, np.concatenate([command.env_ids for command in self.ready]))]
+        ready = [command.env_ids for command in (*self.ready, *replied)]
+        if len(owing) and ready:
+            owing = owing[~np.isin(owing, np.concatenate(ready))]
         return bool(len(owing))
 
     # -- errors ------------------------------------------------------------------------------------------------
@@ -406,15 +388,19 @@ class Pool:
         for command, env_id, report in errors:
             if self.episodes.runs(env_id):
                 self._end_failed(command, env_id)
-            self.episodes.forget(env_id)
-            self._move(env_id, Event.ERROR)
-            self._begins.pop(env_id, None)
-            self._failures[env_id] = f"raised {report.type_name} in {report.op}"
+            self.fail(env_id, report)
         gone = np.array([env_id for _, env_id, _ in errors], np.int64)
         self._remove_ready(gone)
         self._settle(gone)
         self.any_errors = any(failed(command.notes) for command in self.ready)
         return sorted(errors, key=lambda item: item[1])
+
+    def fail(self, env_id: int, report: ErrorReport) -> None:
+        """The caller is told that this env raised: it accepts only a reset."""
+        self.episodes.forget(env_id)
+        self._move(env_id, Event.ERROR)
+        self._begins.pop(env_id, None)
+        self._failures[env_id] = f"raised {report.type_name} in {report.op}"
 
     def where(self, command: Command, env_id: int, op: str) -> str:
         """Which episode and step it was whose `op` raised under `command`, for the message."""
@@ -430,7 +416,8 @@ class Pool:
 
     def _turned(self, command: Command, env_id: int) -> bool:
         """Whether the step itself ended the env's episode, and only the reset after it raised (SAME_STEP)."""
-        return command.kind is Kind.STEP and self.episodes.runs(env_id) and bool(self._slab.flags[env_id])
+        ended = bool(self._slab.flags[env_id] & (TERMINATED | TRUNCATED))
+        return ended and command.kind is Kind.STEP and self.episodes.runs(env_id)
 
     def _end_failed(self, command: Command, env_id: int) -> None:
         """The running episode of an env that raised is over."""
@@ -455,7 +442,7 @@ class Pool:
 
     def select(self, env_ids: EnvIds) -> list[Command]:
         """The replied rows of just these envs, taken out of what waits; for `collect`."""
-        parts = [_part(command, np.isin(command.env_ids, env_ids)) for command in self.ready]
+        parts = [part_of(command, np.isin(command.env_ids, env_ids)) for command in self.ready]
         self._remove_ready(env_ids)
         return [part for part in parts if len(part.env_ids)]
 
@@ -512,6 +499,29 @@ class Pool:
         beginning = self.episodes.beginning
         return batch, EventBatch(number, watermark, tuple(events), beginning) if events else None
 
+    def take_columns(self, commands: Sequence[Command], length: int) -> tuple[EnvIds, Any, int]:
+        """The envs of these unrolls, sorted, what picks their columns, and the number of the batch that is row 0."""
+        ids, rows = self._union(commands)
+        self._settle(ids)
+        self.columns -= len(ids)
+        number = self.batches
+        self.batches = number + length
+        return ids, rows, number
+
+    def take_unreleased(self, number: int) -> list[Episode]:
+        """What ended where no row says so, as a part of this batch."""
+        unreleased, self._unreleased = self._unreleased, []
+        return [episode._replace(batch=number) for episode in unreleased]
+
+    def end(self, env_id: int) -> None:
+        """The last episode of the env in a row, or rows, taken now has ended, and no other has begun."""
+        if self._move(env_id, Event.END) is Phase.DUE:
+            self._begins.setdefault(env_id, _BY_ITSELF)
+
+    def executed(self, steps: int) -> None:
+        """So many actions more were executed."""
+        self.steps += steps
+
     def observations(self) -> Any:
         """The newest observation of every env."""
         return self._columns.obs(self._all_rows, self._assignment.everyone)
@@ -544,8 +554,7 @@ class Pool:
         """End and begin episodes, env by env, in the rows of these envs."""
         number = self.batches - 1
         if self._unreleased:
-            events += [episode._replace(batch=number) for episode in self._unreleased]
-            self._unreleased.clear()
+            events += self.take_unreleased(number)
         last_infos = noted[FINAL_INFO] if self._same_step else infos
         call_of: dict[int, int] = {}  # where not all rows are of one call
         for command in commands:
@@ -559,8 +568,7 @@ class Pool:
                 outcome: Outcome = "terminated" if slab.flags[env_id] & TERMINATED else "truncated"
                 info = noted[END_INFO].get(env_id) or last_infos.get(env_id, {})
                 events.append(episodes.end(env_id, outcome, info, number))
-                if self._move(env_id, Event.END) is Phase.DUE:
-                    self._begins.setdefault(env_id, _BY_ITSELF)
+                self.end(env_id)
                 if not self._same_step:
                     continue
                 begin = _BY_ITSELF
@@ -593,7 +601,7 @@ class Pool:
     def _remove_ready(self, env_ids: EnvIds) -> None:
         """Take the rows of these envs out of what waits to be taken."""
         if len(env_ids):
-            parts = [_part(command, ~np.isin(command.env_ids, env_ids)) for command in self.ready]
+            parts = [part_of(command, ~np.isin(command.env_ids, env_ids)) for command in self.ready]
             self.ready = [part for part in parts if len(part.env_ids)]
             self.ready_rows = sum(len(part.env_ids) for part in self.ready)
 
@@ -608,7 +616,7 @@ def derive_seed(seed: int | None, env_id: int, restarts: int) -> int | None:
 def _noted(commands: Sequence[Command]) -> tuple[list[dict[int, Any]], Mapping[int, Begin]]:
     """The notes of these replies, by kind and env, and the rows that begin an episode."""
     replies: list[Sequence[Note]] = []
-    begins: Mapping[int, Begin] = _NO_BEGINS
+    begins: Mapping[int, Begin] = NO_BEGINS
     for command in commands:
         if command.notes:
             replies.append(command.notes)
@@ -667,19 +675,6 @@ def _load(commands: Sequence[Command], selection: Selection, pickled: list[Any])
         picked = [c[rows] if isinstance(c, np.ndarray) else c and [c[row] for row in rows] for c in pickled]
         envs = None if local is None else local.tolist()
         command.payload, command.flags = encode(Step(envs, dumps(picked, "actions")))
-
-
-def _part(command: Command, mask: NDArray[np.bool_]) -> Command:
-    """The part of a replied command that `mask` picks; it may be empty."""
-    if mask.all():
-        return command
-    part = copy(command)
-    part.env_ids = command.env_ids[mask]
-    part.rows = rows_of(part.env_ids)
-    keep = set(part.env_ids.tolist())
-    part.notes = [note for note in command.notes if note[0] in keep]
-    part.begins = {env_id: begin for env_id, begin in command.begins.items() if env_id in keep}
-    return part
 
 
 def _list(env_ids: EnvIds) -> str:

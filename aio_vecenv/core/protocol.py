@@ -37,6 +37,8 @@ MOVES: dict[tuple[State, Kind], State] = {
     (State.READY, Kind.STEP): State.READY,
     (State.READY, Kind.RESET): State.READY,
     (State.READY, Kind.CALL): State.READY,
+    (State.READY, Kind.POLICY): State.READY,
+    (State.READY, Kind.UNROLL): State.READY,
     (State.READY, Kind.PART): State.READY,
     (State.READY, Kind.REPLY): State.READY,
     (State.READY, Kind.TAKEN): State.READY,
@@ -61,7 +63,7 @@ FROM_CHILD = frozenset(
 
 
 _REPLY, _PART = Kind.REPLY, Kind.PART
-_COMMANDS = frozenset({Kind.STEP, Kind.RESET, Kind.CALL})
+_COMMANDS = frozenset({Kind.STEP, Kind.RESET, Kind.CALL, Kind.UNROLL})
 
 
 class Conversation:

@@ -11,10 +11,10 @@ from typing import Any
 
 import cloudpickle
 
-from ..errors import EnvError, SpaceMismatch, VecEnvError
+from ..errors import EnvError, PolicyError, SpaceMismatch, VecEnvError
 from . import framing as wire
 
-__all__ = ["ErrorReport", "RowError", "describe", "raise_all", "rebuild"]
+__all__ = ["ErrorReport", "RowError", "describe", "describe_policy", "raise_all", "rebuild", "rebuild_policy"]
 
 _MAX_TASK = 200  # characters
 _MAX_TEXT = 64 * 1024  # characters of a message or traceback that travel
@@ -79,6 +79,25 @@ def describe(error: BaseException, op: str, task: Any = None) -> ErrorReport:
     if isinstance(error, RowError):
         return replace(report, expected=error.expected, got=error.got, leaf=error.leaf)
     return report
+
+
+def describe_policy(error: PolicyError) -> ErrorReport:
+    """Report what is wrong with a policy; the exception that travels is the policy's own."""
+    whole = describe(error, error.op)
+    cause = None if error.__cause__ is None else describe(error.__cause__, error.op).pickled
+    return replace(whole, type_name=error.type_name, pickled=cause)
+
+
+def rebuild_policy(report: ErrorReport, worker: int) -> PolicyError:
+    """The exception that the caller sees, where the policy of a worker failed."""
+    error = PolicyError(
+        f"worker {worker}: {report.message}", op=report.op, worker=worker, type_name=report.type_name
+    )
+    error.add_note("the traceback in the worker:\n" + report.traceback)
+    if report.pickled is not None:
+        with suppress(Exception):  # its module may not be importable here: then the text has to do
+            error.__cause__ = wire.loads(report.pickled)
+    return error
 
 
 def _told(task: Any) -> str:

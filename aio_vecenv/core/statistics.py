@@ -38,13 +38,14 @@ class WorkerStatistics:
     worker: int
     pid: int  # -1: no process of its own
     incarnation: int  # how often it was replaced
-    step_time: Percentiles  # per step command, all its envs
+    step_time: Percentiles  # per step command, or row of an unroll, all its envs
     compute_share: float  # of the time since opening: had a command to work on
     wait_share: float  # had none
     version: int  # newest update that it has applied
     env_ids: range  # the envs it holds
     ready: bool  # takes commands; False while it is being replaced
     losses: tuple[str, ...]  # why it was lost, oldest first; the newest 16
+    policy_time: Percentiles = Percentiles()
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Recorder:
     def __init__(self, workers: int, opened_at: float) -> None:
         self.opened_at = opened_at
         self.step_times_s = [deque[float](maxlen=_WINDOW) for _ in range(workers)]  # per step command
+        self.policy_times_s = [deque[float](maxlen=_WINDOW) for _ in range(workers)]  # per row of an unroll
         self.busy_s = [0.0] * workers
         self.bytes_sent = 0  # of commands that were answered
         self.bytes_received = 0

@@ -11,11 +11,14 @@ import numpy as np
 
 from ..core.assignment import EnvIds
 from ..core.batch import Batch
+from ..core.chunk import Chunk
+from ..core.chunks import Chunks
+from ..core.command import Command, Unroll
 from ..core.framing import Kind
 from ..core.infos import batch_infos
 from ..core.messages import ERROR, URGENT, WARNING, failed
-from ..core.pool import Command, JoinInfos, Pool
-from ..core.report import ErrorReport, raise_all, rebuild
+from ..core.pool import JoinInfos, Pool
+from ..core.report import ErrorReport, raise_all, rebuild, rebuild_policy
 from ..errors import BusyError, VecEnvError
 from .calls import Calls
 from .env_states import EnvStates
@@ -33,6 +36,7 @@ class Collector:
     def __init__(
         self,
         pool: Pool,
+        chunks: Chunks,
         supervisor: Supervisor,
         calls: Calls,
         states: EnvStates,
@@ -42,7 +46,7 @@ class Collector:
         whole: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pool, self._supervisor = pool, supervisor
+        self._pool, self.chunks, self._supervisor = pool, chunks, supervisor
         self._calls, self._states, self._hub = calls, states, hub
         self._tries_again, self._whole = tries_again, whole
         self.over: VecEnvError | None = None  # what every call raises from now on
@@ -66,7 +70,7 @@ class Collector:
                 await hub.wait_for_readers()
                 self._check()
             while True:
-                owed = pool.owed
+                owed = pool.owed - pool.columns
                 if not owed:
                     raise ValueError("recv() with nothing owed: send() first")
                 need = owed if min_envs is None else min(min_envs, owed)
@@ -91,6 +95,39 @@ class Collector:
         hub.release(events)
         return batch
 
+    async def recv_chunk(self, min_envs: int | None = None) -> Chunk:
+        """As of `AsyncVecEnv.recv_unroll`."""
+        if self._receiving or self._in_reset:
+            raise BusyError(
+                "recv_unroll() while another task is in recv() or reset(): share the chunks of one"
+            )
+        self._receiving = True
+        hub = self._hub
+        try:
+            if hub.crowded and hub.slowest() is not None:
+                await hub.wait_for_readers()
+                self._check()
+            while not (commands := self.chunks.ready(min_envs)):
+                if self._supervisor.run_pending():
+                    await asyncio.sleep(0)  # workers in this thread: other tasks run between two rows
+                else:
+                    self._need = 0
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                self._check()
+        finally:
+            self._receiving = False
+        if self._warnings:
+            self._warn()
+        self._raise_chunk_errors(commands)
+        chunk, released = self.chunks.collect(commands)
+        for events in released:
+            hub.release(events)
+        return chunk
+
     def check_free(self, env_ids: EnvIds) -> None:
         """Raise BusyError if another task waits for rows of these envs."""
         if self._receiving or not self._in_reset.isdisjoint(env_ids.tolist()):
@@ -111,6 +148,10 @@ class Collector:
             self._pool.take_errors(ids)  # their episodes are over, and so is what went wrong with them
             if stale := self._pool.select(ids):
                 self._hub.release(self._pool.collect(stale)[1])
+            for column in self.chunks.select(ids):
+                self.chunks.take_errors([column])
+                for released in self.chunks.collect([column])[1]:
+                    self._hub.release(released)
             in_order = np.sort(ids)
             self._supervisor.post(self._pool.reset(in_order, dict(zip(ids.tolist(), seeds)), options))
             try:
@@ -137,6 +178,9 @@ class Collector:
             return
         if command.dropped:
             return
+        if type(command) is Unroll:
+            self._unrolled(command)
+            return
         if command.unread is not None:  # which env it came from cannot be told
             command.notes = [(env_id, 0, ERROR, command.unread) for env_id in command.env_ids.tolist()]
         if command.notes and command.notes[0][2] in URGENT:
@@ -144,7 +188,29 @@ class Collector:
             if self._tries_again and failed(command.notes):
                 self._retry_resets(command)
         pool = self._pool
-        pool.replied(command)
+        if command.of is None:
+            pool.replied(command)
+        elif len(command.env_ids):
+            self.chunks.reset_again(command)
+        self._wake()
+
+    def _unrolled(self, command: Unroll) -> None:
+        """A chunk's reply is in."""
+        if command.notes and any(note[2] == WARNING for note in command.notes):
+            self._keep_warnings(command)
+        self.chunks.replied(command)
+        if self._tries_again:
+            slot = self._supervisor.slots[command.worker]
+            for env_id, row, report in self.chunks.failed(command):
+                index = self._pool.episodes.index(env_id)
+                if not self._supervisor.may_retry(slot, env_id, index, report):
+                    return
+                self._supervisor.post([self._pool.retry_last_row(command, env_id, row, report)])
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake who waits, if there is enough for them now."""
+        pool = self._pool
         if self._waiter is not None and pool.ready_rows >= self._need and not self._waiter.done():
             self._waiter.set_result(None)
         if self._watchers:
@@ -202,7 +268,7 @@ class Collector:
 
     async def _all_ready(self, ids: EnvIds) -> None:
         """Wait until every one of these envs that owes a row has it ready."""
-        while self._pool.waits_for(ids):
+        while self._pool.waits_for(ids, self.chunks.complete):
             if not self._supervisor.run_pending():
                 future = self._loop.create_future()
                 self._watchers.append(future)
@@ -222,6 +288,22 @@ class Collector:
     def _check(self) -> None:
         if self.over is not None:
             raise self.over
+
+    def _raise_chunk_errors(self, commands: Sequence[Unroll]) -> None:
+        errors: list[VecEnvError] = []
+        untold = [command for command in commands if not command.told]
+        broken = [command for command in untold if command.policy_error is not None]
+        if broken:  # one policy, one error
+            error = rebuild_policy(broken[0].policy_error, broken[0].worker)  # type: ignore[arg-type]
+            if others := [str(command.worker) for command in broken[1:]]:
+                error.add_note(f"so it did in the workers {', '.join(others)}")
+            errors.append(error)
+        found = self.chunks.take_errors(untold)
+        errors += [
+            rebuild(report, env_id, command.worker, self.chunks.where(command, env_id, t, report.op))
+            for command, env_id, t, report in found
+        ]
+        raise_all(errors, "an unroll")
 
     def _raise_errors(self, found: list[tuple[Command, int, ErrorReport]]) -> None:
         errors: list[VecEnvError] = [

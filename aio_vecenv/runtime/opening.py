@@ -10,14 +10,16 @@ from gymnasium.vector import AutoresetMode
 
 from ..backends.base import Backend
 from ..core.assignment import Assignment, assign
-from ..core.layout import SharedMemory, Slab, SpaceTree, layout
+from ..core.layout import ChunkRows, SharedMemory, Slab, SpaceTree, layout
 from ..core.limits import RestartBudget, Timeouts
 from ..core.log_levels import current
 from ..core.messages import Setup, Spaces
 from ..core.options import Settings
 from ..core.spaces import same_space
 from ..errors import SpaceMismatch
+from ..memory import bytes_left
 from .supervisor import Memory, Supervisor
+from .unrolls import Unrolls
 
 __all__ = ["Agreed", "Opening"]
 
@@ -44,8 +46,9 @@ class Opening:
         copy: bool,
         timeouts: Timeouts,
         restart: RestartBudget | None,
+        unrolls: Unrolls,
     ) -> None:
-        self.settings, self.copy = settings, copy
+        self.settings, self.copy, self.unrolls = settings, copy, unrolls
         self._factories, self._num_workers, self._backend = factories, num_workers, backend
         self._shared_memory, self._timeouts, self._restart = shared_memory, timeouts, restart
 
@@ -76,12 +79,34 @@ class Opening:
         )
 
     def allocate(self, supervisor: Supervisor, agreed: Agreed) -> Memory:
-        """The block in which their rows lie. Raises MemoryError."""
-        _, obs, action, assignment = agreed
+        """The block in which their rows lie. Raises MemoryError; ValueError for envs that cannot be unrolled."""
+        spaces, obs, action, assignment = agreed
         same_step = self.settings.autoreset is AutoresetMode.SAME_STEP
-        fields, size_bytes = layout(obs, action, assignment.num_envs, final_obs=same_step)
+        self.unrolls.open(spaces, obs, action, assignment)
+        chunks = self.unrolls.rows(len(assignment.rows))
+        fields, size_bytes = layout(obs, action, assignment.num_envs, final_obs=same_step, chunks=chunks)
+        if chunks is not None:
+            _check_room(agreed, chunks, size_bytes)
         slab = Slab(supervisor.backend.allocate(size_bytes), fields, obs, action)
-        return Memory(slab, assignment.rows, fields, size_bytes)
+        return Memory(slab, assignment.rows, fields, size_bytes, self.unrolls.pickled)
+
+
+def _check_room(agreed: Agreed, chunks: ChunkRows, size_bytes: int) -> None:
+    """Raise MemoryError unless chunks of this length find room, with the longest that would."""
+    left = bytes_left()
+    if left is None or size_bytes <= left:
+        return
+    _, obs, action, assignment = agreed
+    one, two = (
+        layout(obs, action, assignment.num_envs, final_obs=False, chunks=chunks._replace(length=n))[1]
+        for n in (1024, 2048)
+    )
+    per_row = (two - one) / 1024
+    most = int((left - (one - 1024 * per_row)) // per_row)
+    advice = f"unroll={most} would" if most > 0 else "no unroll would: use fewer envs"
+    raise MemoryError(
+        f"unroll={chunks.length} needs {size_bytes} bytes of shared memory, where {left} are left; {advice}"
+    )
 
 
 def _check_shared(obs: SpaceTree, action: SpaceTree, shared_memory: SharedMemory) -> None:

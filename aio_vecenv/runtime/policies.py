@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from ..blas import same_threads_as_workers
 from ..core import framing as wire
 from ..core.assignment import Assignment, EnvIds
 from ..core.policy import (
@@ -23,7 +24,6 @@ from ..core.policy import (
     rows_in_blocks,
 )
 from ..errors import BadActions, PolicyError
-from .blas import same_threads_as_workers
 
 __all__ = ["ParentPolicy"]
 
@@ -41,13 +41,13 @@ class ParentPolicy:
     def __init__(self, policy: Any) -> None:
         later = callable(policy) and (isinstance(policy, type) or not hasattr(policy, "act"))
         self._make: PolicyMaker | None = policy if later else None
-        self._params: bytes | None = None  # of the newest version
+        self.params: bytes | None = None  # of the newest version
         if not later:
             self._take(policy)
 
     def _take(self, policy: Any) -> None:
-        check_declared(policy)
-        self._pickled = wire.dumps(policy, "policy")
+        self.noise, self.outputs = check_declared(policy)
+        self.pickled = wire.dumps(policy, "policy")
 
     def open(
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], assignment: Assignment
@@ -62,7 +62,7 @@ class ParentPolicy:
         self._spaces, self._assignment = (observation_space, action_space), assignment
         self._obs = fixed_tree("observation", observation_space)
         self._action = fixed_tree("action", action_space)
-        self._runner = PolicyRunner(self._pickled, *self._spaces)
+        self._runner = PolicyRunner(self.pickled, *self._spaces)
         self._everyone = rows_in_blocks(range(assignment.num_envs))
         return True
 
@@ -78,11 +78,11 @@ class ParentPolicy:
         try:
             self._runner.load(version, pickled)
         except PolicyError:
-            self._runner = PolicyRunner(self._pickled, *self._spaces)  # what was loaded in part is dropped
-            if self._params is not None:
-                self._runner.load(version - 1, self._params)
+            self._runner = PolicyRunner(self.pickled, *self._spaces)  # what was loaded in part is dropped
+            if self.params is not None:
+                self._runner.load(version - 1, self.params)
             raise
-        self._params = pickled
+        self.params = pickled
         return version
 
     def act(

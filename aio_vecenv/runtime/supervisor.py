@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..backends.base import Backend, Loss, Worker
 from ..core.batch import Outcome
+from ..core.command import Command, Unroll
 from ..core.env_state import EnvState
 from ..core.framing import HEADER_BYTES, Kind, Message, new_message
-from ..core.layout import Field, Slab
+from ..core.layout import AT_WORK, LAST_ROW_NS, POLICY_NS, ROWS_DONE, Field, Slab
 from ..core.limits import RestartBudget, RestartLog, Timeouts
-from ..core.messages import Attachment, Setup, Spaces, decode_notes
-from ..core.pool import Command
+from ..core.messages import Attachment, Setup, Spaces, Unrolling, decode_notes
 from ..core.report import ErrorReport, describe
 from ..core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from ..errors import VecEnvError, WorkerLost, WorkerTimeout
@@ -38,10 +38,12 @@ class Memory(NamedTuple):
     rows: Sequence[range]  # per worker
     fields: tuple[Field, ...]
     size_bytes: int
+    policy: bytes | None = None  # that workers act with, pickled
 
     def attachment(self, rows: range, seeds: list[int | None] | None) -> Attachment:
         """What the worker of these rows is told; `seeds`: of the envs of a replacement."""
-        return Attachment(rows.start, self.rows[-1].stop, self.fields, self.size_bytes, seeds)
+        unrolling = None if self.policy is None else Unrolling(self.rows.index(rows), self.policy)
+        return Attachment(rows.start, self.rows[-1].stop, self.fields, self.size_bytes, seeds, unrolling)
 
 
 class WorkerSlot:
@@ -58,6 +60,8 @@ class WorkerSlot:
         self.due_at = 0.0
         self.worker: Worker | None = None
         self.ready = False
+        self.row_at = 0.0  # seconds, of the last row of an unroll, as it was seen last
+        self.policy_version = 0  # that its worker has
         self.covered = 0  # version up to which its worker lacks no update, as its newest reply says
 
 
@@ -164,6 +168,11 @@ class Supervisor:
                 self._send(slot, command)
 
     def _send(self, slot: WorkerSlot, command: Command) -> None:
+        if type(command) is Unroll and command.policy_version != slot.policy_version:
+            slot.policy_version = command.policy_version
+            assert command.params is not None  # only a version that was set has a number
+            policy = (Kind.POLICY, command.policy_version, 0, command.params, 0, slot.incarnation)
+            slot.worker.send(new_message(policy))  # type: ignore[union-attr]
         slot.worker.send(  # type: ignore[union-attr]
             new_message(
                 (
@@ -211,6 +220,10 @@ class Supervisor:
         recorder.busy_s[worker.index] += took_s
         if command.kind is _STEP:
             recorder.step_times_s[worker.index].append(took_s)
+        elif type(command) is Unroll:
+            recorder.step_times_s[worker.index].append(took_s / command.length)
+            policy_s = 1e-9 * self._progress(slot, POLICY_NS)
+            recorder.policy_times_s[worker.index].append(policy_s / command.length)
         recorder.bytes_sent += HEADER_BYTES + len(command.payload)
         recorder.bytes_received += HEADER_BYTES + len(message.payload)
         if self._closing:
@@ -296,7 +309,7 @@ class Supervisor:
     async def _replace(self, slot: WorkerSlot, reason: str) -> None:
         """Start a new incarnation, and send it what the old one still owed."""
         slot.incarnation += 1
-        slot.covered = 0
+        slot.covered = slot.policy_version = 0
         began = time.monotonic()
         calls = [command for command in slot.commands.values() if command.kind is Kind.CALL]
         slot.commands = {
@@ -337,7 +350,13 @@ class Supervisor:
                 worker.kill(reason)
 
     def _limit(self, command: Command) -> float | None:
-        return {Kind.STEP: self._timeouts.step, Kind.RESET: self._timeouts.reset}.get(command.kind)
+        """Of the whole command; of an unroll, of each row."""
+        limits = {
+            Kind.STEP: self._timeouts.step,
+            Kind.RESET: self._timeouts.reset,
+            Kind.UNROLL: self._timeouts.step,
+        }
+        return limits.get(command.kind)
 
     def _arm(self, slot: WorkerSlot) -> None:
         """Watch the oldest command; the time before it was that worker's turn does not count.
@@ -348,7 +367,7 @@ class Supervisor:
         limit_s = None if oldest is None else self._limit(oldest)
         if oldest is None or limit_s is None:
             return
-        due_at = max(oldest.sent_at, slot.progress_at) + limit_s
+        due_at = max(oldest.sent_at, slot.progress_at, slot.row_at) + limit_s
         if slot.timer is not None:
             if slot.due_at <= due_at:
                 return
@@ -368,12 +387,28 @@ class Supervisor:
         slot.worker.drain()
         for command in slot.commands.values():
             limit_s = self._limit(command)
-            if limit_s is not None and now - max(command.sent_at, slot.progress_at) >= limit_s - 1e-3:
-                what = command.kind.name.lower()
+            if type(command) is Unroll:
+                slot.row_at = 1e-9 * self._progress(slot, LAST_ROW_NS)
+            since = max(command.sent_at, slot.progress_at, slot.row_at)
+            if limit_s is not None and now - since >= limit_s - 1e-3:
+                what = self._under_way(slot, command)
                 slot.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
             else:
                 self._arm(slot)
             return
+
+    def _progress(self, slot: WorkerSlot, what: int) -> int:
+        """What the worker says of the unroll that it does, in the block."""
+        assert self._memory is not None
+        return self._memory.slab.progress.item(slot.index, what)
+
+    def _under_way(self, slot: WorkerSlot, command: Command) -> str:
+        """What a worker is stuck in."""
+        if type(command) is not Unroll:
+            return command.kind.name.lower()
+        at_work = self._progress(slot, AT_WORK)
+        who = "the policy" if at_work < 0 else f"env {at_work}"
+        return f"row of an unroll (row {self._progress(slot, ROWS_DONE)}, {who} at work)"
 
     def _disarm(self, slot: WorkerSlot) -> None:
         if slot.timer is not None:
@@ -402,6 +437,7 @@ class Supervisor:
                 slot.rows,
                 slot.ready,
                 tuple(recorder.losses[slot.index]),
+                Percentiles.of(recorder.policy_times_s[slot.index]),
             )
             for slot in self.slots
         )
@@ -450,6 +486,8 @@ class Supervisor:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
+        if self._memory is not None:
+            self._memory.slab.stop()
         grace_s = self._timeouts.close if self.failure is None else 0
         closings = [asyncio.ensure_future(worker.close(grace_s)) for worker in self.workers]
         try:

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ..core import framing as wire
-from ..core.layout import TERMINATED, TRUNCATED, Slab, SpaceTree
+from ..core.layout import BEGAN, TERMINATED, TRUNCATED, Slab, SpaceTree
 from ..core.messages import ERROR, INFO, RESTARTED, RESULT, Note, Packed
 from ..core.options import Settings
 from ..core.report import RowError, describe
@@ -27,6 +27,8 @@ __all__ = ["EnvGroup"]
 
 
 _BOOLS = (False, True)
+# Sees each env of a row before its step, with its action; may end the row early
+Watch = Callable[[Sequence[int], Iterable[Any]], Iterable[Any]]
 
 
 class EnvGroup:
@@ -73,6 +75,7 @@ class EnvGroup:
         as_ints = settings.casting == "safe"  # else numpy's integers, as other vec envs have it
         self._discrete = [as_ints and isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
         self._glance = _Glance(obs, self.rows, settings)
+        self._watch: Watch | None = None  # of a chunk under way
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -82,20 +85,22 @@ class EnvGroup:
         `pickled[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
         """
         notes: list[Note] = []
-        if self._inbox.has_now:
+        watch = self._watch
+        if self._inbox.has_now and watch is None:
             self._deliver_now()
         steps, pending, refused, rewards = self._steps, self._pending, self._refused, self._rewards
         glance = self._glance
         rows, dtype, shape = glance.views, glance.dtype, glance.shape
         numbers, low, high = glance.numbers, glance.low, glance.high
-        ndarray, all_infos, first = np.ndarray, self.settings.info == "all", self.rows.first
+        ndarray, all_infos, first, t = np.ndarray, self.settings.info == "all", self.rows.first, self.rows.t
         if envs is None:
             envs = self.everyone
             self._flags[:] = self._no_flags
         else:
             for i in envs:
                 self._flags[i] = 0
-        for i, action in zip(envs, self._actions(envs, pickled)):
+        actions = self._actions(envs, pickled)
+        for i, action in zip(envs, actions if watch is None else watch(envs, actions)):
             if pending[i] or refused:
                 if error := refused.pop(i, None):
                     self._fail(i, "on_broadcast", error, notes)
@@ -126,7 +131,7 @@ class EnvGroup:
                 rewards[i] = reward
                 if info:
                     if all_infos:
-                        notes.append((first + i, 0, INFO, info))
+                        notes.append((first + i, t, INFO, info))
                     else:
                         self.rows.say(i, info, notes)
                 continue
@@ -165,6 +170,19 @@ class EnvGroup:
         self._rewards[i] = reward
         if info:
             self.rows.say(i, info, notes)
+
+    def begin_chunk(self, watch: Watch) -> None:
+        """From now on each `step` is a row of a chunk, whose number is `rows.t`.
+
+        Envs that must hear of an update now do so before its first row, those that are reset before their reset.
+        """
+        if self._inbox.has_now:
+            self._deliver_now()
+        self._watch = watch
+
+    def end_chunk(self) -> None:
+        self._watch = None
+        self.rows.t = 0
 
     def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
         """Reset each of `envs` with its seed; also the way back for an env that has failed. `packed`: the options,
@@ -255,7 +273,7 @@ class EnvGroup:
         newest = int(self._newest[0])
         if newest > inbox.covered:
             self._catch_up(newest)
-            if inbox.has_now:
+            if inbox.has_now and self._watch is None:
                 self._deliver_now(skip=i)
         op = "on_broadcast"
         try:
@@ -275,7 +293,7 @@ class EnvGroup:
             self._fresh.pop(i, None)
         self.rows.versions[i] = version
         self._rewards[i] = 0.0
-        self._flags[i] = 0
+        self._flags[i] = 0 if self._watch is None else BEGAN
         if info:
             self.rows.say(i, info, notes, begins=True)
 
@@ -312,7 +330,7 @@ class EnvGroup:
             self.rows.clear([i], notes)
             self._begin(i, None, None, notes)
             if not self._pending[i]:
-                notes.append((self.rows.first + i, 0, RESTARTED, report))
+                notes.append((self.rows.first + i, self.rows.t, RESTARTED, report))
             return
         self.rows.fail([i], report, notes)
 

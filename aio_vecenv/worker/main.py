@@ -36,15 +36,18 @@ from ..core.messages import (
     encode_notes,
 )
 from ..core.messages import encode as encode_body
-from ..core.report import describe
+from ..core.report import describe, describe_policy
 from ..core.updates import Inbox, Unreadable
+from ..errors import PolicyError
 from ..memory import SharedBlock, bytes_left
 from . import env_groups
 from .rows import Group
+from .unroll import Unroller, UnrollUnderWay, unroller_of
 
 __all__ = ["execute", "interrupted", "main", "make_envs", "take_update"]
 
 _STEP, _PART, _REPLY, _CLOSE = Kind.STEP, Kind.PART, Kind.REPLY, Kind.CLOSE
+_POLICY, _UNROLL = Kind.POLICY, Kind.UNROLL
 
 
 class _ParentGone(BaseException):
@@ -141,6 +144,7 @@ class _Worker:
         self.inbox = Inbox(0)
         self.taken: list[int] = []  # versions taken, not acknowledged yet
         self.group: Group | None = None
+        self.unroller: Unroller | None = None
         self.poll = select.poll()
         self.poll.register(commands, select.POLLIN)
         self.poll.register(lifeline_fd, 0)  # hang-up only
@@ -154,7 +158,8 @@ class _Worker:
         try:
             group = self.set_up(decode(setup))
         except Exception as error:
-            failed = Failed(getattr(error, "env_id", None), describe(error, "make"))
+            report = describe_policy(error) if isinstance(error, PolicyError) else describe(error, "make")
+            failed = Failed(getattr(error, "env_id", None), report)
             self.send(Message(Kind.FAILED, payload=encode_body(failed)[0]))
             return
         if group is None:
@@ -183,7 +188,9 @@ class _Worker:
         where: Attachment = decode(attach)
         block = SharedBlock.attach(self.block_fd, where.size_bytes)
         self.inbox = Inbox(len(envs))
-        return env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up, bytes_left)
+        group = env_groups.build(envs, spaces, setup, where, block, self.inbox, self.catch_up, bytes_left)
+        self.unroller = unroller_of(group, spaces, setup, where, block)
+        return group
 
     def serve(self, group: Group) -> None:
         inbox, incarnation = self.inbox, self.incarnation
@@ -191,10 +198,14 @@ class _Worker:
             command = self.next_command()
             if command.kind is _CLOSE:
                 return
+            if command.kind is _POLICY:
+                assert self.unroller is not None
+                self.unroller.load(command.number, command.payload)
+                continue
             if command.version > inbox.covered:
                 self.catch_up(command.version)
             number = command.number
-            payloads = execute(group, command)
+            payloads = execute(group, command) if command.kind is not _UNROLL else self.unroll(command)
             if payloads is not NOTHING and len(payloads) > 1:
                 for payload in payloads[:-1]:
                     self.send(new_message((_PART, number, 0, payload, 0, incarnation)))
@@ -209,6 +220,13 @@ class _Worker:
                     raise _ParentGone from None
             if self.taken:
                 self.taken.clear()
+
+    def unroll(self, command: Message) -> Sequence[bytes]:
+        assert self.unroller is not None
+        under_way = UnrollUnderWay(self.unroller, command)
+        while under_way.row():
+            pass
+        return under_way.reply()
 
     def next_command(self) -> Message:
         """The next message of the commands pipe; updates that come meanwhile are taken at once."""

@@ -115,6 +115,7 @@ class Rows:
         self.first = first
         self.settings = settings
         self.everyone = range(count)
+        self.t = 0  # the row of a chunk that is being written, which notes say
         self.rewards, self.flags, self.versions = slab.rewards[mine], slab.flags[mine], slab.versions[mine]
         self.columns = [None if column is None else column[mine] for column in slab.obs]
         self.final_columns = [None if column is None else column[mine] for column in slab.final_obs]
@@ -151,9 +152,9 @@ class Rows:
         for column, value in fitting:
             column[i] = value
         if final and self.settings.casting == "unsafe" and not self._is_as_in_its_row(values):
-            notes.append((self.first + i, 0, GIVEN_OBS, loads(dumps(obs, "the observation"))))
+            notes.append((self.first + i, self.t, GIVEN_OBS, loads(dumps(obs, "the observation"))))
         if pickled:
-            notes.append((self.first + i, 0, FINAL_OBS if final else OBS, pickled))
+            notes.append((self.first + i, self.t, FINAL_OBS if final else OBS, pickled))
 
     def _is_as_in_its_row(self, values: Sequence[Any]) -> bool:
         """Whether the row of an observation that fits gives it back, types included."""
@@ -247,7 +248,7 @@ class Rows:
         """Have the parent warn, once for what it is about."""
         if len(self._warned) < _MAX_WARNED and not self._warned.issuperset(about):
             self._warned.update(about)
-            notes.insert(0, (self.first + i, 0, WARNING, (tuple(about), text)))
+            notes.insert(0, (self.first + i, self.t, WARNING, (tuple(about), text)))
 
     # -- infos and errors ----------------------------------------------------------------------------------------
 
@@ -265,19 +266,19 @@ class Rows:
         wanted = self.settings.info
         if isinstance(wanted, tuple):
             if ends:
-                notes.append((self.first + i, 0, END_INFO, info))
+                notes.append((self.first + i, self.t, END_INFO, info))
             if begins and "task" in info and "task" not in wanted:
-                notes.append((self.first + i, 0, TASK, info["task"]))
+                notes.append((self.first + i, self.t, TASK, info["task"]))
             info = {name: info[name] for name in wanted if name in info}
         elif wanted == "episode" and not (begins or ends):
             return
         if info:
-            notes.append((self.first + i, 0, FINAL_INFO if final else INFO, info))
+            notes.append((self.first + i, self.t, FINAL_INFO if final else INFO, info))
 
     def fail(self, envs: Sequence[int], report: ErrorReport, notes: list[Note]) -> None:
         """These envs have failed: an error is all that the reply says of them."""
         self.clear(envs, notes)
-        notes[:0] = [(self.first + i, 0, ERROR, report) for i in envs]
+        notes[:0] = [(self.first + i, self.t, ERROR, report) for i in envs]
 
     def clear(self, envs: Iterable[int], notes: list[Note]) -> None:
         """Take back what was written and noted of these envs, but for warnings."""

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import aio_vecenv as av
+from aio_vecenv.blas import _openblas, same_threads_as_workers
 from aio_vecenv.core import framing as wire
 from aio_vecenv.core.assignment import assign
 from aio_vecenv.core.policy import BLOCK, PolicyRunner, rows_in_blocks
-from aio_vecenv.runtime.blas import _openblas, same_threads_as_workers
 from aio_vecenv.testing import check_policy
 
 OBS = spaces.Box(-np.inf, np.inf, (4,), np.float32)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from aio_vecenv.core.framing import Kind, ProtocolError
 from aio_vecenv.core.protocol import FROM_CHILD, MOVES, Conversation, State
 
-COMMANDS = (Kind.STEP, Kind.RESET, Kind.CALL)
+COMMANDS = (Kind.STEP, Kind.RESET, Kind.CALL, Kind.UNROLL)
 
 
 class AnySequence(RuleBasedStateMachine):

@@ -1,0 +1,459 @@
+"""The unrolls of a vec env: which are under way, what their columns are, and the events of their rows.
+
+A chunk of T rows is T batches. Its rows take T numbers of calls and of batches, and its events are released row by row,
+in the order and with the watermarks that T steps would have had. Nothing here looks at a row in which no episode begins
+or ends and no env says anything.
+"""
+# pure: arrays and plain data; no loop, no process, no clock
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BadActions
+from .assignment import Assignment, EnvIds, Selection
+from .batch import Episode, EpisodeStarted, EventBatch, Outcome
+from .chunk import Chunk
+from .command import Begin, Command, Unroll, part_of
+from .episodes import EpisodeTracker
+from .framing import Kind
+from .layout import BEGAN, IDLE, TERMINATED, TRUNCATED, ChunkBuffer, Slab, SpaceTree
+from .messages import END_INFO, ERROR, INFO, POLICY_FAILED, RESTARTED, TASK, Note, Unrolled, by_kind, encode
+from .pool import Pool
+from .report import ErrorReport
+
+__all__ = ["Chunks"]
+
+_NOTHING_SAID = by_kind([])  # never written to
+_ENDS = TERMINATED | TRUNCATED
+_ANY = 1 << 62  # as the number of a call: larger than any
+
+
+class Chunks:
+    """Sends unrolls to whole workers and turns their replies into chunks and events."""
+
+    def __init__(
+        self, pool: Pool, assignment: Assignment, slab: Slab, obs: SpaceTree, action: SpaceTree, *, copy: bool
+    ) -> None:
+        self._pool, self._assignment, self._slab = pool, assignment, slab
+        self._obs, self._action = obs, action
+        self._copy = copy
+        self._under_way: list[Unroll] = []  # whose columns were not taken, oldest first
+        self._buffers = [0] * len(assignment.rows)  # that each worker fills next
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def send(
+        self, selection: Selection, noise: NDArray[Any], policy_version: int, params: bytes | None
+    ) -> list[Unroll]:
+        """The unrolls of these envs, column j of `noise` for the j-th of them as they were given.
+
+        Raises BusyError or BadActions; nothing has happened then.
+        """
+        pool = self._pool
+        pool.check_send(selection)
+        for part in selection.parts:
+            if part.local is not None:
+                held = self._assignment.rows[part.worker]
+                raise BadActions(
+                    f"worker {part.worker} holds the envs {held.start} to {held.stop - 1}: an unroll is of all of "
+                    "them; nothing was sent",
+                    expected="all envs of a worker",
+                    got=str(part.env_ids.tolist()),
+                )
+        length, number = len(noise), pool.next_number
+        commands: list[Unroll] = []
+        for worker, mine, rows, _, _ in selection.parts:
+            buffer = self._buffers[worker]
+            self._buffers[worker] = 1 - buffer
+            payload, flags = encode(Unrolled(length, buffer, policy_version))
+            command = Unroll(Kind.UNROLL, number, worker, mine, rows, payload, flags)
+            command.length, command.buffer = length, buffer
+            command.policy_version, command.params = policy_version, params
+            commands.append(command)
+            for column, newest in zip(self._slab.chunks[buffer].obs, self._slab.obs):
+                column[0, rows] = newest[rows]  # type: ignore[index]  # no leaf is pickled
+        buffers = {command.buffer for command in commands}
+        if len(buffers) == 1:
+            self._slab.chunks[commands[0].buffer].noise[:length, selection.given] = noise
+        else:
+            given = np.arange(self._assignment.num_envs)[selection.given]
+            for command in commands:
+                at = np.flatnonzero(np.isin(given, command.env_ids))
+                self._slab.chunks[command.buffer].noise[:length, given[at]] = noise[:, at]
+        pool.sent(selection, length)
+        self._under_way += commands
+        return commands
+
+    # -- what comes back ---------------------------------------------------------------------------------------
+
+    def replied(self, command: Unroll) -> None:
+        """A reply is in: what its rows mean does not change any more."""
+        command.replied = True
+        pool = self._pool
+        flags = self._slab.chunks[command.buffer].flags[0]
+        if (
+            command.unread is not None
+        ):  # which env said it cannot be told: all have failed, after their last row
+            notes = [
+                (env_id, command.length - 1, ERROR, command.unread) for env_id in command.env_ids.tolist()
+            ]
+            command.notes = notes
+        for _, _, kind, report in command.notes:
+            if kind == POLICY_FAILED:
+                command.policy_error = report
+        pool.begun(command, [env_id for env_id in pool.due(command) if flags[env_id] & BEGAN])
+
+    def failed(self, command: Unroll) -> list[tuple[int, int, ErrorReport]]:
+        """The envs that have failed: env id, row, what they raised."""
+        return [(env_id, t, report) for env_id, t, kind, report in command.notes if kind == ERROR]
+
+    def reset_again(self, again: Command) -> Unroll:
+        """The parent's reset of an env that failed in a chunk is done: it is the chunk's last row."""
+        command = again.of
+        assert command is not None
+        self._pool.begun(again, self._pool.due(again))
+        buffer, last = self._slab.chunks[command.buffer], command.length - 1
+        for env_id in again.env_ids.tolist():
+            for column, newest in zip(buffer.obs, self._slab.obs):
+                column[last + 1, env_id] = newest[env_id]  # type: ignore[index]
+            buffer.versions[last, env_id] = self._slab.versions[env_id]
+            buffer.flags[last, env_id] |= BEGAN
+            command.again -= 1
+        command.notes = [
+            *command.notes,
+            *((env_id, last, kind, value) for env_id, _, kind, value in again.notes),
+        ]
+        return command
+
+    @property
+    def complete(self) -> list[Command]:
+        """The unrolls whose rows are all in, not taken."""
+        return [command for command in self._under_way if command.replied and not command.again]
+
+    def ready(self, min_envs: int | None) -> list[Unroll]:
+        """The columns to take now, of one call, the oldest that has enough; none: wait.
+
+        Raises ValueError if nothing is owed.
+        """
+        if not self._under_way:
+            raise ValueError("recv_unroll() with no chunk owed: send_unroll() first")
+        for number in dict.fromkeys(command.number for command in self._under_way):
+            mine = [command for command in self._under_way if command.number == number]
+            complete = [command for command in mine if command.replied and not command.again]
+            owed = sum(len(command.env_ids) for command in mine)
+            if complete and sum(len(c.env_ids) for c in complete) >= min(min_envs or owed, owed):
+                return complete
+            if min_envs is None:
+                break
+        return []
+
+    def take_errors(self, commands: Sequence[Unroll]) -> list[tuple[Unroll, int, int, ErrorReport]]:
+        """The errors that the caller does not know of: unroll, env, row, report. Their envs now accept only a reset.
+
+        Their columns stay.
+        """
+        errors: list[tuple[Unroll, int, int, ErrorReport]] = []
+        for command in commands:
+            if command.told:
+                continue
+            command.told = True
+            for env_id, t, report in self.failed(command):
+                if env_id not in command.cuts:
+                    self._pool.fail(env_id, report)
+                    errors.append((command, env_id, t, report))
+        return sorted(errors, key=lambda error: error[1])
+
+    def where(self, command: Unroll, env_id: int, t: int, op: str) -> str:
+        """Which episode and step it was whose `op` raised in row t, for the message."""
+        flags = self._slab.chunks[command.buffer].flags[: t + 1, env_id]
+        begun = np.flatnonzero(flags[:t] & BEGAN)
+        episodes = self._pool.episodes
+        index, steps, seed = episodes.index(env_id), episodes.totals(env_id)[0], episodes.seed[env_id]
+        if len(begun):
+            index, steps = index + len(begun), 0
+            seed = (
+                command.begins[env_id].seed
+                if len(begun) == 1 and not begun[0] and env_id in command.begins
+                else None
+            )
+        steps += int(
+            np.count_nonzero(~flags[begun[-1] if len(begun) else 0 : t] & (BEGAN | IDLE) == BEGAN | IDLE)
+        )
+        if index < 0:
+            return f", in row {t} of the unroll"
+        if op == "reset" and t and flags[t - 1] & _ENDS:
+            return f", in the reset after episode {index}, row {t} of the unroll"
+        return f", episode {index}, after {steps} steps, seed {seed}, row {t} of the unroll"
+
+    # -- columns, taken ----------------------------------------------------------------------------------------
+
+    def select(self, env_ids: EnvIds) -> list[Unroll]:
+        """The columns of just these envs, taken out of what waits."""
+        parts: list[Unroll] = []
+        kept: list[Unroll] = []
+        for command in self._under_way:
+            mask = np.isin(command.env_ids, env_ids)
+            if not (command.replied and mask.any()):
+                kept.append(command)
+                continue
+            parts.append(part_of(command, mask))
+            if not mask.all():
+                kept.append(part_of(command, ~mask))
+        self._under_way = kept
+        return parts
+
+    def collect(self, commands: Sequence[Unroll]) -> tuple[Chunk, list[EventBatch]]:
+        """These columns, which are of one call, as a chunk, and the events of its rows. Their envs owe nothing more."""
+        first = commands[0]
+        length, pool = first.length, self._pool
+        self._under_way = [command for command in self._under_way if command not in commands]
+        ids, rows, number = pool.take_columns(commands, length)
+        columns = _Columns(
+            [(self._slab.chunks[c.buffer], c.env_ids, c.rows) for c in commands], ids, rows, length
+        )
+        copy = self._copy
+        flags = columns.of("flags", copy=True)
+        rewards, versions = columns.of("rewards", copy=copy), columns.of("versions", copy=copy)
+        fold = _Fold(pool.episodes, ids, number, first.number, flags, rewards, versions)
+        fold.say(commands)
+        events = fold.run(pool.next_number, pool.take_unreleased(number))
+        for env_id in fold.over:
+            pool.end(env_id)
+        for command in commands:
+            if command.policy_error is not None:
+                for env_id in pool.due(command):
+                    pool.episodes.forget(env_id)  # it was to begin in row 0, and was not reset
+        pool.executed(fold.executed)
+        chunk = Chunk(
+            ids.copy(),
+            self._obs.join([columns.leaf("obs", i, copy) for i in range(len(self._obs.leaves))]),
+            self._action.join([columns.leaf("actions", i, copy) for i in range(len(self._action.leaves))]),
+            rewards,
+            (flags & TERMINATED).view(np.bool_),
+            (flags & TRUNCATED).astype(np.bool_),
+            (flags & (BEGAN | IDLE)).astype(np.bool_),
+            fold.index,
+            versions,
+            {name: columns.output(name, copy) for name in self._slab.chunks[0].outputs},
+            first.policy_version,
+            fold.infos,
+            fold.episodes_ended,
+            number,
+            fold.watermarks,
+        )
+        return chunk, events
+
+    def close(self) -> list[EventBatch]:
+        """The events of what nobody took."""
+        self.take_errors([command for command in self._under_way if command.replied])
+        batches: list[EventBatch] = []
+        while replied := [command for command in self._under_way if command.replied]:
+            together = [command for command in replied if command.number == replied[0].number]
+            batches += self.collect(together)[1]
+        return batches
+
+
+class _Columns:
+    """The columns of one chunk, out of the buffers in which its workers have written them."""
+
+    def __init__(
+        self, parts: Sequence[tuple[ChunkBuffer, EnvIds, Any]], ids: EnvIds, rows: Any, length: int
+    ) -> None:
+        self._parts, self._ids, self._rows, self._length = parts, ids, rows, length
+        self._one = len({id(buffer) for buffer, _, _ in parts}) == 1
+
+    def of(self, name: str, *, copy: bool) -> Any:
+        return self._pick([getattr(buffer, name) for buffer, _, _ in self._parts], self._length, copy)
+
+    def leaf(self, name: str, index: int, copy: bool) -> NDArray[Any]:
+        length = self._length + (name == "obs")
+        return self._pick([getattr(buffer, name)[index] for buffer, _, _ in self._parts], length, copy)
+
+    def output(self, name: str, copy: bool) -> NDArray[Any]:
+        return self._pick([buffer.outputs[name] for buffer, _, _ in self._parts], self._length, copy)
+
+    def _pick(self, arrays: Sequence[NDArray[Any]], length: int, copy: bool) -> NDArray[Any]:
+        """One array (length, n, …): a view where all lie side by side in one buffer and no copy is wanted."""
+        if self._one:
+            picked: NDArray[Any] = arrays[0][:length, self._rows]
+            return picked.copy() if copy and type(self._rows) is slice else picked
+        picked = np.empty((length, len(self._ids), *arrays[0].shape[2:]), arrays[0].dtype)
+        for array, (_, env_ids, rows) in zip(arrays, self._parts):
+            picked[:, np.searchsorted(self._ids, env_ids)] = array[:length, rows]
+        return picked
+
+
+class _Fold:
+    """The episodes that begin and end in the rows of a chunk, and what its envs said.
+
+    `flags`, `rewards` (T, n) are corrected where a row cuts an episode off.
+    """
+
+    def __init__(
+        self,
+        episodes: EpisodeTracker,
+        ids: EnvIds,
+        number: int,
+        call: int,
+        flags: NDArray[np.uint8],
+        rewards: NDArray[np.float64],
+        versions: NDArray[np.int64],
+    ) -> None:
+        self._episodes, self._ids, self._number, self._call = episodes, ids, number, call
+        self._flags, self._rewards, self._versions = flags, rewards, versions
+        self._noted: dict[
+            int, list[dict[int, Any]]
+        ] = {}  # the notes of the rows that have any, by kind and env
+        self._why: dict[
+            tuple[int, int], Begin
+        ] = {}  # (row, env) → how an episode begins, or why one is cut off
+        self._failed: dict[int, int] = {}  # env → the row in which it failed
+        self.index: NDArray[np.int64] = np.empty(flags.shape, np.int64)
+        self.infos: list[tuple[int, int, dict[str, Any]]] = []
+        self.over: list[int] = []  # envs whose last episode has ended, and no other begun
+        self.executed = 0
+        self.episodes_ended: tuple[Episode, ...] = ()
+        self.watermarks: NDArray[np.int64] = np.empty(len(flags), np.int64)
+
+    def say(self, commands: Sequence[Unroll]) -> None:
+        """Take in what was noted beside the rows."""
+        by_row: dict[int, list[Note]] = {}
+        for command in commands:
+            for env_id, begin in command.begins.items():
+                self._why[0, env_id] = begin
+            for env_id, (t, begin) in command.cuts.items():
+                if env_id in self._ids:  # a part of its columns may have been dropped
+                    self._why[t, env_id] = begin
+            for note in command.notes:
+                by_row.setdefault(note[1], []).append(note)
+                _, t, kind, report = note
+                if kind == RESTARTED and not ((t, note[0]) in self._why and self._why[t, note[0]].key):
+                    begin = self._why.get((t, note[0]), Begin())
+                    self._why[t, note[0]] = Begin(
+                        begin.seed, "env_error", f"{report.type_name}: {report.message}"
+                    )
+                elif kind == ERROR:
+                    self._failed[note[0]] = t
+        self._noted = {t: by_kind([notes]) for t, notes in by_row.items()}
+        told: dict[tuple[int, int], dict[str, Any]] = {
+            (t, env_id): info for t, noted in self._noted.items() for env_id, info in noted[INFO].items()
+        }
+        for (t, env_id), begin in self._why.items():
+            if not begin.key:
+                continue
+            j = int(np.searchsorted(self._ids, env_id))
+            self._flags[t, j] = self._flags[t, j] & ~TERMINATED | TRUNCATED
+            self._rewards[t, j] = 0.0
+            told[t, env_id] = {**told.get((t, env_id), {}), begin.key: begin.reason}
+        self.infos = [(t, env_id, told[t, env_id]) for t, env_id in sorted(told)]
+
+    def run(self, next_call: int, unreleased: Sequence[Episode]) -> list[EventBatch]:
+        """Fold the rows, in order; the events of those in which an episode begins or ends.
+
+        `unreleased` go with row 0.
+        """
+        length = len(self._flags)
+        ids, episodes = self._ids, self._episodes
+        done = self._flags & (BEGAN | IDLE) == 0
+        self.executed = int(np.count_nonzero(done))
+        lengths, returns = episodes.totals_of(ids)
+        self._lengths = done.cumsum(0)  # executed so far in the chunk
+        self._carried = lengths
+        self._returns = np.add.accumulate(np.vstack([returns[None], self._rewards]), 0)[1:]  # row after row
+        self._begun: dict[int, int] = {}  # position → the row in which its episode began
+        self.index[:] = np.array([episodes.index(env_id) for env_id in ids.tolist()], np.int64)
+        batches: list[EventBatch] = []
+        ended: list[Episode] = []
+        at, call = 0, self._call
+        turning = self._turning()
+        if unreleased:
+            turning = {0: turning.pop(0, []), **turning}
+        for t, positions in turning.items():
+            if t > at:
+                self.watermarks[at:t] = episodes.watermark(_ANY)
+            at = t
+            row: list[EpisodeStarted | Episode] = [*unreleased] if t == 0 else []
+            for j in positions:
+                row += self._turn(t, j)
+            bound = next_call if t == length - 1 else call + t + 1
+            if row:
+                watermark = episodes.watermark(bound)
+                batches.append(EventBatch(self._number + t, watermark, tuple(row), episodes.beginning))
+                ended += [event for event in row if type(event) is Episode]
+        self.watermarks[at:] = episodes.watermark(_ANY)
+        bounds = np.arange(call + 1, call + length + 1)
+        bounds[-1] = next_call
+        np.minimum(self.watermarks, bounds * episodes.num_envs, out=self.watermarks)
+        self.episodes_ended = tuple(ended)
+        self._put_totals(length - 1)
+        return batches
+
+    def _turning(self) -> dict[int, list[int]]:
+        """The rows in which something begins or ends, and in which columns, both ascending."""
+        flags = self._flags
+        turns = flags & (BEGAN | _ENDS)
+        if self._failed:
+            for j, env_id in enumerate(self._ids.tolist()):
+                if env_id in self._failed:
+                    turns[self._failed[env_id], j] |= IDLE
+        rows, columns = np.nonzero(turns)
+        found: dict[int, list[int]] = {}
+        for t, j in zip(rows.tolist(), columns.tolist()):
+            found.setdefault(t, []).append(j)
+        return found
+
+    def _turn(self, t: int, j: int) -> Iterator[EpisodeStarted | Episode]:
+        """What happens in row t of column j."""
+        env_id, flags = self._ids.item(j), self._flags.item(t, j)
+        episodes, number = self._episodes, self._number + t
+        cut = self._failed.get(env_id) == t
+        noted = self._noted.get(t, _NOTHING_SAID)
+        if flags & BEGAN or cut:
+            if episodes.runs(env_id):
+                self._put_total(t, j, env_id)
+                yield episodes.end(env_id, "aborted", {}, number)
+            if not flags & BEGAN:
+                episodes.forget(env_id)
+                if env_id in self.over:
+                    self.over.remove(env_id)
+                return
+            info = noted[INFO].get(env_id, {})
+            task = noted[TASK][env_id] if env_id in noted[TASK] else info.get("task")
+            begin = self._why.get((t, env_id))
+            seed = None if begin is None else begin.seed
+            version = self._versions.item(t, j)
+            started = episodes.begin(env_id, self._call + t, version, task, seed)
+            self._begun[j] = t
+            self.index[t:, j] = started.index
+            if env_id in self.over:
+                self.over.remove(env_id)
+            yield started
+            return
+        outcome: Outcome = "terminated" if flags & TERMINATED else "truncated"
+        self._put_total(t, j, env_id)
+        info = noted[END_INFO].get(env_id) or noted[INFO].get(env_id, {})
+        self.over.append(env_id)
+        yield episodes.end(env_id, outcome, info, number)
+
+    def _put_total(self, t: int, j: int, env_id: int) -> None:
+        self._episodes.put_total(env_id, *self._total(t, j))
+
+    def _total(self, t: int, j: int) -> tuple[int, float]:
+        """Executed steps, up to row t, of the episode that runs in column j, and the sum of their rewards."""
+        begun = self._begun.get(j)
+        if begun is None:
+            return self._carried.item(j) + self._lengths.item(t, j), self._returns.item(t, j)
+        steps = self._lengths.item(t, j) - self._lengths.item(begun, j)
+        return steps, float(np.add.accumulate(self._rewards[begun : t + 1, j])[-1])
+
+    def _put_totals(self, last: int) -> None:
+        """What the episodes that run have added up."""
+        lengths, returns = self._carried + self._lengths[last], self._returns[last]
+        for j in self._begun:
+            lengths[j], returns[j] = self._total(last, j)
+        self._episodes.put_totals(self._ids, lengths, returns)
