@@ -106,6 +106,9 @@ class Situation:
     threshold: float = 0.60
     minimum: int = 50
     every: int = EVERY  # ended episodes between two checks
+    mixed: float = 0.0  # share of the episodes that are drawn from the stage before
+    mixed_rate: float = 0.80
+    mixed_steps: int = 100  # 1 + Poisson, whatever their outcome
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,19 @@ class Episodes:
     started: Ints
     ended: Ints  # above the horizon: not in time
     env: Ints
+    current: Bools  # of the stage that is decided on; else of the one before
+
+    def of_current(self) -> Episodes:
+        """Those of the current stage."""
+        return Episodes(*(column[self.current] for column in vars(self).values()))
 
 
 def play(situation: Situation, rng: np.random.Generator) -> Episodes:
     """One run."""
     s = situation
     mean = 1 + s.rate * s.success_steps + (1 - s.rate) * s.failure_steps
+    if s.mixed:
+        mean = s.mixed * (1 + s.mixed_steps) + (1 - s.mixed) * mean
     count = 24 + int(3 * s.horizon / mean)  # per env; far more than fit, and checked
     success = rng.random((s.num_envs, count)) < s.rate
     lengths = 1 + np.where(
@@ -129,17 +139,22 @@ def play(situation: Situation, rng: np.random.Generator) -> Episodes:
         rng.poisson(s.success_steps, success.shape),
         rng.poisson(s.failure_steps, success.shape),
     )
+    current = np.ones(success.shape, np.bool_)
+    if s.mixed:
+        current = rng.random(success.shape) >= s.mixed
+        success = np.where(current, success, rng.random(success.shape) < s.mixed_rate)
+        lengths = np.where(current, lengths, 1 + rng.poisson(s.mixed_steps, success.shape))
     ended = np.cumsum(lengths, axis=1)
     assert (ended[:, -1] > s.horizon).all()
     started = ended - lengths
     begun = started < s.horizon
     env = np.broadcast_to(np.arange(s.num_envs)[:, None], success.shape)
     order = np.lexsort((env[begun], started[begun]))
-    return Episodes(success[begun][order], started[begun][order], ended[begun][order], env[begun][order])
+    return Episodes(*(column[begun][order] for column in (success, started, ended, env, current)))
 
 
-def _checks(ended: Ints, every: int) -> tuple[Ints, Ints]:
-    """(step, total) of each check: after the first step at whose end `every` more episodes have ended."""
+def _checks(ended: Ints, every: int) -> Ints:
+    """The steps of the checks: each the first at whose end `every` more episodes have ended."""
     steps, counts = np.unique(ended, return_counts=True)
     totals = np.cumsum(counts)
     chosen, last = [], 0
@@ -147,31 +162,36 @@ def _checks(ended: Ints, every: int) -> tuple[Ints, Ints]:
         if total >= last + every:
             chosen.append(i)
             last = total
-    return steps[chosen], totals[chosen]
+    return steps[chosen]
 
 
 def advances_completed(episodes: Episodes, s: Situation) -> bool:
-    """Reference rules over outcomes as they complete."""
-    in_time = episodes.ended <= s.horizon
-    by_end = np.argsort(episodes.ended[in_time], kind="stable")  # within one step: in start order
-    outcomes = episodes.success[in_time][by_end]
-    _, totals = _checks(episodes.ended[in_time], s.every)
-    return bool(reference(outcomes[None], s.threshold, s.minimum)[0, totals].any())
+    """Reference rules over outcomes as they complete. Episodes of the stage before count for when it is checked."""
+    steps = _checks(episodes.ended[episodes.ended <= s.horizon], s.every)
+    mine = episodes.of_current()
+    by_end = np.argsort(mine.ended, kind="stable")  # within one step: in start order
+    seen = np.searchsorted(mine.ended[by_end], steps, side="right")
+    return bool(reference(mine.success[by_end][None], s.threshold, s.minimum)[0, seen].any())
 
 
 def advances_started(episodes: Episodes, s: Situation) -> bool:
-    """Sequential rules over outcomes in start order. Valid while nobody is passed over (`passes_over`)."""
-    steps, _ = _checks(episodes.ended[episodes.ended <= s.horizon], s.every)
-    complete = np.maximum.accumulate(episodes.ended)  # when all up to here had ended
+    """Sequential rules over outcomes in the stage's own start order. Valid while nobody is passed over
+    (`passes_over`)."""
+    steps = _checks(episodes.ended[episodes.ended <= s.horizon], s.every)
+    mine = episodes.of_current()
+    complete = np.maximum.accumulate(mine.ended)  # when all up to here had ended
     admitted = np.searchsorted(complete, steps, side="right")
-    return bool(sequential(episodes.success[None], s.threshold, s.minimum)[0, admitted].any())
+    return bool(sequential(mine.success[None], s.threshold, s.minimum)[0, admitted].any())
 
 
 def passes_over(episodes: Episodes, s: Situation) -> bool:
-    """Whether the oldest unfinished episode ever keeps 20 × num_envs ended ones waiting."""
+    """Whether the oldest unfinished episode ever keeps 20 × num_envs ended ones waiting; with a stage mixed in: whether
+    it might, since so many have ended."""
     steps = np.unique(episodes.ended[episodes.ended <= s.horizon])
     complete = np.maximum.accumulate(episodes.ended)
     ended = np.searchsorted(np.sort(episodes.ended), steps, side="right")
+    if s.mixed:
+        return bool(ended[-1:].sum() >= 20 * s.num_envs)
     return bool((ended - np.searchsorted(complete, steps, side="right") >= 20 * s.num_envs).any())
 
 
@@ -179,14 +199,21 @@ def fold(episodes: Episodes, s: Situation, rules: str, window: str) -> bool:
     """The same run through `Staged` itself, step by step: for runs with stragglers, and to test the above."""
     from curriculum import FinishedEpisode, Stage, Staged, StagePlan
 
-    plan = StagePlan([Stage("now", s.threshold, s.minimum), Stage("next")])
+    plan = StagePlan([Stage("before"), Stage("now", s.threshold, s.minimum), Stage("next")])
     staged = Staged(plan, rules=rules, window=window)  # type: ignore[arg-type]
     staged.attached(s.num_envs)
-    task = {"stage": "now", "level": "x", "generator": "default", "role": "current"}
+    staged.set_stage("now")
+    staged.published(1)
+    tasks = [
+        {"stage": stage, "level": "x", "generator": "default", "role": role}
+        for stage, role in (("before", "previous"), ("now", "current"))
+    ]
     orders = episodes.started * s.num_envs + episodes.env
     made = [
-        FinishedEpisode(int(env), 0, int(order), 1, 0.0, "terminated", 1, task, {"is_success": bool(good)})
-        for env, order, good in zip(episodes.env, orders, episodes.success)
+        FinishedEpisode(
+            int(env), 0, int(order), 1, 0.0, "terminated", 1, tasks[int(current)], {"is_success": bool(good)}
+        )
+        for env, order, good, current in zip(episodes.env, orders, episodes.success, episodes.current)
     ]
     for episode in made:
         staged.started(episode)
@@ -221,7 +248,7 @@ def overtaking(situation: Situation, runs: int, seed: int) -> tuple[float, float
 
 def _row(name: str, values: Sequence[str], bound: str, met: bool | None) -> bool:
     verdict = "" if met is None else ("ok" if met else "MISSED")
-    print(f"{name:<70}{values[0]:>10}{values[1]:>12}   {bound:<12}{verdict}")
+    print(f"{name:<90}{values[0]:>10}{values[1]:>12}   {bound:<12}{verdict}")
     return met is not False
 
 
@@ -236,16 +263,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = parser.parse_args(argv).runs
     begun = time.perf_counter()
     good = True
-    print(f"{'situation':<70}{'reference':>10}{'sequential':>12}")
-    print(f"{'':<70}{'completed':>10}{'started':>12}   bound")
-    cases = [(num_envs, times, EVERY) for times in (10, 50, 100) for num_envs in (128, 256)]
-    cases += [(128, 10, 1), (256, 10, 1)]
-    situations = [Situation(n, failure_steps=100 * x, horizon=300 * x, every=each) for n, x, each in cases]
+    print(f"{'situation':<90}{'reference':>10}{'sequential':>12}")
+    print(f"{'':<90}{'completed':>10}{'started':>12}   bound")
+    cases = [(num_envs, times, EVERY, 0) for times in (10, 50, 100) for num_envs in (128, 256)]
+    cases += [(128, 10, 1, 0), (256, 10, 1, 0)]
+    cases += [(num_envs, 10, EVERY, steps) for steps in (100, 2000) for num_envs in (128, 256)]
+    situations = [
+        Situation(
+            n,
+            failure_steps=100 * x,
+            horizon=300 * x,
+            every=each,
+            mixed=0.40 if steps else 0.0,
+            mixed_steps=steps,
+        )
+        for n, x, each, steps in cases
+    ]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(overtaking, situations, [runs] * len(cases), [n + x for n, x, _ in cases])
-        for (num_envs, times, each), shares in zip(cases, found):
+        found = pool.map(overtaking, situations, [runs] * len(cases), [n + x for n, x, *_ in cases])
+        for (num_envs, times, each, steps), shares in zip(cases, found):
             name = f"fast first: rate .20, T .60, {num_envs} envs, failures {times} x as long"
             name += "" if each == EVERY else ", always"
+            name += f", .40 mixed in ({steps:,} steps)" if steps else ""
             good &= _row(name, [f"{share:.3f}" for share in shares], "≤ .05", shares[1] <= 0.05)
     tables: list[tuple[str, float, int, str, Callable[[float], bool] | None]] = [
         ("luck: rate T - .10: false advance in 1,000", -0.10, 1000, "≤ .05", lambda share: share <= 0.05),

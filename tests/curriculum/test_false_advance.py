@@ -23,6 +23,8 @@ def test_c24_overtaking_by_simulation() -> None:
         fa.Situation(128),
         fa.Situation(60, rate=0.6, success_steps=20, failure_steps=40, horizon=400),
         fa.Situation(8, rate=0.55, success_steps=5, failure_steps=300, horizon=2000),
+        fa.Situation(256, mixed=0.4, mixed_steps=2000),
+        fa.Situation(60, rate=0.6, success_steps=20, failure_steps=40, horizon=600, mixed=0.4, mixed_steps=9),
     ],
 )
 def test_c24_the_simulation_equals_the_strategy(situation: fa.Situation) -> None:
