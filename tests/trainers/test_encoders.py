@@ -106,7 +106,17 @@ def test_pictures_of_any_size_have_a_network_of_bounded_size(
         assert sum(p.numel() for p in reads.parameters()) < 3_500_000
 
 
-def test_a_very_long_picture_is_averaged_down() -> None:
+def test_a_long_picture_is_averaged_down() -> None:
+    """Each side by itself, in any order of the axes; what does not fill a pixel is left out."""
+    for shape, frames in (((211, 160, 3), 1), ((3, 211, 160), 1), ((2, 211, 160, 3), 2)):
+        reads = made(S.Box(-9, 9, shape, np.float32))
+        assert isinstance(reads, Pixels)
+        assert reads.pool == (3, 2)
+        pixels = torch.randn(2, 3 * frames, 211, 160)
+        expected = torch.nn.functional.avg_pool2d(pixels, (3, 2))
+        assert expected.shape[-2:] == (70, 80)
+        for given in (pixels, pixels.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(reads._averaged(given), expected)
     reads = made(S.Box(0, 255, (16, 20_000, 1), np.uint8))
     assert sum(p.numel() for p in reads.parameters()) < 3_500_000
     made(S.Box(0, 255, (5, 2_000, 1), np.uint8))(torch.zeros(1, 5, 2000, 1))

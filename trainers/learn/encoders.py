@@ -35,7 +35,11 @@ GRID_MIN = 4  # cells: the smallest side that three 2×2 convolutions leave anyt
 PIXELS_MIN = 8  # from here on a side shows something; below, it counts cells
 LARGE = 36  # pixels: from here on the kernels of Mnih et al. 2015 leave anything of a side
 NEARLY_SQUARE = 1.5  # long side over short one
-REDUCE = 110  # pixels: longer sides are averaged down to at most so many, which bounds the network's size
+WHOLE, REDUCED = (
+    110,
+    84,
+)  # pixels: longer sides than the first are averaged down to at most the second, the side that the
+# kernels of Mnih et al. 2015 were made for; it bounds the network's size and its time
 OBSERVED = 256  # pictures of each rollout that the statistics are taken from
 
 
@@ -234,7 +238,7 @@ class Pixels(Moments):
         super().__init__(1, variance=_spread(leaf) ** 2)
         self.picture = picture
         h, w, c = picture.height, picture.width, picture.channels
-        self.pool = (-(-h // REDUCE), -(-w // REDUCE))
+        self.pool = (_pooled(h), _pooled(w))
         h, w = h // self.pool[0], w // self.pool[1]
         large = max(h, w) >= LARGE
         gain = math.sqrt(2)
@@ -258,10 +262,19 @@ class Pixels(Moments):
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         pixels = self._channels_first(obs).float()
         if self.pool != (1, 1):
-            pixels = F.avg_pool2d(pixels, self.pool)
+            pixels = self._averaged(pixels)
         mean, variance = cast(torch.Tensor, self.mean), cast(torch.Tensor, self.variance)
         scale = torch.rsqrt(variance + 1e-12)
-        return cast(torch.Tensor, self.layers(((pixels - mean.float()) * scale.float()).clamp(-10, 10)))
+        shifted = pixels - mean.float()  # new memory: `pixels` may be the rollout's own
+        return cast(torch.Tensor, self.layers(shifted.mul_(scale.float()).clamp_(-10, 10)))
+
+    def _averaged(self, pixels: torch.Tensor) -> torch.Tensor:
+        """As `avg_pool2d`, which on the CPU takes five times as long where channels come last."""
+        if pixels.is_cuda:  # where a convolution rounds more coarsely (TF32)
+            return F.avg_pool2d(pixels, self.pool)
+        channels = pixels.shape[1]
+        kernel = pixels.new_full((channels, 1, *self.pool), 1 / math.prod(self.pool))
+        return F.conv2d(pixels, kernel, stride=self.pool, groups=channels)
 
     def _channels_first(self, obs: torch.Tensor) -> torch.Tensor:
         _h, _w, channels, frames, order = self.picture
@@ -281,6 +294,11 @@ def _spread(leaf: spaces.Box) -> float:
     """The largest value by the bounds; 1 where they are no help."""
     largest = float(max(np.abs(leaf.low).max(initial=0), np.abs(leaf.high).max(initial=0)))
     return largest if 0 < largest <= 1e6 else 1.0
+
+
+def _pooled(side: int) -> int:
+    """How many pixels of a side become one."""
+    return 1 if side <= WHOLE else -(-side // REDUCED)
 
 
 def _convolutions(side: int, large: bool) -> tuple[tuple[int, int, int], ...]:
