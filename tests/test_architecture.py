@@ -26,6 +26,7 @@ EXTRA: dict[str, set[str]] = {
     "trainers/record/loggers.py": {"tensorboard"},
     "trainers/export.py": {"onnx"},
     "trainers/record/plot.py": {"matplotlib"},
+    "trainers/presets/atari.py": {"ale_py"},
     "trainers/presets/doorkey.py": {"minigrid"},
     "trainers/service/access.py": {"starlette"},
     "trainers/service/app.py": {"starlette"},
@@ -71,7 +72,9 @@ ROOMS: dict[str, set[str]] = {
         "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes", "plot",
         "progress", "report_stream", "seeds", "summary",
     },
-    "trainers/presets": {"__init__", "doorkey", "frozenlake"},
+    "trainers/presets": {
+        "__init__", "atari", "doorkey", "doorkey16", "frozenlake", "maze_levels", "mazes", "pendulum",
+    },
     "trainers/service": {
         "__init__", "access", "app", "commands", "curves", "frames", "live", "prometheus", "server", "snapshot",
         "stream",

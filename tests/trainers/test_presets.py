@@ -16,7 +16,7 @@ import aio_vecenv as av
 import curriculum as cu
 from trainers import ConfigError, Job, TrainConfig, load_preset, training
 from trainers.jobs import make_envs, resolve_job
-from trainers.presets import DEFAULT, NAMES
+from trainers.presets import DEFAULT, NAMES, maze_levels, mazes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,7 +24,7 @@ def test_every_preset_is_whole(name: str) -> None:
     preset = load_preset(name)
     assert preset.name == preset.config.preset == name
     job = resolve_job(preset.config)
-    assert len(job.plan) == 3
+    assert len(job.plan) == {"pendulum": 1, "atari": 1, "doorkey16": 4}.get(name, 3)
     only = resolve_job(replace(preset.config, curriculum=False))
     assert only.plan.names == (job.plan.names[-1],)
 
@@ -55,8 +55,62 @@ def test_the_maps_come_with_their_source() -> None:
     assert goals == {"near": 18, "middle": 44, "far": 63}
 
 
+@pytest.mark.parametrize("name", ["doorkey", "doorkey16", "atari"])
+def test_a_missing_extra_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("atari", "doorkey"):
+        monkeypatch.setattr(f"trainers.presets.{module}.find_spec", lambda _name: None)
+    needed = name.removesuffix("16").replace("doorkey", "minigrid")
+    with pytest.raises(ConfigError, match=rf"needs the extra: pip install 'aio-vecenv\[{needed}\]'$"):
+        resolve_job(load_preset(name).config)
+
+
+def test_the_mazes_are_those_that_their_command_makes_and_can_be_solved() -> None:
+    """By shortest paths of the length that is their difficulty, within their stage's; no test level is trained on."""
+    with np.load(mazes.FILE, allow_pickle=False) as file:
+        shipped = dict(file)
+    total = len(shipped["walls"])
+    assert total == 3 * maze_levels.PER_STAGE
+    made = maze_levels.generate(0, per_stage=4)
+    for k, (low, high) in enumerate(maze_levels.LENGTHS.values()):
+        first = k * maze_levels.PER_STAGE
+        for name, column in made.items():
+            np.testing.assert_array_equal(column[4 * k : 4 * k + 4], shipped[name][first : first + 4])
+        assert low <= shipped["length"][first : first + maze_levels.PER_STAGE].min()
+        assert shipped["length"][first : first + maze_levels.PER_STAGE].max() <= high
+    for i in range(0, total, 50):
+        walls = np.unpackbits(shipped["walls"][i], count=maze_levels.SIZE**2).reshape(-1, maze_levels.SIZE)
+        start, goal = (tuple(shipped[name][i].tolist()) for name in ("start", "goal"))
+        assert maze_levels.shortest_path(walls.astype(bool), start, goal) == shipped["length"][i]
+    practised, tested = (
+        {str(job.make_env().levels[i].data) for i in numbers}
+        for job, numbers in ((resolve_job(mazes.PRESET.config), range(4200)), (mazes.held_out(), range(300)))
+    )
+    assert (len(practised), len(tested), len(practised & tested)) == (4200, 300, 0)
+
+
+def test_a_maze_is_walked_and_left() -> None:
+    """Walls hold, steps cost, the goal ends it; where one has been is seen."""
+    env = mazes.held_out().make_env().unwrapped
+    walls = [
+        int(not (i == 1 and 0 < j < 5)) for i in range(11) for j in range(11)
+    ]  # one corridor of four cells
+    obs, _ = env.reset(options={"level": {"walls": walls, "start": [1, 1], "goal": [1, 4]}})
+    assert obs[:25].reshape(5, 5)[2].tolist() == [1, 1, 0, 0, 0]
+    assert obs[25:50].reshape(5, 5)[2].tolist() == [0, 0, 0.25, 0, 0]
+    assert obs[50:].tolist() == pytest.approx([0, 3 / 11])
+    rewards = [env.step(action)[1:] for action in (0, 3, 3, 3)]  # into the wall above; then right
+    assert [(reward, over, info["is_success"]) for reward, over, _, info in rewards] == [
+        (0.0, False, False),
+        (0.0, False, False),
+        (0.0, False, False),
+        (1 - 0.9 * 4 / 80, True, True),
+    ]
+    env.reset(options={"level": {"walls": walls, "start": [1, 1], "goal": [1, 4]}})
+    assert [env.step(0)[3] for _ in range(80)] == [False] * 79 + [True]
+
+
 @pytest.mark.asyncio
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "doorkey16"])
 async def test_a_presets_env_plays_each_stage_in_a_child_without_torch_or_trainers(name: str) -> None:
     job = resolve_job(load_preset(name).config)
     make_env = job.make_env
@@ -80,7 +134,7 @@ async def test_a_presets_env_plays_each_stage_in_a_child_without_torch_or_traine
             _, infos = await envs.reset(seed=1)
             assert list(infos["curriculum_stage"]) == [stage, stage]
             for _ in range(40):
-                await envs.step(np.full(2, 2))
+                await envs.step(envs.action_space.sample())
         assert await envs.call("loaded", "torch") == (False, False)
         assert await envs.call("loaded", "trainers") == (False, False)
 

@@ -13,7 +13,7 @@ from trainers.config import ConfigError, TrainConfig
 __all__ = ["DEFAULT", "NAMES", "Job", "Preset", "load_preset"]
 
 DEFAULT = "frozenlake"
-NAMES = ("frozenlake", "doorkey")
+NAMES = ("frozenlake", "doorkey", "doorkey16", "pendulum", "mazes", "atari")
 
 
 @dataclass(frozen=True)

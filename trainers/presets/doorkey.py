@@ -10,27 +10,28 @@ from typing import Any
 from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig
 from trainers.presets import Job, Preset
 
-__all__ = ["PRESET"]
+__all__ = ["PRESET", "job_of"]
 
-SIZES = {"5x5": 5, "6x6": 6, "8x8": 8}
+SIZES = (5, 6, 8)
 
 
-def _job() -> Job:
+def job_of(sizes: tuple[int, ...]) -> Job:
+    """Grids of these sizes, one stage each."""
     import curriculum as cu
 
     if find_spec("minigrid") is None:
         raise ConfigError("the preset doorkey needs the extra: pip install 'aio-vecenv[minigrid]'")
+    names = {size: f"{size}x{size}" for size in sizes}
     plan = cu.StagePlan(
         [
-            cu.Stage("5x5", threshold=0.80, min_episodes=100),
-            cu.Stage("6x6", threshold=0.80, min_episodes=100),
-            cu.Stage("8x8", threshold=0.90, min_episodes=100),
+            cu.Stage(name, threshold=0.80 if size < 8 else 0.90, min_episodes=100)
+            for size, name in names.items()
         ]
     )
     levels = cu.LevelSet(
         [
             cu.Level(id=name, stage=name, generator="doorkey", data={"size": size})
-            for name, size in SIZES.items()
+            for size, name in names.items()
         ]
     )
     return Job(plan, _factory(levels), success=lambda episode: bool(episode.episode_return > 0))
@@ -76,5 +77,5 @@ PRESET = Preset(
         ),
         network=NetworkConfig(hidden=(64,), activation="tanh", normalise_obs=False),
     ),
-    job=_job,
+    job=lambda: job_of(SIZES),
 )
