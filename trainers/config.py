@@ -299,6 +299,8 @@ class TrainConfig:
     """An episode succeeded if its last step did, or if any step did; None: as the plan says, else the last."""
     trend: bool = True
     """staged: so does a success rate that rises and has nearly reached the threshold."""
+    init_from: Path | None = None
+    """Begin with the network of this run folder, or of a checkpoint file in one, as far as it fits."""
     seed: int = 0
     """Every random stream of the run derives from it."""
     total_steps: int = 1_000_000

@@ -35,6 +35,7 @@ __all__ = [
     "planned",
     "resolve_job",
     "restore_envs",
+    "restore_what_fits",
     "success_of",
 ]
 
@@ -107,6 +108,17 @@ async def restore_envs(
             stacklevel=2,
         )
     return found
+
+
+async def restore_what_fits(envs: av.AsyncVecEnv, state: dict[str, Any]) -> list[str]:
+    """Give the envs' wrappers what others had learned, before their first reset; what no wrapper can take, and why."""
+    left = []
+    for name, learned in state.items():
+        try:
+            await envs.set_state({name: learned})
+        except (LookupError, ValueError) as error:
+            left.append(f"{name} of its envs ({error})")
+    return left
 
 
 async def levels_of(envs: av.AsyncVecEnv) -> Any:

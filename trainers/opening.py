@@ -21,8 +21,8 @@ from trainers.learn.defaults import for_spaces, in_words
 from trainers.learn.learner import torch_threads
 from trainers.learn.thread import LearnerThread
 from trainers.presets import Job
-from trainers.record.checkpoint import Checkpoints
-from trainers.record.folder import RunFolder
+from trainers.record.checkpoint import Checkpoint, Checkpoints, load_saved
+from trainers.record.folder import RunFolder, anchored
 from trainers.record.loggers import open_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
@@ -73,6 +73,7 @@ async def training(
     if config is None and folder is not None:
         config = folder.config()
     assert config is not None
+    start = _start(config, folder)
     job = resolve_job(config) if job is None else job
     own_loggers = [named("logger", name) for name in config.logger]
     async with contextlib.AsyncExitStack() as stack:
@@ -106,7 +107,7 @@ async def training(
         )
         run.choices = choices
         stack.push_async_callback(run._quiet)
-        await run._open(saved)
+        await run._open(saved, start)
         # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
         if saved is not None:
             folder.cut_logs(saved[0].sizes)
@@ -121,6 +122,15 @@ async def training(
             raise
         if not run._error_seen:
             await run.stop()
+
+
+def _start(config: TrainConfig, resumed: RunFolder | None) -> tuple[Checkpoint, Path, list[str]] | None:
+    """What `init_from` names, for a run that begins. Raises `ConfigError`, `CheckpointError`."""
+    if resumed is None:
+        return None if config.init_from is None else load_saved(config.init_from)[1:]
+    if anchored(config).init_from != anchored(resumed.config()).init_from:
+        raise ConfigError("init_from is where a run begins: a resumed one goes on from its own checkpoint")
+    return None
 
 
 def _start_thread(

@@ -20,8 +20,8 @@ from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
 from trainers.config import ConfigError, TrainConfig
 from trainers.evaluation import Evaluation
-from trainers.jobs import restore_envs, success_of
-from trainers.learn.learner import ACT, Learner, env_seeds, stream
+from trainers.jobs import restore_envs, restore_what_fits, success_of
+from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stream
 from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
 from trainers.presets import Job
@@ -184,8 +184,13 @@ class Run:
 
     # ---- the run
 
-    async def _open(self, saved: tuple[Checkpoint, Path, list[str]] | None) -> None:
-        """Take over a checkpoint, begin the first episodes, build the learner for what they show; then go."""
+    async def _open(
+        self,
+        saved: tuple[Checkpoint, Path, list[str]] | None,
+        start: tuple[Checkpoint, Path, list[str]] | None = None,
+    ) -> None:
+        """Take over a checkpoint, or the network of one to `start` with; begin the first episodes, build the learner
+        for what they show; then go."""
         config, tally = self.config, self._tally
         if saved is not None:
             state, path, refused = saved
@@ -199,6 +204,7 @@ class Run:
             self._began_s -= state.train_time_s
             self._env_state = await restore_envs(self.envs, state, path, frozen=False)
         else:
+            left = [] if start is None else await restore_what_fits(self.envs, start[0].envs)
             self._env_state = await self.envs.get_state()
         self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
         space, events = self.envs.single_observation_space, self.envs.events()
@@ -210,6 +216,12 @@ class Run:
         )
         if saved is not None:
             learner.load(saved[1], saved[0].model, saved[0].optimiser)
+        elif start is not None:
+            state, path, refused = start
+            self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
+            count, parts = load_what_fits(path, learner.model, state.model, of="this env and config")
+            said = "; ".join([*parts, *left]) or "nothing"
+            self.choices += (f"begins with {count} tensors of {path}; left out: {said}",)
         quorum = None if config.collect == "lockstep" else config.min_envs or max(1, config.num_envs // 4)
         self._collector = Collector(
             self.envs, learner, quorum=quorum, events=events, on_events=self._outcomes.follow

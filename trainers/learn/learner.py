@@ -22,7 +22,7 @@ from trainers.learn.ppo import UpdateStats, advantages_of, make_optimiser, updat
 from trainers.learn.rollout import Floats, Rollout, score_parts
 from trainers.record.checkpoint import CheckpointError
 
-__all__ = ["Learner", "env_seeds", "load_parameters", "stream", "torch_threads"]
+__all__ = ["Learner", "env_seeds", "load_parameters", "load_what_fits", "stream", "torch_threads"]
 
 LARGEST = 10.0  # a normalised reward
 ACT, LEARN, RESET, EVAL = range(4)  # what a random stream is for
@@ -135,6 +135,26 @@ def load_parameters(
         raise CheckpointError(
             f"{path}: the saved network does not fit this config and env: {reason}"
         ) from None
+
+
+def load_what_fits(
+    path: Path, module: torch.nn.Module, saved: dict[str, Any], *, of: str
+) -> tuple[int, list[str]]:
+    """Take over what is called alike and has the same shape in `saved`, which `path` holds: how many tensors, and why
+    each other one is left out or begins anew. Raises `CheckpointError` if no parameter fits."""
+    own = module.state_dict()
+    fits = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
+    if not fits.keys() & dict(module.named_parameters()).keys():
+        raise CheckpointError(f"{path}: not one parameter of its network fits {of}")
+    module.load_state_dict({**own, **fits})
+    left = [
+        f"{name} ({tuple(value.shape)}, here {tuple(own[name].shape)})"
+        if name in own
+        else f"{name} (unknown here)"
+        for name, value in saved.items()
+        if name not in fits
+    ]
+    return len(fits), [*left, *(f"{name} (not in it)" for name in own if name not in saved)]
 
 
 def _measure(statistic: str, advantages: Floats, values: Floats) -> Floats:

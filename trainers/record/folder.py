@@ -144,8 +144,8 @@ class RunFolder:
 
 def anchored(config: TrainConfig) -> TrainConfig:
     """The config with the files that it names by their whole paths."""
-    plan, levels = (path and path.absolute() for path in (config.plan, config.levels))
-    return replace(config, plan=plan, levels=levels)
+    files = {name: getattr(config, name) for name in ("plan", "levels", "init_from")}
+    return replace(config, **{name: path and path.absolute() for name, path in files.items()})
 
 
 def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
