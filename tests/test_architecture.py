@@ -60,8 +60,8 @@ ROOMS: dict[str, set[str]] = {
         "staged", "staged_progress", "staged_state", "verdict", "weighted",
     },
     "trainers": {
-        "__init__", "__main__", "cli", "config", "endings", "evaluate", "evaluation", "export", "foreground", "jobs",
-        "loop_monitor", "malloc", "opening", "run", "trained", "twin",
+        "__init__", "__main__", "callbacks", "cli", "config", "endings", "evaluate", "evaluation", "export",
+        "foreground", "jobs", "loop_monitor", "malloc", "opening", "run", "trained", "twin",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
     "trainers/learn": {

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainers.callbacks import CallbackError
     from trainers.config import ConfigError, EvalConfig, NetworkConfig, PPOConfig, TrainConfig
     from trainers.export import export
     from trainers.malloc import keep_freed_memory
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainers.twin import Twin, TwinError, read_twin
 
 __all__ = [
+    "CallbackError",
     "CheckpointError",
     "ConfigError",
     "EvalConfig",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "callbacks": ("CallbackError",),
     "record.checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "EvalConfig", "NetworkConfig", "PPOConfig", "TrainConfig"),
     "export": ("export",),

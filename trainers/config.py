@@ -357,6 +357,9 @@ class TrainConfig:
     logger: tuple[str, ...] = ()
     """Also give every report to loggers of your own: MODULE:FACTORY …, called with the run's folder and its config."""
 
+    callback: tuple[str, ...] = ()
+    """Coroutines of your own beside the run: MODULE:FACTORY …, each an `async def` that is given the run."""
+
     ppo: PPOConfig = field(default_factory=PPOConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -13,6 +13,7 @@ import torch
 
 import aio_vecenv as av
 import curriculum as cu
+from trainers.callbacks import Callbacks
 from trainers.config import ConfigError, TrainConfig
 from trainers.evaluate import evaluator
 from trainers.evaluation import Evaluation, eval_config
@@ -76,6 +77,7 @@ async def training(
     start = _start(config, folder)
     job = resolve_job(config) if job is None else job
     own_loggers = [named("logger", name) for name in config.logger]
+    callbacks = Callbacks({name: named("callback", name) for name in config.callback})
     async with contextlib.AsyncExitStack() as stack:
         saved = None
         if folder is not None:
@@ -108,20 +110,30 @@ async def training(
         run.choices = choices
         stack.push_async_callback(run._quiet)
         await run._open(saved, start)
+        callbacks.start(run)
+        stack.push_async_callback(callbacks.aclose)
         # only now, and before the run's first turn: settings that do not fit the checkpoint leave the run as it was
         if saved is not None:
             folder.cut_logs(saved[0].sizes)
         journal.begin()
         folder.save_config(config)
         began = True
-        try:
+        async with _going_on(run):
             yield run
-        except BaseException:
-            run.request_stop()
-            await asyncio.wait([run._task])
-            raise
-        if not run._error_seen:
-            await run.stop()
+        await callbacks.finish()
+
+
+@contextlib.asynccontextmanager
+async def _going_on(run: Run) -> AsyncIterator[None]:
+    """Leaving ends the run, and raises what ended it if nobody has seen that."""
+    try:
+        yield
+    except BaseException:
+        run.request_stop()
+        await asyncio.wait([run._task])
+        raise
+    if not run._error_seen:
+        await run.stop()
 
 
 def _start(config: TrainConfig, resumed: RunFolder | None) -> tuple[Checkpoint, Path, list[str]] | None:

@@ -33,9 +33,10 @@ from trainers.record.outcomes import SILENT, Outcomes
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import RunTally, Summary, stage_reports, stages_seen
 
-__all__ = ["Run", "warn"]
+__all__ = ["CALLBACK", "Run", "warn"]
 
 log = logging.getLogger("trainers")
+CALLBACK = "trainers.callback"  # how the names of their tasks begin
 FEW = 3  # levels
 MUTE = (
     f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last step's info "
@@ -105,7 +106,11 @@ class Run:
         try:
             return await asyncio.shield(self._task)
         except Exception:
-            self._error_seen = True
+            reader = asyncio.current_task()
+            if reader is None or not reader.get_name().startswith(
+                CALLBACK
+            ):  # who opened the run is to see it, too
+                self._error_seen = True
             raise
 
     async def stop(self) -> Summary:

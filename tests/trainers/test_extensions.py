@@ -1,8 +1,9 @@
-"""What a user adds by name: loggers of their own, parameters of the strategy; each mistake is one clear error."""
+"""What a user adds by name: loggers, callbacks, parameters of the strategy; each mistake is one clear error."""
 # async: real runs, inline
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.trainers.helpers import corridor_job, tiny
-from trainers import ConfigError, training
+from trainers import CallbackError, ConfigError, training
 from trainers.cli import _parse
 from trainers.record.folder import load_config
 from trainers.record.metrics import read_metrics
@@ -30,14 +31,45 @@ class Dots:
         closed.append(self.seed)
 number = 3
 """
+BESIDE = """
+import asyncio
+seen = []
+async def watch(run):
+    async for report in run.reports():
+        seen.append(report.update)
+        if report.update == 2:
+            seen.append((await run.checkpoint()).name)
+    seen.append((await run.wait()).reason)
+
+async def endless(run):
+    try:
+        await asyncio.Event().wait()
+    finally:
+        seen.append("cancelled")
+
+async def breaks(run):
+    async for report in run.reports():
+        if report.update == 3:
+            [][run.env_steps]
+
+class Stops:
+    async def __call__(self, run):
+        await run.stop()
+stops = Stops()
+
+def plain(run):
+    pass
+"""
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "logging_of_mine.py").write_text(MINE)
+    (tmp_path / "beside.py").write_text(BESIDE)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("logging_of_mine", None)
+    sys.modules.pop("beside", None)
 
 
 @pytest.mark.asyncio
@@ -61,6 +93,45 @@ async def test_what_a_logger_raises_ends_the_run_and_it_is_closed(mine: Path) ->
 
 
 @pytest.mark.asyncio
+async def test_a_callback_gets_the_run_and_comes_to_its_own_end(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every report, commands of its own, and its last lines once the run has ended; one without an end is cancelled."""
+    monkeypatch.setattr("trainers.callbacks.GRACE_S", 0.2)
+    async with training(tiny(mine / "runs", callback=["beside:watch", "beside:endless"]), job=corridor_job()):
+        pass
+    assert sys.modules["beside"].seen[-2:] == ["stopped", "cancelled"]
+    sys.modules["beside"].seen.clear()
+    config = tiny(mine / "runs", callback=["beside:watch"])
+    async with training(config, job=corridor_job()) as run:
+        await run.wait()
+    assert sys.modules["beside"].seen == [1, 2, "step-0000000192.pt", 3, 4, 5, 6, "steps"]
+    assert run.folder.config().callback == ("beside:watch",)
+
+
+@pytest.mark.asyncio
+async def test_what_a_callback_raises_ends_the_run_and_names_it(mine: Path) -> None:
+    """After a checkpoint; `wait()` gives the run as far as it came."""
+    with pytest.raises(CallbackError, match=r"^callback beside:breaks: IndexError: .* \(beside.py:\d+\)$"):
+        async with training(tiny(mine / "runs", callback=["beside:breaks"]), job=corridor_job()) as run:
+            summary = await run.wait()
+    assert (summary.reason, summary.updates) == ("stopped", 3)
+    assert (run.folder.path / summary.checkpoint).exists()
+
+
+@pytest.mark.asyncio
+async def test_a_callback_may_stop_the_run_and_hides_none_of_its_errors(mine: Path) -> None:
+    """An error of the run passes through a reader's `reports()`: it is the run's, and whoever opened it sees it."""
+    config = tiny(mine / "runs", callback=["beside:watch"], logger=["logging_of_mine:Dots"], seed=7)
+    with pytest.raises(OSError, match="no connection"):
+        async with training(config, job=corridor_job()) as run:
+            await asyncio.wait([run._task])
+    config = tiny(mine / "runs", callback=["beside:stops"], total_steps=10**6)
+    async with training(config, job=corridor_job()) as run:
+        assert (await run.wait()).reason == "stopped"
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -68,6 +139,9 @@ async def test_what_a_logger_raises_ends_the_run_and_it_is_closed(mine: Path) ->
         ({"logger": ("logging_of_mine:number",)}, "logger logging_of_mine:number: not callable but int"),
         ({"logger": ("nowhere:Dots",)}, "logger nowhere:Dots: no module named 'nowhere'"),
         ({"logger": ("Dots",)}, "logger Dots: expected MODULE:FACTORY"),
+        ({"callback": ("beside:wach",)}, "callback beside:wach: .* did you mean 'watch'"),
+        ({"callback": ("beside:plain",)}, r"callback beside:plain: expected .* `async def plain\(run\)`"),
+        ({"callback": ("nowhere:f",)}, "callback nowhere:f: no module named 'nowhere'"),
         ({"strategy_options": {"prob": 0.1}}, "staged takes no 'prob'; did you mean 'probe'"),
         ({"strategy_options": {"window": "started"}}, "staged takes no 'window'"),
         ({"strategy": "prioritised_replay", "strategy_options": {"rh": 0.3}}, "did you mean 'rho'"),
@@ -108,7 +182,10 @@ def test_the_command_line_takes_them() -> None:
             "--logger",
             "a:b",
             "c:d",
+            "--callback",
+            "e:f",
         ]
     )
     assert command.settings.strategy_options == {"rho": 0.3}
     assert command.settings.logger == ("a:b", "c:d")
+    assert command.settings.callback == ("e:f",)
