@@ -394,7 +394,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return self._session.broadcast(payload, topic=topic, apply=apply)
 
     def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
-        """Wait until every worker has applied an update. Raises TimeoutError; nothing is lost then."""
+        """Wait until every worker has taken an update. Raises TimeoutError; nothing is lost then."""
         return self._session.wait_for(receipt, timeout)
 
     def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:

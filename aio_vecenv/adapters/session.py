@@ -54,7 +54,7 @@ class Session:
         return self.native.broadcast(payload, topic=topic, apply=apply)
 
     def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
-        """Wait until every worker has applied an update. Raises TimeoutError; nothing is lost then."""
+        """Wait until every worker has taken an update. Raises TimeoutError; nothing is lost then."""
         return self.driver.run(receipt.wait(timeout))
 
     def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:

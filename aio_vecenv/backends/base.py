@@ -34,7 +34,7 @@ class Listener(Protocol):
     def replied(self, worker: Worker, message: Message) -> None:
         """A reply came in, to its end."""
 
-    def took(self, worker: Worker, version: int) -> None:
+    def taken(self, worker: Worker, version: int) -> None:
         """The worker acknowledged an update."""
 
     def lost(self, worker: Worker, loss: Loss) -> None:

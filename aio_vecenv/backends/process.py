@@ -266,7 +266,7 @@ class ProcessWorker:
         try:
             for message in self._acks.feed(self._buffer, size):
                 self.conversation.received(message.kind, message.number, message.incarnation)
-                self._listener.took(self, message.version)
+                self._listener.taken(self, message.version)
         except ProtocolError as error:
             self._verdict = f"broke the protocol: {error}"
             self._bury()

@@ -41,7 +41,7 @@ class WorkerStatistics:
     step_time: Percentiles  # per step command, or row of an unroll, all its envs
     compute_share: float  # of the time since opening: had a command to work on
     wait_share: float  # had none
-    version: int  # newest update that it has applied
+    version: int  # newest update that it has taken
     env_ids: range  # the envs it holds
     ready: bool  # takes commands; False while it is being replaced
     losses: tuple[str, ...]  # why it was lost, oldest first; the newest 16

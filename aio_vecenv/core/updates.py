@@ -45,7 +45,7 @@ class _Worker:
     taken: dict[str, int] = field(default_factory=dict)
     on_the_way: dict[str, Update] = field(default_factory=dict)  # sent, not acknowledged
     since: dict[str, int] = field(default_factory=dict)  # oldest version not sent yet, of topics with one
-    covered: int = 0  # by its newest reply; what it says about these itself may follow, however late
+    acknowledged: int = 0  # by its newest reply; what it says about these itself may follow, however late
     now: set[str] = field(default_factory=set)  # topics whose unsent update is, or replaced, a "now"
 
 
@@ -115,17 +115,17 @@ class Updates:
             for update in worker.on_the_way.values():
                 if update.version == version:
                     return self._take(worker, update)
-            if 0 < version <= worker.covered:
+            if 0 < version <= worker.acknowledged:
                 return None
         raise ProtocolError(f"worker {index} acknowledged update {version}, which was not on its way")
 
-    def covered(self, index: int, version: int) -> list[Update]:
+    def acknowledged(self, index: int, version: int) -> list[Update]:
         """A reply says that its worker lacks no update up to `version`: those that this acknowledges."""
         worker = self._workers.get(index)
         if worker is None:
             return []
         arrived = [update for update in worker.on_the_way.values() if update.version <= version]
-        worker.covered = max(worker.covered, version)
+        worker.acknowledged = max(worker.acknowledged, version)
         return [self._take(worker, update) for update in arrived]
 
     @staticmethod
@@ -134,7 +134,7 @@ class Updates:
         worker.taken[update.topic] = update.version
         return update
 
-    def applied(self, topic: str, version: int) -> tuple[int, ...]:
+    def taken_by(self, topic: str, version: int) -> tuple[int, ...]:
         """The live workers that have taken `version` of `topic`, or a newer one."""
         return tuple(i for i, worker in self._sorted() if worker.taken.get(topic, 0) >= version)
 
@@ -160,18 +160,18 @@ class Unreadable(NamedTuple):
 class Inbox:
     """The worker's side: what has been taken, and which env must still be told.
 
-    `covered` is the version up to which nothing is missing; episodes report it.
+    `acknowledged` is the version up to which nothing is missing; episodes report it.
     """
 
     def __init__(self, num_envs: int) -> None:
-        self.covered = 0
+        self.acknowledged = 0
         self._undelivered: list[dict[str, tuple[int, Any]]] = [{} for _ in range(num_envs)]
         self._now: list[set[str]] = [set() for _ in range(num_envs)]
         self.has_now = False  # whether some env must be told something before the next command
 
     def take(self, version: int, covers: int, topic: str, payload: Any, *, now: bool) -> None:
         """Take an update over: every later reset begins under it."""
-        self.covered = max(self.covered, covers)
+        self.acknowledged = max(self.acknowledged, covers)
         for undelivered, now_topics in zip(self._undelivered, self._now):
             undelivered[topic] = (version, payload)
             if now:

@@ -1,4 +1,4 @@
-"""The broadcast channel in the parent: publish from any thread, receipts, what each worker has applied."""
+"""The broadcast channel in the parent: publish from any thread, receipts, what each worker has taken."""
 # async: `publish` never waits; acknowledgements come in on the loop
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Receipt:
 
         Under apply="reset" their envs get it afterwards, each just before its next reset.
         """
-        return self._channel.taken(self.topic, self.version)
+        return self._channel.taken_by(self.topic, self.version)
 
     @property
     def applied(self) -> tuple[int, ...]:
@@ -133,17 +133,17 @@ class Channel:
             self.updates.leave(index)
             self._wake()
 
-    def took(self, worker: Worker, version: int) -> None:
+    def taken(self, worker: Worker, version: int) -> None:
         """A worker acknowledged an update. Raises ProtocolError if it was not sent any such."""
         with self.lock:
             update = self.updates.taken(worker.index, version)
             if update is not None:
                 self._acknowledged(worker, [update])
 
-    def covered(self, worker: Worker, version: int) -> None:
+    def acknowledged(self, worker: Worker, version: int) -> None:
         """A worker's reply says up to which version it lacks nothing: that acknowledges, too."""
         with self.lock:
-            updates = self.updates.covered(worker.index, version)
+            updates = self.updates.acknowledged(worker.index, version)
             if updates:
                 self._acknowledged(worker, updates)
 
@@ -154,9 +154,9 @@ class Channel:
         if self._waiters:
             self._wake()
 
-    def taken(self, topic: str, version: int) -> tuple[int, ...]:
+    def taken_by(self, topic: str, version: int) -> tuple[int, ...]:
         with self.lock:
-            return self.updates.applied(topic, version)
+            return self.updates.taken_by(topic, version)
 
     def pending(self, topic: str, version: int) -> tuple[int, ...]:
         with self.lock:

@@ -62,7 +62,7 @@ class WorkerSlot:
         self.ready = False
         self.row_at = 0.0  # seconds, of the last row of an unroll, as it was seen last
         self.policy_version = 0  # that its worker has
-        self.covered = 0  # version up to which its worker lacks no update, as its newest reply says
+        self.acknowledged = 0  # version up to which its worker lacks no update, as its newest reply says
 
 
 class Client(Protocol):
@@ -210,9 +210,9 @@ class Supervisor:
     def replied(self, worker: Worker, message: Message) -> None:
         slot = self.slots[worker.index]
         command = slot.commands.pop(message.number)
-        if message.version > slot.covered:
-            slot.covered = message.version
-            self.channel.covered(worker, message.version)
+        if message.version > slot.acknowledged:
+            slot.acknowledged = message.version
+            self.channel.acknowledged(worker, message.version)
         now = time.monotonic()
         took_s = now - (command.sent_at if command.sent_at > slot.progress_at else slot.progress_at)
         slot.progress_at = now
@@ -234,8 +234,8 @@ class Supervisor:
             _read(command, message)
         self._client.replied(command)  # type: ignore[union-attr]
 
-    def took(self, worker: Worker, version: int) -> None:
-        self.channel.took(worker, version)
+    def taken(self, worker: Worker, version: int) -> None:
+        self.channel.taken(worker, version)
 
     def lost(self, worker: Worker, loss: Loss) -> None:
         slot = self.slots[worker.index]
@@ -309,7 +309,7 @@ class Supervisor:
     async def _replace(self, slot: WorkerSlot, reason: str) -> None:
         """Start a new incarnation, and send it what the old one still owed."""
         slot.incarnation += 1
-        slot.covered = slot.policy_version = 0
+        slot.acknowledged = slot.policy_version = 0
         began = time.monotonic()
         calls = [command for command in slot.commands.values() if command.kind is Kind.CALL]
         slot.commands = {

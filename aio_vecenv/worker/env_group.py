@@ -271,13 +271,13 @@ class EnvGroup:
         """Reset env `i`; its episode begins with the look at the newest version."""
         inbox = self._inbox
         newest = int(self._newest[0])
-        if newest > inbox.covered:
+        if newest > inbox.acknowledged:
             self._catch_up(newest)
             if inbox.has_now and self._watch is None:
                 self._deliver_now(skip=i)
         op = "on_broadcast"
         try:
-            version = inbox.covered
+            version = inbox.acknowledged
             inbox.deliver(i, self._hooks[i])
             op = "reset"
             self._tasks[i] = None

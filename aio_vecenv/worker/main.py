@@ -202,7 +202,7 @@ class _Worker:
                 assert self.unroller is not None
                 self.unroller.load(command.number, command.payload)
                 continue
-            if command.version > inbox.covered:
+            if command.version > inbox.acknowledged:
                 self.catch_up(command.version)
             number = command.number
             payloads = execute(group, command) if command.kind is not _UNROLL else self.unroll(command)
@@ -210,7 +210,7 @@ class _Worker:
                 for payload in payloads[:-1]:
                     self.send(new_message((_PART, number, 0, payload, 0, incarnation)))
             payload = payloads[-1]
-            reply = new_message((_REPLY, number, inbox.covered, payload, 0, incarnation))
+            reply = new_message((_REPLY, number, inbox.acknowledged, payload, 0, incarnation))
             if payload:
                 self.send(reply)
             else:
@@ -242,7 +242,7 @@ class _Worker:
 
     def catch_up(self, version: int) -> None:
         """Take updates until none up to `version` is missing."""
-        while self.inbox.covered < version:
+        while self.inbox.acknowledged < version:
             self.acknowledge()  # the parent may be waiting for that, to send the next
             self.read_updates(in_command=True)
 
@@ -253,7 +253,7 @@ class _Worker:
                 raise ProtocolError(f"{message.kind.name} on the broadcast pipe")
             take_update(self.inbox, message)
             self.taken.append(message.version)
-        if self.taken and (not in_command or self.inbox.covered < self.taken[-1]):
+        if self.taken and (not in_command or self.inbox.acknowledged < self.taken[-1]):
             self.acknowledge()
 
     def acknowledge(self) -> None:

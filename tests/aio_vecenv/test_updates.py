@@ -28,7 +28,7 @@ class FakeWorker:
         self.heard: list[tuple[int, Any]] = []
         self.taken: dict[str, int] = {}
         self.silent: set[int] = set()  # acknowledged by a reply only
-        self.replied = 0  # covered by its newest reply
+        self.replied = 0  # acknowledged by its newest reply
         self.born = 0  # versions published before it was there
 
     def take_one(self) -> None:
@@ -73,7 +73,7 @@ class Publishing(RuleBasedStateMachine):
         worker = self.workers[index]
         assert worker is not None
         for _ in range(50):
-            if worker.inbox.covered >= self.updates.version:
+            if worker.inbox.acknowledged >= self.updates.version:
                 return
             if worker.frames:
                 worker.take_one()
@@ -116,12 +116,12 @@ class Publishing(RuleBasedStateMachine):
         worker = self.workers[index]
         if worker is None:
             return
-        covered = worker.replied = worker.inbox.covered
-        for update in self.updates.covered(index, covered):
+        acknowledged = worker.replied = worker.inbox.acknowledged
+        for update in self.updates.acknowledged(index, acknowledged):
             assert worker.taken[update.topic] >= update.version
         if silent:
-            worker.silent.update(version for version in worker.acks if version <= covered)
-            worker.acks = [version for version in worker.acks if version > covered]
+            worker.silent.update(version for version in worker.acks if version <= acknowledged)
+            worker.acks = [version for version in worker.acks if version > acknowledged]
         self.run_pending(index)
 
     @rule(index=st.integers(0, WORKERS - 1))
@@ -132,7 +132,7 @@ class Publishing(RuleBasedStateMachine):
             return
         self.catch_up(index)
         worker.inbox.deliver(0, worker.hook)
-        assert worker.inbox.covered == self.updates.version
+        assert worker.inbox.acknowledged == self.updates.version
         told = {payload[0]: version for version, payload in worker.heard}
         for topic in TOPICS:
             assert told.get(topic, 0) == self.newest(topic)
@@ -195,7 +195,7 @@ class Publishing(RuleBasedStateMachine):
     def receipts_are_true(self) -> None:
         for version, topic, _ in getattr(self, "published", [])[-3:]:
             live = {i for i, worker in self.workers.items() if worker is not None}
-            applied, pending = self.updates.applied(topic, version), self.updates.pending(topic, version)
+            applied, pending = self.updates.taken_by(topic, version), self.updates.pending(topic, version)
             assert set(applied) | set(pending) == live
             assert not set(applied) & set(pending)
             for index in applied:
@@ -210,7 +210,7 @@ class Publishing(RuleBasedStateMachine):
             if worker is not None:
                 for topic in TOPICS:
                     due = max(
-                        (v for v, t, _ in self.published if t == topic and v <= worker.inbox.covered),
+                        (v for v, t, _ in self.published if t == topic and v <= worker.inbox.acknowledged),
                         default=0,
                     )
                     assert worker.taken.get(topic, 0) >= due
