@@ -1,5 +1,6 @@
 """`AsyncVecEnv`: the object a user holds."""
-# async: owns the loop and the door; rows are in `core.pool`, workers in `runtime.supervisor`, waiting in `.collector`
+# async: checks the loop, thread and process of every call; rows: `core.pool`, workers: `runtime.supervisor`, waiting:
+# `runtime.collector`
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ class AsyncVecEnv:
 
     Args:
         envs: an env id, an `EnvSpec`, one factory, or a list of factories (their spaces must agree). A factory may
-            return a Gymnasium `VectorEnv`: its sub-envs are the rows. One whose one positional parameter has no default
-            is given its index, 0, 1, 2, … Each must make a new env. They travel by cloudpickle.
+            return a Gymnasium `VectorEnv`: its sub-envs are the rows. A factory with one required positional parameter
+            gets its index, 0, 1, 2, … Every call must make a new env. Factories are sent by cloudpickle.
         num_envs: how many envs to make (default: 1); not with a list of factories.
         num_workers: default: the CPUs this process may use, at most one per env. "per env": a process for each, where
             envs share module variables or the generators of `random` and numpy.
@@ -77,7 +78,7 @@ class AsyncVecEnv:
         shared_memory: "auto" decides per observation leaf, True insists (ValueError), False never.
         timeouts: seconds, see `Timeouts`.
         restart: how many lost workers may be replaced, see `RestartBudget`; None: none.
-        on_env_error: "raise", or "reset": the env begins a new episode, its row says so (info `env_error`).
+        on_env_error: "raise", or "reset": the env is reset, and its row says so (info `env_error`).
         check: "finite" also refuses observations with NaN or infinities.
         spares: warm interpreters kept for replacements.
         spaces: "equivalent": the envs' observation spaces may differ in their bounds, not in structure, shape or
@@ -150,7 +151,7 @@ class AsyncVecEnv:
         return await cls(*args, **kwargs).__aenter__()
 
     async def __aenter__(self) -> Self:
-        """Start the workers and make the envs. Raises what went wrong, after stopping everything. Cancelling too."""
+        """Start the workers and make the envs. If anything fails or is cancelled, stops everything, then raises."""
         if self._opened:
             raise ClosedError("this vec env was opened already: construct a new one")
         self._opened = True
@@ -164,7 +165,7 @@ class AsyncVecEnv:
             await self._start()
         except BaseException:
             self._closing = self._loop.create_task(self._supervisor.close(), name="close vec env")
-            with suppress(VecEnvError, ExceptionGroup):  # what went wrong first is what there is to tell
+            with suppress(VecEnvError, ExceptionGroup):  # the first failure is the one to report
                 await self._end()
             raise
         self._closed = False
@@ -205,9 +206,9 @@ class AsyncVecEnv:
             error.add_note(f"and closing the vec env: {type(failure).__name__}: {failure}")
 
     async def aclose(self) -> None:
-        """Close all envs and workers. Always closes; an error from it means that an env was not closed in grace:
+        """Close all envs and workers. Always closes everything; an error means that an env was not closed properly:
 
-        EnvError if its close() raised, WorkerTimeout if a worker was killed for not coming to it in time.
+        EnvError if its close() raised, WorkerTimeout if a worker did not finish within the grace and was killed.
         Can be called twice, at once from several tasks, after any failure, and in a cancelled task: cancelling
         skips the grace, never the closing.
         """
@@ -240,7 +241,7 @@ class AsyncVecEnv:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([self._closing])
             if not self._closing.cancelled():
-                self._closing.exception()  # seen: the cancellation is what there is to tell
+                self._closing.exception()  # mark it retrieved: the cancellation is what is raised
             raise
 
     def __del__(self) -> None:
@@ -326,7 +327,7 @@ class AsyncVecEnv:
         """The envs whose replies are in, at least `min_envs` of them (default, and cap: all that owe one).
 
         Raises EnvError (an ExceptionGroup if several) if an env raised; the healthy rows stay owed, and the next
-        `recv` returns them. Raises ValueError if nothing is owed, BusyError if another task receives.
+        `recv` returns them. Raises ValueError if nothing is owed, BusyError if another task is in `recv`.
         Cancelling loses nothing: the replies stay owed.
         """
         if (
@@ -402,7 +403,7 @@ class AsyncVecEnv:
     # -- telling and asking --------------------------------------------------------------------------------------
 
     def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
-        """Tell every worker `payload`; never waits; allowed from any thread, at any moment.
+        """Send `payload` to every worker; never waits; allowed from any thread, at any time.
 
         Every episode that begins after it returned begins under this payload or a newer one of its topic, and every
         step sent after it runs after its worker has taken it. Envs get it in `on_broadcast(payload, version)`:
@@ -439,7 +440,7 @@ class AsyncVecEnv:
     ) -> None:
         """Set an attribute of each env, where `set_wrapper_attr` finds it; a list or tuple gives one value per env.
 
-        Errors and cancelling as for `call`. A replaced worker does not have it any more.
+        Errors and cancelling as for `call`. It is lost when its worker is replaced.
         """
         self._check_open()
         if isinstance(values, (list, tuple)):
@@ -495,7 +496,7 @@ class AsyncVecEnv:
         return self._pool.observations()
 
     def abort(self, env_ids: Sequence[int] | EnvIds) -> None:
-        """Give up the workers of these envs now, instead of at their timeout; then as if they had died."""
+        """Kill the workers of these envs now, without waiting for the timeout; then as if they had died."""
         self._check_open()
         ids = self._assignment.env_ids(env_ids)
         self._supervisor.abort(

@@ -25,7 +25,7 @@ class Loss(Exception):
 class Listener(Protocol):
     """Who hears from the workers. Plain functions, called on the event loop, one at a time."""
 
-    lock: threading.RLock  # held around everything that touches the broadcast pipes
+    lock: threading.RLock  # held around everything that touches the updates pipes
     thread_id: int  # of the loop
 
     def part(self, worker: Worker, message: Message) -> None:
@@ -34,7 +34,7 @@ class Listener(Protocol):
     def replied(self, worker: Worker, message: Message) -> None:
         """A reply came in, to its end."""
 
-    def taken(self, worker: Worker, version: int) -> None:
+    def acknowledged(self, worker: Worker, version: int) -> None:
         """The worker acknowledged an update."""
 
     def lost(self, worker: Worker, loss: Loss) -> None:

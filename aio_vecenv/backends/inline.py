@@ -114,10 +114,10 @@ class InlineWorker:
         while self._updates:
             message = self._updates.popleft()
             take_update(self._inbox, message)
-            self._listener.taken(self, message.version)
+            self._listener.acknowledged(self, message.version)
 
     def _catch_up(self, version: int) -> None:
-        while self._inbox.acknowledged < version:
+        while self._inbox.taken_up_to < version:
             self._take_all()
 
     def run_pending(self) -> bool:
@@ -132,7 +132,7 @@ class InlineWorker:
             assert self._unroller is not None
             self._unroller.load(message.number, message.payload)
             return True
-        if message.version > self._inbox.acknowledged:
+        if message.version > self._inbox.taken_up_to:
             self._catch_up(message.version)
         try:
             payloads = execute(self._group, message)
@@ -146,7 +146,7 @@ class InlineWorker:
     def _row(self, message: Message) -> None:
         """Do one row of an unroll."""
         if self._under_way is None:
-            if message.version > self._inbox.acknowledged:
+            if message.version > self._inbox.taken_up_to:
                 self._catch_up(message.version)
             assert self._unroller is not None
             self._under_way = UnrollUnderWay(self._unroller, message)
@@ -171,7 +171,7 @@ class InlineWorker:
             self.conversation.received(Kind.PART, number)
             self._listener.part(self, Message(Kind.PART, number, 0, payload))
         self.conversation.received(Kind.REPLY, number)
-        self._listener.replied(self, Message(Kind.REPLY, number, self._inbox.acknowledged, payloads[-1]))
+        self._listener.replied(self, Message(Kind.REPLY, number, self._inbox.taken_up_to, payloads[-1]))
 
     def drain(self) -> None:
         pass

@@ -81,7 +81,7 @@ class ProcessWorker:
         self._decoder, self._acks = Decoder(), Decoder()
         self._buffer = bytearray(_READ_BYTES)
         self._out = _Outbox()  # of the commands pipe: at most one command per env
-        self._updates_out = _Outbox()  # of the broadcast pipe: at most one update per topic
+        self._updates_out = _Outbox()  # of the updates pipe: at most one update per topic
         self._flushing_updates = False
         self._waiter: asyncio.Future[Message] | None = None  # of make and attach
         self._gone: asyncio.Future[Loss] = self._loop.create_future()
@@ -266,7 +266,7 @@ class ProcessWorker:
         try:
             for message in self._acks.feed(self._buffer, size):
                 self.conversation.received(message.kind, message.number, message.incarnation)
-                self._listener.taken(self, message.version)
+                self._listener.acknowledged(self, message.version)
         except ProtocolError as error:
             self._verdict = f"broke the protocol: {error}"
             self._bury()

@@ -54,7 +54,7 @@ class RunningEpisode(NamedTuple):
 
 
 class EventBatch(NamedTuple):
-    """The events that one `recv` or `reset` handed out together, in order."""
+    """The events that one `recv` or `reset` released together, in order."""
 
     number: int  # Batch.number
     watermark: int  # Batch.watermark
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
     infos: dict[str, Any]  # Gymnasium's dict of arrays with `_key` masks; row j belongs to env_ids[j]
     versions: NDArray[np.int64]  # (n,) the update under which each row's current episode began
     episodes: tuple[Episode, ...]  # those that ended in this batch
-    number: int  # 0, 1, 2, … counts what recv and reset handed out
+    number: int  # 0, 1, 2, … over the batches that recv and reset return
     watermark: int  # every episode with a smaller order had ended when this batch was complete
     final_obs: Any  # SAME_STEP only: n rows, meaningless where no episode ended
     final_infos: dict[str, Any]  # SAME_STEP only: as `infos`

@@ -65,8 +65,8 @@ class Kind(IntEnum):
     CLOSE = 10  # parent: close the envs and exit
     GOODBYE = 11  # child: the envs are closed
     FAILED = 12  # child: set-up failed; the payload says why
-    UPDATE = 13  # parent, broadcast pipe: a payload under a topic
-    TAKEN = 14  # child, broadcast pipe: the update of this version has been taken over
+    UPDATE = 13  # parent, updates pipe: a payload under a topic
+    TAKEN = 14  # child, updates pipe: acknowledges the update of this version
     PART = 15  # child: the beginning of the reply of this number, which follows
     POLICY = 16  # parent: the policy's parameters, for the unrolls that follow; not answered
     UNROLL = 17  # parent: several steps of all envs, acted by the policy

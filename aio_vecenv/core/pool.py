@@ -1,21 +1,24 @@
-"""The rules of a row: what the next row of every env will be, who owes one, and what those taken together mean.
+"""The rules for rows: what each env's next row will be, which envs owe one, and what the collected rows mean.
 
 An env is in one `Phase`. What may happen to it is an `Event`; every legal move is a row of `moves`, and anything else
 raises `IllegalMove` and changes nothing. A few things to look up here:
 
-- **A new episode is decided before it begins.** `Begin` says how the env's next row begins one: with which seed, and,
-  where a running episode is cut off, why. When the reply is in, the `Begin` goes to its command: a row means what it
-  meant when its reply came, and whatever happens afterwards is about the row after it.
+- **How an episode begins is decided in advance.** `Begin` holds the seed of the episode that the env's next row
+  begins and, where that cuts a running episode off, why. When the reply arrives, the `Begin` moves to its command:
+  that fixes what the row means, and whatever happens afterwards affects the next row only.
 - **The worker of env 3 dies during a reset of env 3** (RESETTING, LOST): it stays RESETTING. The same command goes to
   the replacement, with the seed of its caller, or the replacement's own where the caller gave none. Nothing is cut off
-  that the reset would not have ended, so its row does not speak of the loss.
+  that the reset would not have ended anyway, so its row does not mention the loss.
 - **The worker dies during a step, or while idle** (RUNNING, LOST): DUE. The step goes to the replacement, which resets;
-  the row is `first` and `truncated`, its episode `aborted`, its info `worker_lost`. (DUE, LOST) says so, too.
-- **An env raises**: its caller is told, and it is FAILED; under on_env_error="reset" it is reset by its worker, in the
-  same row, or if that raises, by a command of the parent's under the number of the call: DUE until that has worked.
-- **A new kind of command** is sent in the phases in which `moves` lets it, and adds its own events, one per row: a
-  command of T rows is T times the events of one. Only its first row can find an env DUE; where an episode ends or is
-  cut off inside of it, what begins then is said by its worker's notes.
+  the row is `first` and `truncated`, the old episode is `aborted`, and the info has `worker_lost`. A loss while DUE
+  gives the same row.
+- **An env raises**: the caller gets the error, and the env is FAILED. Under on_env_error="reset" the worker resets it
+  in the same row; if that raises too, the parent sends a reset with the same call number, and the env is DUE until
+  one succeeds.
+- **A new kind of command that answers with rows** adds an `Event` for its sending, and the phases that allow it, to
+  `moves`. A command of T rows causes the events of T one-row commands. Only its first row can find an env DUE; where an
+  episode ends or is cut off inside the command, the worker's notes say what begins then. A command that answers without
+  rows (`Kind.CALL`) never enters the pool.
 
 Rows are read when they are taken, from the block and the notes of the replies, so the same replies give the same
 batches and events, whatever the order in which they arrived.
@@ -61,14 +64,14 @@ __all__ = ["Begin", "Command", "Event", "IllegalMove", "Phase", "Pool", "derive_
 
 
 class Phase(IntEnum):
-    """What the next row of an env will be, as far as replies are in."""
+    """What the next row of an env will be, judging by the replies that have arrived."""
 
     NEVER = 0  # none: it was never reset, and accepts only a reset
     RUNNING = 1  # a step of its episode
     DUE = 2  # the first of an episode, whatever its action
     ENDED = 3  # none: its episode is over, and autoreset is DISABLED
-    FAILED = 4  # none: it raised, and its caller knows
-    RESETTING = 5  # the first of an episode, if the reset under way is not cancelled; else none
+    FAILED = 4  # none: it raised, and its caller got the error
+    RESETTING = 5  # the first of an episode; none if the reset was cancelled
 
     __hash__ = int.__hash__  # see framing.Kind
 
@@ -79,8 +82,8 @@ class Event(IntEnum):
     SENT = auto()  # a step leaves
     RESET = auto()  # a reset leaves
     BEGUN = auto()  # a reply came whose row begins an episode
-    END = auto()  # its episode ended, in a row that is taken now
-    ERROR = auto()  # it raised, and its caller is told now
+    END = auto()  # its episode ended, in a row that is being collected
+    ERROR = auto()  # it raised, and its caller gets the error now
     RETRIED = auto()  # it raised, and so did the reset after it: the parent resets it
     LOST = auto()  # its worker is being replaced
     CANCELLED = auto()  # the caller of its reset does not wait any more
@@ -121,7 +124,7 @@ def moves(autoreset: AutoresetMode) -> Moves:
 
 
 class IllegalMove(Exception):
-    """What may not happen to an env in its phase; nothing was changed."""
+    """An event that the env's phase does not allow; nothing was changed."""
 
 
 _BY_ITSELF = Begin()  # autoreset
@@ -167,10 +170,10 @@ class Pool:
         self._begins: dict[int, Begin] = {}  # of the envs that are DUE or RESETTING
         self._fresh: dict[
             int, int | None
-        ] = {}  # seeds of envs that have begun nothing in their worker's replacement
-        self._seeds: list[int | None] = [None] * num_envs  # the newest that a caller gave
-        self._failures: dict[int, str] = {}  # what the FAILED have done
-        self._unreleased: list[Episode] = []  # ended where no row says so; part of the next batch
+        ] = {}  # seeds of envs that have begun no episode since their worker was replaced
+        self._seeds: list[int | None] = [None] * num_envs  # the latest seed that a caller gave
+        self._failures: dict[int, str] = {}  # by FAILED env: what it raised, for the refusal
+        self._unreleased: list[Episode] = []  # ended without a row of their own; reported with the next batch
         self._assignment, self._slab = assignment, slab
         self._columns = Columns(num_envs, slab, obs, copy=copy)
         self._same_step = autoreset is AutoresetMode.SAME_STEP
@@ -189,7 +192,7 @@ class Pool:
     # -- commands ----------------------------------------------------------------------------------------------
 
     def check_send(self, selection: Selection) -> None:
-        """Raise BusyError or BadActions unless all of them may be sent an action now."""
+        """Raise BusyError or BadActions unless every env of `selection` may be sent an action now."""
         if self.owed and b"\1" in self.owes[selection.rows].tobytes():
             busy = selection.env_ids[self.owes[selection.env_ids]]
             raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
@@ -213,10 +216,10 @@ class Pool:
                     )
 
     def commands(self, selection: Selection, pickled: list[Any]) -> list[Command]:
-        """The commands that step these envs, which `check_send` let.
+        """The commands that step these envs, which passed `check_send`.
 
-        `pickled`: of their actions, what does not lie in the block.
-        Raises TypeError or MemoryError if that cannot be pickled. Nothing has happened before `sent`.
+        `pickled`: the parts of their actions that are not in the block.
+        Raises TypeError or MemoryError if they cannot be pickled. Changes nothing; `sent` does.
         """
         number = self.next_number
         commands: list[Command] = []
@@ -239,7 +242,7 @@ class Pool:
                 self.episodes.about_to_begin(env_id, number)
 
     def reset(self, env_ids: EnvIds, seeds: Mapping[int, int | None], options: bytes | None) -> list[Command]:
-        """The commands that reset these envs (sorted; none owes a row). Their unfinished episodes end with its rows."""
+        """The commands that reset these envs (sorted; none owes a row). Their rows end the unfinished episodes."""
         number = self.next_number
         self.next_number = number + 1
         self.owes[env_ids] = True
@@ -259,7 +262,7 @@ class Pool:
         return commands
 
     def _seed(self, command: Command) -> None:
-        """Give a reset its seeds: those that were asked for, or where none was, that of a replacement."""
+        """Set the seeds of a reset: the caller's, or where there is none, the one derived for the replacement."""
         fresh, asked = self._fresh, command.asked
         seeds = {e: asked[e] if asked.get(e) is not None else fresh.get(e) for e in command.env_ids.tolist()}
         for env_id, seed in seeds.items():
@@ -295,7 +298,7 @@ class Pool:
         command.begins = {env_id: self._begins.pop(env_id) for env_id in env_ids}
 
     def lost(self, worker: int, reason: str, restarts: int, under_way: Iterable[Command]) -> list[int | None]:
-        """A worker is replaced, for the `restarts`-th time; `under_way`: what it owes, for its replacement to do.
+        """A worker is restarted, for the `restarts`-th time. `under_way`: its commands, which go to the replacement.
 
         Returns the seeds of its envs' next episodes.
         """
@@ -323,7 +326,7 @@ class Pool:
                 self.episodes.about_to_begin(env_id, command.number)
             if self._move(env_id, Event.RETRIED) is Phase.DUE:
                 begin = self._begins.get(env_id, _BY_ITSELF)
-                if begin.key != "worker_lost":  # that is what there is to tell, if it was
+                if begin.key != "worker_lost":  # a lost worker is the more important reason
                     begin = Begin(None, "env_error", f"{report.type_name}: {report.message}")
                 self._begins[env_id] = begin
         ids = np.array(sorted(env_id for env_id, _ in raised), np.int64)
@@ -372,7 +375,7 @@ class Pool:
     # -- errors ------------------------------------------------------------------------------------------------
 
     def take_errors(self, env_ids: EnvIds | None = None) -> list[tuple[Command, int, ErrorReport]]:
-        """The errors among the replies that are in, by env; their envs now accept only a reset.
+        """The errors in the replies that have arrived, by env; their envs now accept only a reset.
 
         Their unfinished episodes are aborted. With `env_ids`, only those of these envs.
         """
@@ -410,7 +413,7 @@ class Pool:
         index, length, seed = episodes.index(env_id), episodes.totals(env_id)[0], episodes.seed[env_id]
         if index < 0:
             return ""
-        if op == "reset":  # an autoreset: not the episode before has failed
+        if op == "reset":  # an autoreset: the episode before it did not fail
             return f", in the reset after episode {index}"
         return f", episode {index}, after {length} steps, seed {seed}"
 
@@ -532,7 +535,7 @@ class Pool:
         return self._columns.given_obs
 
     def close(self) -> EventBatch:
-        """The last events: what ended in replies that nobody took, then every running episode as aborted."""
+        """The last events: what ended in replies not collected, then every running episode as aborted."""
         self.take_errors()
         batch, released = self.collect(self.take_ready())
         episodes = self.episodes
@@ -629,7 +632,7 @@ def _noted(commands: Sequence[Command]) -> tuple[list[dict[int, Any]], Mapping[i
 
 
 def _with_restarted(begins: Mapping[int, Begin], restarted: dict[int, ErrorReport]) -> dict[int, Begin]:
-    """With the rows in which an env raised and began again; a lost worker is what there is to tell, if one was."""
+    """`begins`, plus the rows in which an env raised and was restarted. Where a worker was lost, that reason stays."""
     merged = dict(begins)
     for env_id, report in restarted.items():
         begin = merged.get(env_id, _BY_ITSELF)
@@ -648,7 +651,7 @@ def _of(some: Iterable[int], env_ids: EnvIds, rows: Any) -> list[int]:
 
 
 def _ones(marks: bytearray) -> list[int]:
-    """Where they stand among zeros, ascending."""
+    """The positions of the ones among zeros, ascending."""
     found: list[int] = []
     at = marks.find(1)
     while at >= 0:
@@ -658,7 +661,7 @@ def _ones(marks: bytearray) -> list[int]:
 
 
 def _positions(ids: EnvIds, rows: Any, env_ids: Mapping[int, Any]) -> list[int]:
-    """Where in `ids` those of `env_ids` stand that are there, ascending; `rows`: as `rows_of(ids)`."""
+    """The positions in `ids` of the `env_ids` it contains, ascending; `rows`: as `rows_of(ids)`."""
     if type(rows) is slice:
         return sorted([e - rows.start for e in env_ids if rows.start <= e < rows.stop])
     return [position for position, env_id in enumerate(ids.tolist()) if env_id in env_ids]

@@ -1,4 +1,4 @@
-"""What the runtime counts and times; `statistics()` gives a frozen snapshot, the same to tests and operators."""
+"""What the runtime counts and times; `statistics()` gives a frozen snapshot, the same for tests and operators."""
 # pure: numbers come in as arguments
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class WorkerStatistics:
     pid: int  # -1: no process of its own
     incarnation: int  # how often it was replaced
     step_time: Percentiles  # per step command, or row of an unroll, all its envs
-    compute_share: float  # of the time since opening: had a command to work on
-    wait_share: float  # had none
+    compute_share: float  # share of the time since opening with a command to work on
+    wait_share: float  # share of it without one
     version: int  # newest update that it has taken
     env_ids: range  # the envs it holds
     ready: bool  # takes commands; False while it is being replaced
@@ -53,7 +53,7 @@ class Statistics:
     """A snapshot of a vec env."""
 
     executed_steps: int  # actions executed, over all envs
-    terminated: int  # episodes by outcome, as far as they were handed out
+    terminated: int  # episodes by outcome, counted as their rows are collected
     truncated: int
     aborted: int
     restarts: int
@@ -77,7 +77,7 @@ class Statistics:
 
 
 class Recorder:
-    """Where the crew writes what it sees; with every reply, so it writes by itself."""
+    """Collects the counts and times. The supervisor writes to its fields directly, once per reply, to save calls."""
 
     def __init__(self, workers: int, opened_at: float) -> None:
         self.opened_at = opened_at
@@ -93,5 +93,5 @@ class Recorder:
         self.recoveries_s.append(took_s)
 
     def share(self, worker: int, now: float) -> float:
-        """Of the time since opening that the worker had a command."""
+        """The share of the time since opening in which the worker had a command."""
         return min(1.0, self.busy_s[worker] / max(now - self.opened_at, 1e-9))

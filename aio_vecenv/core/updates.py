@@ -105,7 +105,7 @@ class Updates:
             worker.now.remove(topic)
         return Frame(update, covers, now)
 
-    def taken(self, index: int, version: int) -> Update | None:
+    def acknowledge(self, index: int, version: int) -> Update | None:
         """A worker acknowledged `version`; None if a reply that covers it came first.
 
         Raises ProtocolError if that was not on its way to it.
@@ -119,7 +119,7 @@ class Updates:
                 return None
         raise ProtocolError(f"worker {index} acknowledged update {version}, which was not on its way")
 
-    def acknowledged(self, index: int, version: int) -> list[Update]:
+    def acknowledge_up_to(self, index: int, version: int) -> list[Update]:
         """A reply says that its worker lacks no update up to `version`: those that this acknowledges."""
         worker = self._workers.get(index)
         if worker is None:
@@ -160,18 +160,18 @@ class Unreadable(NamedTuple):
 class Inbox:
     """The worker's side: what has been taken, and which env must still be told.
 
-    `acknowledged` is the version up to which nothing is missing; episodes report it.
+    `taken_up_to` is the version up to which nothing is missing; episodes report it.
     """
 
     def __init__(self, num_envs: int) -> None:
-        self.acknowledged = 0
+        self.taken_up_to = 0
         self._undelivered: list[dict[str, tuple[int, Any]]] = [{} for _ in range(num_envs)]
         self._now: list[set[str]] = [set() for _ in range(num_envs)]
         self.has_now = False  # whether some env must be told something before the next command
 
     def take(self, version: int, covers: int, topic: str, payload: Any, *, now: bool) -> None:
         """Take an update over: every later reset begins under it."""
-        self.acknowledged = max(self.acknowledged, covers)
+        self.taken_up_to = max(self.taken_up_to, covers)
         for undelivered, now_topics in zip(self._undelivered, self._now):
             undelivered[topic] = (version, payload)
             if now:

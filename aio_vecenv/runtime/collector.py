@@ -31,7 +31,7 @@ _CALL = Kind.CALL
 
 
 class Collector:
-    """Collects rows for the callers of `recv` and `reset`. `tries_again`: an env that cannot be reset is no error."""
+    """Collects rows for the callers of `recv` and `reset`. `tries_again`: a failed reset is retried."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Collector:
         self._waiter: asyncio.Future[None] | None = None  # of `recv`
         self._need = 0  # rows that it waits for
         self._watchers: list[asyncio.Future[None]] = []  # of `reset`
-        self._warnings: dict[tuple[str, ...], str] = {}  # by what they are about; "" once that was said
+        self._warnings: dict[tuple[str, ...], str] = {}  # by subject; "" once it has been issued
 
     # -- what callers do -----------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Collector:
         self._in_reset |= waits_for
         try:
             await self._all_ready(ids)
-            self._pool.take_errors(ids)  # their episodes are over, and so is what went wrong with them
+            self._pool.take_errors(ids)  # discarded: the reset makes these errors irrelevant
             if stale := self._pool.select(ids):
                 self._hub.release(self._pool.collect(stale)[1])
             for column in self.chunks.select(ids):
@@ -181,7 +181,7 @@ class Collector:
         if type(command) is Unroll:
             self._unrolled(command)
             return
-        if command.unread is not None:  # which env it came from cannot be told
+        if command.unread is not None:  # it cannot be known which env it came from
             command.notes = [(env_id, 0, ERROR, command.unread) for env_id in command.env_ids.tolist()]
         if command.notes and command.notes[0][2] in URGENT:
             self._keep_warnings(command)
@@ -224,7 +224,7 @@ class Collector:
         )
 
     def failed(self, error: VecEnvError) -> None:
-        """It is over: whoever waits gets the error, and every further call."""
+        """The vec env has failed: every waiting call and every later one raises `error`."""
         self.over = error
         self._calls.end(error)
         waiting, self._watchers = [self._waiter, *self._watchers], []
@@ -235,7 +235,7 @@ class Collector:
     # -- warnings of envs ----------------------------------------------------------------------------------------
 
     def _keep_warnings(self, command: Command) -> None:
-        """Take the warnings out of a reply; what each is about is said once."""
+        """Move the warnings out of a reply; each subject is warned about once."""
         for env_id, _, kind, value in command.notes:
             if kind == WARNING:
                 about, text = value
@@ -243,7 +243,7 @@ class Collector:
         command.notes = [note for note in command.notes if note[2] != WARNING]
 
     def _warn(self) -> None:
-        """Say what the workers had to say, once. Nothing is lost where warnings are errors."""
+        """Issue the workers' warnings, each once. Where a filter makes one raise, the others stay for the next call."""
         for about, text in self._warnings.items():
             if text:
                 self._warnings[about] = ""
@@ -252,7 +252,7 @@ class Collector:
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _retry_resets(self, command: Command) -> None:
-        """Envs failed to reset: try again, within the restart budget."""
+        """Reset the envs that failed to reset again, within the restart budget."""
         slot = self._supervisor.slots[command.worker]
         counted: set[ErrorReport] = set()  # rows of one VectorEnv, or of one reply, share what went wrong
         raised = [(env_id, report) for env_id, _, kind, report in command.notes if kind == ERROR]

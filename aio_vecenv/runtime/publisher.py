@@ -48,8 +48,8 @@ class Receipt:
 
     @property
     def applied(self) -> tuple[int, ...]:
-        """The name that `taken` had: it never said that an env has it. Gone in the next version."""
-        warnings.warn("Receipt.applied is called taken now", DeprecationWarning, stacklevel=2)
+        """The old name of `taken`; it never meant that an env has the update. Will be removed in the next version."""
+        warnings.warn("Receipt.applied was renamed to Receipt.taken", DeprecationWarning, stacklevel=2)
         return self.taken
 
     @property
@@ -70,7 +70,7 @@ class Receipt:
                 await self._channel.wait(self.topic, self.version)
         except TimeoutError:
             raise TimeoutError(
-                f"update {self.version} of {self.topic!r}: workers {list(self.pending)} have not applied it "
+                f"update {self.version} of {self.topic!r}: workers {list(self.pending)} have not taken it "
                 f"within {timeout} s"
             ) from None
         return self
@@ -133,21 +133,21 @@ class Channel:
             self.updates.leave(index)
             self._wake()
 
-    def taken(self, worker: Worker, version: int) -> None:
-        """A worker acknowledged an update. Raises ProtocolError if it was not sent any such."""
+    def acknowledge(self, worker: Worker, version: int) -> None:
+        """A worker acknowledged an update. Raises ProtocolError if it was never sent that one."""
         with self.lock:
-            update = self.updates.taken(worker.index, version)
+            update = self.updates.acknowledge(worker.index, version)
             if update is not None:
-                self._acknowledged(worker, [update])
+                self._after_acknowledgement(worker, [update])
 
-    def acknowledged(self, worker: Worker, version: int) -> None:
-        """A worker's reply says up to which version it lacks nothing: that acknowledges, too."""
+    def acknowledge_up_to(self, worker: Worker, version: int) -> None:
+        """A worker's reply says up to which version it has taken every update; that acknowledges them, too."""
         with self.lock:
-            updates = self.updates.acknowledged(worker.index, version)
+            updates = self.updates.acknowledge_up_to(worker.index, version)
             if updates:
-                self._acknowledged(worker, updates)
+                self._after_acknowledgement(worker, updates)
 
-    def _acknowledged(self, worker: Worker, updates: list[Update]) -> None:
+    def _after_acknowledgement(self, worker: Worker, updates: list[Update]) -> None:
         now = time.monotonic()
         self.latencies_s.extend(now - update.published_at for update in updates)
         self._push(worker)
@@ -169,7 +169,7 @@ class Channel:
             if not self.updates.pending(topic, version):
                 return
             if self.closed:
-                raise ClosedError("the vec env was closed before every worker had applied the update")
+                raise ClosedError("the vec env was closed before every worker had taken the update")
             future: asyncio.Future[None] = self._loop.create_future()
             entry = (topic, version, future)
             self._waiters.append(entry)
@@ -180,14 +180,14 @@ class Channel:
                 self._waiters.remove(entry)
 
     def close(self) -> None:
-        """End every receipt that is still waited for with ClosedError."""
+        """Make every `await receipt` under way raise ClosedError."""
         with self.lock:
             self.closed = True
             self._mark = None  # it holds the block
             for _, _, future in self._waiters:
                 if not future.done():
                     future.set_exception(
-                        ClosedError("the vec env was closed before every worker had applied the update")
+                        ClosedError("the vec env was closed before every worker had taken the update")
                     )
 
     def _push(self, worker: Worker) -> None:

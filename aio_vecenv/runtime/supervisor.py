@@ -28,7 +28,7 @@ __all__ = ["Client", "Memory", "Supervisor", "WorkerSlot"]
 T = TypeVar("T")
 _STEP = Kind.STEP
 
-_LATE_S = 0.1  # a timer this late means that the loop, or the machine, stood still: nobody's time was fairly measured
+_LATE_S = 0.1  # a timer this late means that the loop or the machine stood still: the measured time is not the worker's
 
 
 class Memory(NamedTuple):
@@ -41,13 +41,13 @@ class Memory(NamedTuple):
     policy: bytes | None = None  # that workers act with, pickled
 
     def attachment(self, rows: range, seeds: list[int | None] | None) -> Attachment:
-        """What the worker of these rows is told; `seeds`: of the envs of a replacement."""
+        """The ATTACH message for the worker of these rows; `seeds`: for the envs of a replacement."""
         unrolling = None if self.policy is None else Unrolling(self.rows.index(rows), self.policy)
         return Attachment(rows.start, self.rows[-1].stop, self.fields, self.size_bytes, seeds, unrolling)
 
 
 class WorkerSlot:
-    """What one worker does: its factories, rows, commands under way, and the incarnation that does it now."""
+    """One worker across its incarnations: factories, rows, commands under way, and the current process."""
 
     def __init__(self, index: int, setup: Setup) -> None:
         self.index = index
@@ -66,16 +66,16 @@ class WorkerSlot:
 
 
 class Client(Protocol):
-    """Whose commands they are: hears of replies and losses, on the loop."""
+    """Owns the commands; hears of replies and losses, on the loop."""
 
     def replied(self, command: Command) -> None:
         """A command was answered: its notes are in."""
 
     def lost(self, slot: WorkerSlot, reason: str, calls: Sequence[Command]) -> list[int | None]:
-        """A worker is being replaced: the seeds of its envs' next episodes. `calls` were under way, and end now."""
+        """A worker is restarted; returns the seeds of its envs' next episodes. `calls` were under way and fail now."""
 
     def failed(self, error: VecEnvError) -> None:
-        """It is over: every call but aclose raises this."""
+        """The vec env has failed: from now on every call but aclose raises `error`."""
 
 
 class Supervisor:
@@ -136,7 +136,7 @@ class Supervisor:
         self.backend.start_spares()
 
     async def _attach(self, slot: WorkerSlot, worker: Worker, seeds: list[int | None] | None) -> None:
-        """From here on the worker's loss is one of a running worker."""
+        """Attach the worker. If it is lost after this, it counts as a running worker and is replaced."""
         limit_s = self._timeouts.start
         who = f"worker {slot.index} (envs {slot.rows.start}-{slot.rows.stop - 1})"
         try:
@@ -156,7 +156,7 @@ class Supervisor:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def post(self, commands: Sequence[Command]) -> None:
-        """Number commands, and send them now, or when their worker's replacement is ready."""
+        """Number the commands, and send each now, or once its worker's replacement is ready."""
         version, now, sequence = self._updates.version, time.monotonic(), self._sequence
         self._sequence += len(commands)
         for command in commands:
@@ -212,7 +212,7 @@ class Supervisor:
         command = slot.commands.pop(message.number)
         if message.version > slot.acknowledged:
             slot.acknowledged = message.version
-            self.channel.acknowledged(worker, message.version)
+            self.channel.acknowledge_up_to(worker, message.version)
         now = time.monotonic()
         took_s = now - (command.sent_at if command.sent_at > slot.progress_at else slot.progress_at)
         slot.progress_at = now
@@ -234,14 +234,14 @@ class Supervisor:
             _read(command, message)
         self._client.replied(command)  # type: ignore[union-attr]
 
-    def taken(self, worker: Worker, version: int) -> None:
-        self.channel.taken(worker, version)
+    def acknowledged(self, worker: Worker, version: int) -> None:
+        self.channel.acknowledge(worker, version)
 
     def lost(self, worker: Worker, loss: Loss) -> None:
         slot = self.slots[worker.index]
         slot.ready = False
         for command in slot.commands.values():
-            command.notes, command.unread = (), None  # of a reply that did not come to its end
+            command.notes, command.unread = (), None  # of a reply that did not arrive completely
         self.channel.leave(worker.index)
         self._disarm(slot)
         if self._closing or self.failure is not None:
@@ -280,7 +280,7 @@ class Supervisor:
         return False
 
     def may_retry(self, slot: WorkerSlot, env_id: int, episode: int, report: ErrorReport) -> bool:
-        """Whether an env that failed to reset may try again; False: the restart budget is spent, it is all over.
+        """Whether an env that failed to reset may try again; False: the restart budget is spent, the vec env failed.
 
         `episode`: the index of its newest one.
         """
@@ -300,7 +300,7 @@ class Supervisor:
             slot.setup = slot.setup._replace(state=state)
 
     def fail(self, error: VecEnvError) -> None:
-        """It is over; whatever still runs is killed by `close`, without grace."""
+        """The vec env has failed; `close` then kills whatever still runs, without grace."""
         if self.failure is None:
             self.failure = error
             if self._client is not None:
@@ -343,7 +343,7 @@ class Supervisor:
     # -- timeouts ------------------------------------------------------------------------------------------------
 
     def abort(self, workers: Sequence[int], reason: str) -> None:
-        """Give these workers up now; a replacement that is still being made, too."""
+        """Kill these workers now, including replacements that are still being made."""
         for index in workers:
             worker = self.slots[index].worker
             if worker is not None:
@@ -359,9 +359,9 @@ class Supervisor:
         return limits.get(command.kind)
 
     def _arm(self, slot: WorkerSlot) -> None:
-        """Watch the oldest command; the time before it was that worker's turn does not count.
+        """Watch the oldest command; the time it spent queued behind others does not count.
 
-        A timer that comes earlier stays: it looks again. So an ordinary step costs no timer.
+        An earlier timer stays and re-arms itself when it fires, so an ordinary step costs no timer.
         """
         oldest = next(iter(slot.commands.values()), None)
         limit_s = None if oldest is None else self._limit(oldest)
@@ -463,7 +463,7 @@ class Supervisor:
             worker.kill("was not given time to close")
 
     def abandon(self) -> None:
-        """Nobody holds the vec env any more. Allowed from any thread, whatever the loop does."""
+        """The vec env was dropped without aclose(). Allowed from any thread, whatever the loop is doing."""
         self._closing = True
         self.hurry()
         with suppress(RuntimeError):  # the loop is closed: what the workers own goes with them
@@ -521,7 +521,7 @@ def _read(command: Command, message: Message) -> None:
 
 
 async def _all_or_none(starts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; or the first failure, once none runs any more. Cancelling cancels all."""
+    """All results, or the first failure, raised once no task runs any more. Cancelling cancels all."""
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:
         return list(await asyncio.gather(*tasks))

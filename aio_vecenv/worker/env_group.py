@@ -1,4 +1,4 @@
-"""The envs of one worker, stepped in turn: autoreset, info filter, updates applied at reset, errors kept apart.
+"""The envs of one worker, stepped in turn: autoreset, info filter, updates delivered at reset, one error per env.
 
 Used by every backend: in a child process by `worker`, in the caller's thread by `backends.inline`. One env's failure
 never touches its neighbours; what went wrong is reported with the reply.
@@ -36,7 +36,7 @@ class EnvGroup:
 
     `catch_up(version)` must return only once the inbox covers `version`; it is called just before a reset if the
     newest version in the block is ahead. Errors of envs come back in the notes; nothing else is raised. `left()`: the
-    bytes of memory that are left, which bound what one env may say.
+    bytes of memory that are left, which limit the size of one env's note.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class EnvGroup:
         self._hooks = [hook_of(env) for env in self.envs]
         self._tasks: list[Any] = [None] * count  # of the episode that each env is in
         self._pending = [True] * count  # its next command resets it, whatever it is
-        # Who is in it has never begun an episode: after a restart any command begins one, with this seed.
+        # Envs that have not begun an episode here: in a replacement, any command begins one, with this seed.
         self._fresh: dict[int, int | None] = dict(enumerate(restart_seeds or [None] * count))
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
         self._newest = slab.newest
@@ -113,7 +113,7 @@ class EnvGroup:
             except Exception as error:
                 self._fail(i, "step", error, notes)
                 continue
-            usual = (  # as nearly always; everything else is looked at with care
+            usual = (  # nearly always; everything else takes the slow path, `_take`
                 terminated is False
                 and truncated is False
                 and type(reward) is float
@@ -268,16 +268,16 @@ class EnvGroup:
         self._begin(i, self._fresh.get(i), None, notes)
 
     def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None, notes: list[Note]) -> None:
-        """Reset env `i`; its episode begins with the look at the newest version."""
+        """Reset env `i`, after taking every update published so far; its episode reports that version."""
         inbox = self._inbox
         newest = int(self._newest[0])
-        if newest > inbox.acknowledged:
+        if newest > inbox.taken_up_to:
             self._catch_up(newest)
             if inbox.has_now and self._watch is None:
                 self._deliver_now(skip=i)
         op = "on_broadcast"
         try:
-            version = inbox.acknowledged
+            version = inbox.taken_up_to
             inbox.deliver(i, self._hooks[i])
             op = "reset"
             self._tasks[i] = None
@@ -323,7 +323,7 @@ class EnvGroup:
             self.rows.say(i, info, notes, ends=True, final=same_step)
 
     def _fail(self, i: int, op: str, error: Exception, notes: list[Note], *, again: bool = True) -> None:
-        """Env `i` raised. With on_env_error="reset" it begins anew at once, unless it was a reset that failed."""
+        """Env `i` raised. With on_env_error="reset" it is reset at once, unless `again` is False: a reset failed."""
         report = describe(error, op, self._tasks[i])
         self._pending[i] = True
         if self.settings.on_env_error == "reset" and again:
@@ -340,7 +340,7 @@ class EnvGroup:
             if i == skip:
                 continue  # it gets everything in its reset
             try:
-                if i in self._fresh:  # in the order of the versions, also those that it gets before a reset
+                if i in self._fresh:  # it gets all of them, in version order, not only those with apply="now"
                     self._inbox.deliver(i, hook)
                 else:
                     self._inbox.deliver_now(i, hook)
@@ -349,7 +349,7 @@ class EnvGroup:
 
 
 class _Glance:
-    """The usual observation, told at one glance: a single leaf in the block, as an array of its dtype and shape, or
+    """Recognises the usual observation cheaply: a single leaf in the block, as an array of its dtype and shape, or
     an int for a Discrete."""
 
     def __init__(self, obs: SpaceTree, rows: Rows, settings: Settings) -> None:

@@ -51,7 +51,7 @@ _POLICY, _UNROLL = Kind.POLICY, Kind.UNROLL
 
 
 class _ParentGone(BaseException):
-    """End-of-file on a pipe: nobody is left to answer."""
+    """End-of-file on a pipe: the parent is gone."""
 
 
 def main(
@@ -172,7 +172,7 @@ class _Worker:
         except _ParentGone:
             group.close()
             raise
-        notes = group.close()  # not after anything else, such as an env's sys.exit: close() may block
+        notes = group.close()  # only after a normal end, not after an env's sys.exit: close() may block
         self.send(Message(Kind.GOODBYE, payload=encode_notes(notes, "errors") if notes else b""))
 
     def set_up(self, setup: Setup) -> Group | None:
@@ -202,7 +202,7 @@ class _Worker:
                 assert self.unroller is not None
                 self.unroller.load(command.number, command.payload)
                 continue
-            if command.version > inbox.acknowledged:
+            if command.version > inbox.taken_up_to:
                 self.catch_up(command.version)
             number = command.number
             payloads = execute(group, command) if command.kind is not _UNROLL else self.unroll(command)
@@ -210,7 +210,7 @@ class _Worker:
                 for payload in payloads[:-1]:
                     self.send(new_message((_PART, number, 0, payload, 0, incarnation)))
             payload = payloads[-1]
-            reply = new_message((_REPLY, number, inbox.acknowledged, payload, 0, incarnation))
+            reply = new_message((_REPLY, number, inbox.taken_up_to, payload, 0, incarnation))
             if payload:
                 self.send(reply)
             else:
@@ -242,22 +242,22 @@ class _Worker:
 
     def catch_up(self, version: int) -> None:
         """Take updates until none up to `version` is missing."""
-        while self.inbox.acknowledged < version:
+        while self.inbox.taken_up_to < version:
             self.acknowledge()  # the parent may be waiting for that, to send the next
             self.read_updates(in_command=True)
 
     def read_updates(self, *, in_command: bool) -> None:
-        """Take what has come. In a command, the reply acknowledges what it covers: one message less."""
+        """Take the updates that have arrived. During a command, its reply acknowledges them, which saves a message."""
         for message in self.updates_in.feed(self.buffer, self._receive(self.updates)):
             if message.kind is not Kind.UPDATE:
-                raise ProtocolError(f"{message.kind.name} on the broadcast pipe")
+                raise ProtocolError(f"{message.kind.name} on the updates pipe")
             take_update(self.inbox, message)
             self.taken.append(message.version)
-        if self.taken and (not in_command or self.inbox.acknowledged < self.taken[-1]):
+        if self.taken and (not in_command or self.inbox.taken_up_to < self.taken[-1]):
             self.acknowledge()
 
     def acknowledge(self) -> None:
-        """Tell the parent what was taken and not told yet."""
+        """Acknowledge every update that was taken and not acknowledged yet."""
         for version in self.taken:
             self._send(self.updates, Message(Kind.TAKEN, 0, version, b"", 0, self.incarnation))
         self.taken.clear()
@@ -266,7 +266,7 @@ class _Worker:
         self._send(self.commands, message)
 
     def _receive(self, sock: socket.socket) -> int:
-        """How many bytes came into the buffer."""
+        """Receive into the buffer; returns the number of bytes."""
         try:
             size = sock.recv_into(self.buffer)
         except ConnectionError:
@@ -315,7 +315,7 @@ def execute(group: Group, message: Message) -> Sequence[bytes]:
 
 
 def interrupted(group: Group, message: Message, error: BaseException) -> Sequence[bytes]:
-    """The payloads of the reply to a command that an interrupt ended on its way: all its envs have failed."""
+    """The payloads of the reply to a command that was interrupted: all its envs have failed."""
     failure = RuntimeError(f"interrupted by {type(error).__name__}")
     command = decode(message)
     if type(command) is Call:
@@ -345,7 +345,7 @@ def make_envs(setup: Setup, owners: dict[int, int]) -> tuple[list[Any], Spaces]:
     spaces: Spaces | None = None
     rows: list[int] = []
     for place in [place for place, owner in owners.items() if owner in setup.env_ids]:
-        del owners[place]  # of an earlier life: another env may lie there by now
+        del owners[place]  # of a former incarnation: another env may have that id() by now
     try:
         for env_id, factory in zip(setup.env_ids, setup.factories):
             try:

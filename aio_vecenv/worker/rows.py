@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 Refuse = Callable[[Note, Exception], None]
-# keys of a worker's observations: those of an env that makes up new ones all the time are enough then
+# subjects per worker that are warned about: an env may invent new observation keys endlessly
 _MAX_WARNED = 32
 REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
 
@@ -100,7 +100,7 @@ def close_all(envs: Iterable[Any]) -> list[Note]:
 
 class Rows:
     """The rows `first` to `first + count - 1` of the block. `left()`: the bytes of memory that are left, None if not
-    known; they bound what one env may say."""
+    known; they limit the size of one env's note."""
 
     def __init__(
         self,
@@ -124,12 +124,12 @@ class Rows:
         # of an observation that is one leaf
         self._dtype = obs.leaves[0].dtype if obs.is_leaf else None
         self._shape = obs.leaves[0].shape if obs.is_leaf else ()
-        self._warned: set[str] = set()  # what the parent was told once
+        self._warned: set[str] = set()  # subjects the parent was warned about
 
     # -- observations --------------------------------------------------------------------------------------------
 
     def write(self, i: int, obs: Any, notes: list[Note], *, final: bool = False) -> None:
-        """Write one env's observation, leaf by leaf, after checking all of it; with `final`, that of an end.
+        """Write one env's observation, leaf by leaf, after checking all of it; with `final`, an episode's last.
 
         Raises RowError.
         """
@@ -157,14 +157,14 @@ class Rows:
             notes.append((self.first + i, self.t, FINAL_OBS if final else OBS, pickled))
 
     def _is_as_in_its_row(self, values: Sequence[Any]) -> bool:
-        """Whether the row of an observation that fits gives it back, types included."""
+        """Whether reading the row of this (fitting) observation gives the same values, types included."""
         return all(
             not leaf.stackable or (type(value) is np.ndarray and value.dtype == leaf.dtype)
             for leaf, value in zip(self._obs.leaves, values)
         )
 
     def write_batch(self, rows: slice, obs: Any, notes: list[Note], which: Any = True) -> None:
-        """Write the rows of `which` of a batch of observations, leaf by leaf, after checking all of it.
+        """Write those rows of a batch of observations that `which` marks, leaf by leaf, after checking all of it.
 
         The others belong to the parent. Raises RowError.
         """
@@ -245,7 +245,7 @@ class Rows:
         self._warn(i, [f"obs{leaf}"], text, notes)
 
     def _warn(self, i: int, about: list[str], text: str, notes: list[Note]) -> None:
-        """Have the parent warn, once for what it is about."""
+        """Have the parent warn, once per subject."""
         if len(self._warned) < _MAX_WARNED and not self._warned.issuperset(about):
             self._warned.update(about)
             notes.insert(0, (self.first + i, self.t, WARNING, (tuple(about), text)))
@@ -276,12 +276,12 @@ class Rows:
             notes.append((self.first + i, self.t, FINAL_INFO if final else INFO, info))
 
     def fail(self, envs: Sequence[int], report: ErrorReport, notes: list[Note]) -> None:
-        """These envs have failed: an error is all that the reply says of them."""
+        """These envs have failed: the reply has an error for each, and nothing else of them."""
         self.clear(envs, notes)
         notes[:0] = [(self.first + i, self.t, ERROR, report) for i in envs]
 
     def clear(self, envs: Iterable[int], notes: list[Note]) -> None:
-        """Take back what was written and noted of these envs, but for warnings."""
+        """Undo what was written and noted for these envs, except warnings."""
         gone = {self.first + i for i in envs}
         notes[:] = [note for note in notes if note[0] not in gone or note[2] == WARNING]
         for env_id in gone:
@@ -294,7 +294,7 @@ class Rows:
         """The payloads of a reply. What cannot travel fails its own env only: `fail(i, error)` changes `notes`."""
 
         def refuse(note: Note, error: Exception) -> None:
-            if any(one is note for one in notes):  # its env has not failed for another note
+            if any(one is note for one in notes):  # else its env has already failed because of another note
                 fail(note[0] - self.first, error)
 
         return pack(notes, refuse, self._left)
@@ -311,8 +311,8 @@ class Rows:
 def pack(notes: list[Note], refuse: Refuse, left: Callable[[], int | None]) -> Sequence[bytes]:
     """The payloads of the reply's parts, in order. `left()`: the bytes of memory that are left, None if not known.
 
-    A note that cannot be pickled is refused alone: `refuse` takes it out of `notes` and may put an error in. So are, if
-    the parent has no memory for the whole reply, those that are more than an even share of what there is.
+    A note that cannot be pickled is refused on its own: `refuse` removes it from `notes` and may add an error. If the
+    parent has no memory for the whole reply, notes larger than an even share of what is left are refused, too.
     """
     if not notes:
         return NOTHING

@@ -92,7 +92,7 @@ class VectorEnvGroup:
                     truncations, TRUNCATED, 0
                 )
                 began = done if self._same_step else self._ended_rows[rows]
-                self.rows.versions[rows] = np.where(began, self._inbox.acknowledged, self.rows.versions[rows])
+                self.rows.versions[rows] = np.where(began, self._inbox.taken_up_to, self.rows.versions[rows])
                 reset_rows = self._ended_rows[rows].copy() if self._next_step else np.zeros_like(done)
                 self._ended_rows[rows] = done
                 self._share(rows, infos, done, reset_rows, notes)
@@ -156,7 +156,7 @@ class VectorEnvGroup:
 
     def _update(self, k: int) -> None:
         newest = int(self._newest[0])
-        if newest > self._inbox.acknowledged:
+        if newest > self._inbox.taken_up_to:
             self._catch_up(newest)
         self._inbox.deliver(k, self._hooks[k])
 
@@ -184,7 +184,7 @@ class VectorEnvGroup:
             return
         self._begun[rows] |= which
         self._ended_rows[rows] &= ~which
-        self.rows.versions[rows] = np.where(which, self._inbox.acknowledged, self.rows.versions[rows])
+        self.rows.versions[rows] = np.where(which, self._inbox.taken_up_to, self.rows.versions[rows])
         self.rows.rewards[rows] = np.where(which, 0.0, self.rows.rewards[rows])
         self.rows.flags[rows] = np.where(which, 0, self.rows.flags[rows])
 

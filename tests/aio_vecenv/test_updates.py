@@ -73,7 +73,7 @@ class Publishing(RuleBasedStateMachine):
         worker = self.workers[index]
         assert worker is not None
         for _ in range(50):
-            if worker.inbox.acknowledged >= self.updates.version:
+            if worker.inbox.taken_up_to >= self.updates.version:
                 return
             if worker.frames:
                 worker.take_one()
@@ -86,7 +86,7 @@ class Publishing(RuleBasedStateMachine):
         worker = self.workers[index]
         assert worker is not None
         for version in worker.acks:
-            self.updates.taken(index, version)
+            self.updates.acknowledge(index, version)
         worker.acks.clear()
         self.run_pending(index)
 
@@ -116,8 +116,8 @@ class Publishing(RuleBasedStateMachine):
         worker = self.workers[index]
         if worker is None:
             return
-        acknowledged = worker.replied = worker.inbox.acknowledged
-        for update in self.updates.acknowledged(index, acknowledged):
+        acknowledged = worker.replied = worker.inbox.taken_up_to
+        for update in self.updates.acknowledge_up_to(index, acknowledged):
             assert worker.taken[update.topic] >= update.version
         if silent:
             worker.silent.update(version for version in worker.acks if version <= acknowledged)
@@ -132,7 +132,7 @@ class Publishing(RuleBasedStateMachine):
             return
         self.catch_up(index)
         worker.inbox.deliver(0, worker.hook)
-        assert worker.inbox.acknowledged == self.updates.version
+        assert worker.inbox.taken_up_to == self.updates.version
         told = {payload[0]: version for version, payload in worker.heard}
         for topic in TOPICS:
             assert told.get(topic, 0) == self.newest(topic)
@@ -174,7 +174,7 @@ class Publishing(RuleBasedStateMachine):
         late = worker is not None and 0 < version <= worker.replied
         if version not in on_the_way and not late:
             with pytest.raises(ProtocolError):
-                self.updates.taken(index, version)
+                self.updates.acknowledge(index, version)
 
     @invariant()
     def one_slot_per_topic(self) -> None:
@@ -210,7 +210,7 @@ class Publishing(RuleBasedStateMachine):
             if worker is not None:
                 for topic in TOPICS:
                     due = max(
-                        (v for v, t, _ in self.published if t == topic and v <= worker.inbox.acknowledged),
+                        (v for v, t, _ in self.published if t == topic and v <= worker.inbox.taken_up_to),
                         default=0,
                     )
                     assert worker.taken.get(topic, 0) >= due
