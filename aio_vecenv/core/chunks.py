@@ -347,7 +347,7 @@ class _Fold:
             if not begin.key:
                 continue
             j = int(np.searchsorted(self._ids, env_id))
-            self._flags[t, j] = self._flags[t, j] & ~TERMINATED | TRUNCATED
+            self._flags[t, j] = self._flags.item(t, j) & ~TERMINATED | TRUNCATED
             self._rewards[t, j] = 0.0
             told[t, env_id] = {**told.get((t, env_id), {}), begin.key: begin.reason}
         self.infos = [(t, env_id, told[t, env_id]) for t, env_id in sorted(told)]

@@ -150,10 +150,15 @@ async def check_rows(
     assert await all_of(events) == await all_of(twin_events)
 
 
-@pytest.mark.parametrize("backend", ["process", "inline"])
 @pytest.mark.parametrize(
-    ("workers", "transposed", "copy"),
-    [(1, False, False), (2, True, True), (3, False, True), (5, True, False)],
+    ("backend", "workers", "transposed", "copy"),
+    [
+        ("process", 2, True, True),
+        ("process", 3, False, False),
+        ("process", 5, True, False),
+        ("inline", 1, False, True),
+        ("inline", 5, True, False),
+    ],
 )
 @pytest.mark.asyncio
 async def test_u1_every_row_is_what_a_step_returns(
@@ -174,8 +179,9 @@ async def test_u1_every_row_is_what_a_step_returns(
         await check_rows(unrolled, stepped, policy, params, (16, 1, 7, 16))
 
 
-@pytest.mark.parametrize("info", ["all", "episode", ["t"]])
-@pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.parametrize(
+    ("backend", "info"), [("process", "all"), ("process", ["t"]), ("inline", "episode"), ("inline", ["t"])]
+)
 @pytest.mark.asyncio
 async def test_u1_infos_tasks_versions_and_structures_of_spaces(backend: Backend, info: Any) -> None:
     def make() -> list[Any]:
