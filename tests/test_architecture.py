@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXTRA: dict[str, set[str]] = {
     "aio_vecenv/loop.py": {"uvloop"},
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
-    "trainers/record/loggers.py": {"tensorboard"},
+    "trainers/record/loggers.py": {"tensorboard", "wandb"},
     "trainers/export.py": {"onnx"},
     "trainers/record/plot.py": {"matplotlib"},
     "trainers/presets/atari.py": {"ale_py"},
@@ -108,7 +108,7 @@ FOLDERS: dict[str, set[str]] = {
     "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
     "trainers/collect": {"trainers.config", "trainers/learn"},
     "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
-    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo"},
+    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread"},
     "trainers/presets": {"trainers.config"},
     "trainers/service": {"trainers.config", "trainers.run", "trainers.record.metrics"},
 }  # fmt: skip

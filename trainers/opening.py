@@ -24,7 +24,7 @@ from trainers.learn.thread import LearnerThread
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load_saved
 from trainers.record.folder import RunFolder, anchored
-from trainers.record.loggers import open_loggers
+from trainers.record.loggers import BUILT_IN, Logger, check_extras, open_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import Summary
@@ -76,7 +76,8 @@ async def training(
     assert config is not None
     start = _start(config, folder)
     job = resolve_job(config) if job is None else job
-    own_loggers = [named("logger", name) for name in config.logger]
+    check_extras(config)
+    own_loggers = [named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN]
     callbacks = Callbacks({name: named("callback", name) for name in config.callback})
     async with contextlib.AsyncExitStack() as stack:
         saved = None
@@ -98,12 +99,14 @@ async def training(
             stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
         checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, saved and saved[1])
-        evaluation = await _open_evaluation(config, whole, folder, checkpoints, stack)
+        loggers: list[Logger] = []
+        reports = ReportStream(loggers)
+        evaluation = await _open_evaluation(config, whole, folder, checkpoints, reports, stack)
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
-        reports = ReportStream(open_loggers(config, folder, stack, own_loggers))
+        loggers += await open_loggers(config, folder, stack, thread, own_loggers)
         run = Run(
             config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation
         )
@@ -162,10 +165,11 @@ async def _open_evaluation(
     job: Job,
     folder: RunFolder,
     checkpoints: Checkpoints,
+    reports: ReportStream,
     stack: contextlib.AsyncExitStack,
 ) -> Evaluation | None:
     """What evaluates the run beside it, if anything does; `stack` closes its envs."""
     if config.eval.every is None:
         return None
     judge = await stack.enter_async_context(evaluator(eval_config(config), job))
-    return Evaluation(judge, config, folder, checkpoints)
+    return Evaluation(judge, config, folder, checkpoints, reports.evaluated)
