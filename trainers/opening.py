@@ -32,6 +32,11 @@ from trainers.run import Run, warn
 
 __all__ = ["train", "training"]
 
+NO_PLAN = (
+    "eval.every plays every stage of a plan, and there is none: give one (--plan), in which a single [[stage]] "
+    "is enough"
+)
+
 
 def train(
     config: TrainConfig, *, job: Job | None = None, on_report: Callable[[Report], object] | None = None
@@ -91,6 +96,8 @@ async def training(
         levels = await levels_of(envs) if asked else None
         whole = job
         job = planned(job, config, levels)
+        if config.eval.every is not None and has_no_plan(job):
+            raise ConfigError(NO_PLAN)
         strategy = make_strategy(config, job, levels)
         thread = _start_thread(config, envs, stack)
         began = False
