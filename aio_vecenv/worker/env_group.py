@@ -313,7 +313,7 @@ class EnvGroup:
             # Snapshotted before the reset: the env may use its buffers and dicts again.
             self.rows.write(i, obs, notes, final=True)
             info = wire.loads(wire.dumps(info, "infos")) if info else info
-            self._begin(i, None, None, notes)
+            self._autoreset(i, notes)
         else:
             self.rows.write(i, obs, notes)
             self._pending[i] = self.settings.autoreset is AutoresetMode.NEXT_STEP
@@ -328,7 +328,7 @@ class EnvGroup:
         self._pending[i] = True
         if self.settings.on_env_error == "reset" and again:
             self.rows.clear([i], notes)
-            self._begin(i, None, None, notes)
+            self._autoreset(i, notes)
             if not self._pending[i]:
                 notes.append((self.rows.first + i, self.rows.t, RESTARTED, report))
             return

@@ -67,6 +67,8 @@ class Scripted(gym.Env[Any, Any]):
 
     def on_broadcast(self, payload: Any, version: int) -> None:
         self.heard.append((payload, version))
+        if payload == "refused":
+            raise ValueError("not this one")
 
 
 SPACES = [
@@ -87,6 +89,7 @@ class Hall:
         script: dict[int, dict[int, Any]] | None = None,
         space: gym.Space[Any] = SPACES[0],
         left: Callable[[], int | None] = lambda: None,
+        restart_seeds: list[int | None] | None = None,
         **settings: Any,
     ) -> None:
         self.settings = Settings(**settings)
@@ -103,7 +106,7 @@ class Hall:
         block = np.zeros(size, np.uint8)
         self.slab = Slab(block, fields, *self.trees)
         self.inbox = Inbox(len(made))
-        where = Attachment(FIRST, FIRST + 4, fields, size, None)
+        where = Attachment(FIRST, FIRST + 4, fields, size, restart_seeds)
         self.group: Group = build(made, shown, setup, where, block, self.inbox, self.catch_up, left)
         self.own = slice(FIRST, FIRST + 3)
 
@@ -257,3 +260,11 @@ def test_a_command_that_cannot_be_understood_and_the_end(kind: str) -> None:
     assert sorted(refused) == [FIRST, FIRST + 2]
     assert hall.group.close() == []
     assert hall.group.close() == []
+
+
+def test_a_restarted_env_that_refuses_an_update_begins_with_its_own_seed() -> None:
+    """The parent has announced the seed already: whatever makes the first row `first`, it is the one that is used."""
+    hall = Hall("single", restart_seeds=[7, 8, 9], on_env_error="reset", info="all")
+    hall.inbox.take(1, 1, "topic", "refused", now=True)
+    seeds = {env_id: info["seed"] for env_id, info in hall.of(hall.step(), INFO).items() if "seed" in info}
+    assert seeds == {FIRST: 7, FIRST + 1: 8, FIRST + 2: 9}
