@@ -22,6 +22,8 @@ if sys.platform != "win32":
 
     uvloop.new_event_loop().close()  # libuv keeps one pipe of the process from its first loop on
 
+LOOPS = ("asyncio",) if sys.platform == "win32" else ("asyncio", "uvloop")
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
@@ -30,6 +32,26 @@ def pytest_asyncio_loop_factories(
     if sys.platform != "win32":
         factories["uvloop"] = uvloop.new_event_loop
     return factories
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `alternate_loops` each case of a test runs on one loop only, by its name: half the time.
+
+    For tests of many cases that are not about the loop; what a guarantee promises is tested on both.
+    """
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is None or item.get_closest_marker("alternate_loops") is None:
+            kept.append(item)
+            continue
+        loop, _, case = call.id.partition("-")
+        other = len(LOOPS) > 1 and loop in LOOPS and loop != LOOPS[sum(case.encode()) % 2]
+        (dropped if other else kept).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
 
 
 def _descriptors() -> dict[str, str]:

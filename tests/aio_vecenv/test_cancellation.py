@@ -36,6 +36,7 @@ def pids(envs: AsyncVecEnv) -> list[int]:
 @pytest.mark.parametrize("name", OPERATIONS)
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f19_cancelled_at_every_await_point(backend: Backend, name: str) -> None:
     """The coroutine is driven to its k-th await, cancelled there, for every k until it ends by itself."""
     async with AsyncVecEnv(stamp_envs(4, 3), num_workers=2, backend=backend) as envs:
@@ -54,6 +55,7 @@ async def test_f19_cancelled_at_every_await_point(backend: Backend, name: str) -
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 8, 16, 24, 32, 40, 51])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f19_opening_cancelled_after_any_turn_of_the_loop(turns: int) -> None:
     """The leak check says whether anything is left."""
     task = asyncio.ensure_future(AsyncVecEnv.open(stamp_envs(2), num_workers=2))
@@ -205,6 +207,7 @@ async def replacing(envs: AsyncVecEnv) -> None:
 @pytest.mark.parametrize("how", ["once", "four at once", "cancelled"])
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f21_v03_aclose_closes(situation: str, how: str) -> None:
     envs = await AsyncVecEnv.open(stamp_envs(4), num_workers=2, timeouts=_quick())
     await envs.reset(seed=1)

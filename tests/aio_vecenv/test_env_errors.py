@@ -64,6 +64,7 @@ def faulty(fault: str, **kwargs: Any) -> list[Any]:
 )
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f01_f04_f31_f32_v09_v12_an_env_raises(
     backend: Backend, fault: str, type_name: str, text: str
 ) -> None:
@@ -181,6 +182,7 @@ async def test_f02_an_env_raises_in_reset(backend: Backend) -> None:
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_an_autoreset_raises(backend: Backend, mode: AutoresetMode) -> None:
     factories: list[Any] = stamp_envs(2, 2)
     factories[0] = partial(FaultyEnv, 0, "raise", op="reset", at=1, length=2)
@@ -361,6 +363,7 @@ F11 = {
 
 @pytest.mark.parametrize("case", F11)
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f11_what_does_not_fit_is_refused_by_name(case: str) -> None:
     space, what = F11[case]
     async with AsyncVecEnv([partial(Returns, what, space)], backend="inline") as envs:
@@ -392,6 +395,7 @@ LOSSLESS = {
 
 @pytest.mark.parametrize("case", LOSSLESS)
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f11_documented_lossless_casts(case: str) -> None:
     space, what = LOSSLESS[case]
     async with AsyncVecEnv([partial(Returns, what, space)], backend="inline") as envs:
@@ -412,6 +416,7 @@ async def test_f11_documented_lossless_casts(case: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_check_finite(backend: Backend, value: float) -> None:
     factory = partial(Returns, partial(put, value), box)
     async with AsyncVecEnv([factory], backend=backend, check="finite") as envs:
@@ -579,6 +584,7 @@ async def test_one_error_in_the_first_reset_of_a_vector_env_counts_once(backend:
 @pytest.mark.parametrize("policy", ["raise", "reset"])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_row_of_a_vector_env_that_fails_to_reset_leaves_the_others(
     backend: Backend, policy: Literal["raise", "reset"]
 ) -> None:
@@ -649,6 +655,7 @@ class OddVec(gym.vector.VectorEnv[Any, Any, Any]):
 )
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_what_a_vector_env_gives_is_checked(backend: Backend, odd: dict[str, Any], what: str) -> None:
     make = partial(OddVec, odd)
     async with AsyncVecEnv([make], backend=backend, autoreset=AutoresetMode.SAME_STEP) as envs:

@@ -110,6 +110,7 @@ def test_one_object_as_several_envs_is_seen_before_anything_starts(
 @pytest.mark.parametrize("make", SEEN_WHERE_THEY_ARE_MADE)
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_one_object_as_several_envs_is_seen_where_they_are_made(
     backend: Backend, make: Callable[[], Factories]
 ) -> None:
@@ -198,6 +199,7 @@ class Indexed(StampEnv):
 )
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_factory_that_takes_an_argument_gets_its_index(
     backend: Backend, factory: Callable[[int], Any]
 ) -> None:
@@ -212,6 +214,7 @@ async def test_a_factory_that_takes_an_argument_gets_its_index(
     [any_defaults, partial(indexed, 9), lambda *index: StampEnv(9), lambda *, index=9: StampEnv(index)],
 )
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_factory_whose_parameters_all_have_defaults_gets_nothing(factory: Callable[[], Any]) -> None:
     assert not takes_index(factory)
     async with AsyncVecEnv(factory, 2, backend="inline") as envs:

@@ -28,6 +28,7 @@ def zeros(n: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("shared", ["auto", False])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_v05_a_manual_reset_after_a_terminal_step_clears_the_pending_autoreset(
     backend: Backend, shared: Any
 ) -> None:

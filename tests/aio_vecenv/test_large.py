@@ -168,6 +168,7 @@ async def test_updates_also_to_a_replacement(backend: Backend) -> None:
 @pytest.mark.parametrize("what", ["call", "set_attr", "reset", "broadcast", "send"])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f31_g11_what_finds_no_memory_is_refused_and_changes_nothing(
     backend: Backend, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +301,7 @@ async def test_a_recv_and_a_reset_cancelled_in_the_midst_of_a_large_reply() -> N
 
 @pytest.mark.parametrize("what", ["reply", "result", "arguments", "update"])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_closed_in_the_midst_of_a_transfer(what: str) -> None:
     async with AsyncVecEnv(large_envs(16, 2 * MiB), num_workers=1) as envs:
         await envs.reset(seed=1)

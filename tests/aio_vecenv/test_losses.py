@@ -68,6 +68,7 @@ def faulty(fault: str, folder: Path, **kwargs: Any) -> list[Any]:
     ],
 )
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f05_f06_a_worker_dies_in_a_step(fault: str, reason: str, tmp_path: Path) -> None:
     """Also where a fork of the worker still holds its pipes ("fork", killed from outside)."""
     async with AsyncVecEnv(faulty(fault, tmp_path), num_workers=2, info=["stamp", "applied_version"]) as envs:
@@ -125,6 +126,7 @@ async def test_f05_f06_a_worker_dies_in_a_step(fault: str, reason: str, tmp_path
 @pytest.mark.parametrize("moment", ["idle", "replied", "resetting", "calling", "done", "before reset"])
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_worker_is_lost_at_any_moment(moment: str, mode: AutoresetMode) -> None:
     """Scripted: worker 0 (envs 0, 1) is lost at exactly that moment."""
     backend = ScriptedBackend(automatic=True)
@@ -855,6 +857,7 @@ async def test_a_vector_env_that_takes_one_seed_is_replaced(seed: int | None) ->
 @pytest.mark.parametrize("length", [1, 50])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_some_rows_of_a_vector_env_are_reset_and_its_worker_is_lost(
     when: str, length: int, mode: AutoresetMode
 ) -> None:

@@ -341,6 +341,7 @@ def test_infos_are_batched_as_gymnasium_does() -> None:
 )
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_the_info_filter_never_touches_task_and_final_info(
     backend: Backend, wanted: Any, middle: set[str], edge: set[str]
 ) -> None:
@@ -475,6 +476,7 @@ _BOX = spaces.Box(-9, 9, (1,), np.float32)
 )
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_reset_orders_rows_not_leaves(backend: Backend, space: gym.Space[Any], batch: Any) -> None:
     def plain(value: Any) -> Any:
         return [plain(part) for part in value] if isinstance(value, (tuple, np.ndarray)) else value
@@ -489,6 +491,7 @@ async def test_reset_orders_rows_not_leaves(backend: Backend, space: gym.Space[A
 @pytest.mark.parametrize("workers", [1, 2])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_envs_of_one_worker_share_nothing_that_is_sent_to_them(backend: Backend, workers: int) -> None:
     """What comes back depends on nothing that another env did: the same for any number of workers."""
     factories = [partial(_Numbered, i, _BOX) for i in range(2)]
@@ -542,6 +545,7 @@ async def test_vector_envs_of_one_worker_share_nothing_either(backend: Backend) 
 @pytest.mark.parametrize("workers", [1, 2])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_whatever_pickles_travels(backend: Backend, workers: int) -> None:
     """Some of it cannot be copied."""
     keys = {"near": 1}.keys()
@@ -620,6 +624,7 @@ async def test_reset_discards_owed_rows_but_not_their_events(backend: Backend) -
 )
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_v02_f33_bad_actions_send_nothing(backend: Backend, actions: Any) -> None:
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, backend=backend) as envs:
         await envs.reset(seed=1)
@@ -695,6 +700,7 @@ def test_constructor_arguments() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_spaces_that_differ(backend: Backend, workers: int) -> None:
     factories: list[Callable[[], Any]] = [partial(StampEnv, 0), partial(StampEnv, 1, width=5)]
     with pytest.raises(SpaceMismatch) as caught:
@@ -713,6 +719,7 @@ def vector(count: int, first: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @both
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_vector_env_factories(backend: Backend, mode: AutoresetMode) -> None:
     factories = [partial(vector, 3, 0, mode), partial(vector, 2, 3, mode)]
     async with AsyncVecEnv(factories, num_workers=2, backend=backend, autoreset=mode) as envs:

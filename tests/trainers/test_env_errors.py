@@ -72,6 +72,7 @@ async def finish(config: TrainConfig, job: Job, **options: Any) -> Summary:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("backend", ["inline", "process"])
 @pytest.mark.parametrize("bad", ["step", "reset"])
+@pytest.mark.alternate_loops
 async def test_a_bad_level_among_many_is_counted_and_survived(
     tmp_path: Path, backend: Any, bad: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ async def test_too_many_errors_end_the_run_and_say_of_which_level(tmp_path: Path
 @pytest.mark.asyncio
 @pytest.mark.parametrize("bad", ["step", "reset"])
 @pytest.mark.parametrize("backend", ["inline", "process"])
+@pytest.mark.alternate_loops
 async def test_a_stage_all_of_whose_levels_fail_ends_the_run(tmp_path: Path, bad: str, backend: Any) -> None:
     """Where not one episode can begin, no row ever comes: the restart budget ends that, without an end of patience."""
     settings = config(tmp_path, strategy="staged", backend=backend, total_steps=10**6)

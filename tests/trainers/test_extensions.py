@@ -147,6 +147,7 @@ async def test_a_callback_may_stop_the_run_and_hides_none_of_its_errors(mine: Pa
         ({"strategy": "prioritised_replay", "strategy_options": {"rh": 0.3}}, "did you mean 'rho'"),
     ],
 )
+@pytest.mark.alternate_loops
 async def test_what_is_not_there_is_one_clear_error(
     mine: Path, changes: dict[str, Any], message: str
 ) -> None:

@@ -76,6 +76,7 @@ def job(actions: Any, how: str, stuck_at: int | None = None, wrapped: bool = Fal
 @pytest.mark.parametrize("how", ["info", "method"])
 @pytest.mark.parametrize("actions", [S.Discrete(3), S.MultiDiscrete([2, 3])], ids=str)
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_no_masked_action_is_ever_taken(tmp_path: Path, actions: Any, how: str, wrapped: bool) -> None:
     """From infos, or by the method `action_masks` of an env behind wrappers: in training and in eval, and all may be
     forbidden once an episode has ended."""
@@ -98,6 +99,7 @@ async def test_masks_are_asked_for_in_the_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stuck_at", [0, 4])
 @pytest.mark.parametrize("actions", [S.Discrete(3), S.MultiDiscrete([2, 3])], ids=str)
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_mask_that_allows_nothing_is_an_error_that_names_env_and_step(
     tmp_path: Path, actions: Any, stuck_at: int
 ) -> None:

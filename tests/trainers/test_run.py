@@ -68,6 +68,7 @@ async def test_a_run_leaves_its_folder(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["vector", "discrete", "image", "dict", "dict_mask"])
 @pytest.mark.parametrize("collect", ["lockstep", "first_ready"])
+@pytest.mark.alternate_loops
 async def test_every_kind_of_observation_is_learned_from(tmp_path: Path, kind: str, collect: Any) -> None:
     config = tiny(tmp_path, collect=collect, deterministic=False, total_steps=128)
     summary, _ = await finish(config, corridor_job(kind, masked=kind != "dict_mask"))
@@ -468,6 +469,7 @@ class Narrow(Corridor):
         ("vector", 2, True),
     ],
 )
+@pytest.mark.alternate_loops
 async def test_a_mask_of_another_width_is_refused(tmp_path: Path, kind: str, width: int, late: bool) -> None:
     job = Job(PLAN, lambda: cu.CurriculumEnv(Narrow(kind, width, late), cu.LevelSet(LEVELS)))
     with pytest.raises(
@@ -645,6 +647,7 @@ async def test_a_checkpoint_on_demand_that_cannot_be_written_is_the_caller_s_err
 @pytest.mark.parametrize(
     "error", [StopIteration("no more"), SystemExit(3), asyncio.CancelledError(), ValueError("x")]
 )
+@pytest.mark.alternate_loops
 async def test_whatever_is_raised_in_the_learner_s_thread_ends_the_run(
     tmp_path: Path, error: BaseException
 ) -> None:
