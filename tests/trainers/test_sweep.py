@@ -1,0 +1,54 @@
+"""Optuna's example: trials that are pruned, and two sweeps in one process that leave nothing behind."""
+# edge: real worker processes, one run after another in this process
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import importlib.util
+import threading
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+
+from trainers import TrainConfig, load_preset
+from trainers.record.metrics import read_metrics
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "optuna_sweep.py"
+
+
+def tasks() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), asyncio.Task) for thing in gc.get_objects())
+
+
+def test_two_sweeps_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks, threads, workers (descriptors and shared memory: every test's own check); pruned trials ended early."""
+    spec = importlib.util.spec_from_file_location("optuna_sweep", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    before = tasks()
+    base: TrainConfig = load_preset("frozenlake").config
+    preset = base
+    values = {0: 5.0, 1: 4.0, 2: 0.0}  # by trial: the third is below the median from the start
+    monkeypatch.setattr(example, "progress", lambda report: values[len(list(base.runs.iterdir())) - 1])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for runs in (tmp_path / "first", tmp_path / "second"):
+        base = dataclasses.replace(
+            preset, runs=runs, num_envs=4, num_workers=1, total_steps=4 * 8 * 8, solve_rate=None,
+            ppo=dataclasses.replace(preset.ppo, num_steps=8),
+        )  # fmt: skip
+        study = example.sweep(base, 3)
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
+        updates = [len(read_metrics(runs / f"trial-{n}" / "metrics.jsonl")) for n in range(3)]
+        assert updates[:2] == [8, 8]
+        assert 3 <= updates[2] < 8, "it went on after it was pruned"
+        assert study.best_value == 5.0
+        assert not psutil.Process().children()
+        assert tasks() <= before
+        assert not [thread.name for thread in threading.enumerate() if "trainers" in thread.name]
