@@ -42,9 +42,9 @@ def progress(report: Report) -> float:
     return place + report.stages[place].success_rate
 
 
-def sweep(base: TrainConfig, trials: int, seed: int = 0) -> optuna.Study:
-    """Trials one after another, since each uses all CPUs; one below the median of those before it is pruned."""
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=3)
+def sweep(base: TrainConfig, trials: int, *, startup: int = 3, seed: int = 0) -> optuna.Study:
+    """Trials one after another, since each uses all CPUs; after `startup` trials, one below the median is pruned."""
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=3)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner
     )

@@ -25,6 +25,7 @@ EXTRA: dict[str, set[str]] = {
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
     "trainers/record/loggers.py": {"tensorboard", "wandb"},
     "trainers/export.py": {"onnx"},
+    "trainers/video.py": {"av"},
     "trainers/record/plot.py": {"matplotlib"},
     "trainers/presets/atari.py": {"ale_py"},
     "trainers/presets/doorkey.py": {"minigrid"},
@@ -62,6 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "trainers": {
         "__init__", "__main__", "callbacks", "cli", "config", "endings", "evaluate", "evaluation", "export",
         "foreground", "jobs", "loop_monitor", "malloc", "opening", "run", "trained", "twin",
+        "video",
     },
     "trainers/collect": {"__init__", "collector", "observations"},
     "trainers/learn": {
@@ -69,8 +71,8 @@ ROOMS: dict[str, set[str]] = {
         "thread", "twins",
     },
     "trainers/record": {
-        "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes", "plot",
-        "progress", "report_stream", "seeds", "summary",
+        "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes",
+        "pictures", "plot", "progress", "report_stream", "seeds", "summary",
     },
     "trainers/presets": {
         "__init__", "atari", "doorkey", "doorkey16", "frozenlake", "maze_levels", "mazes", "pendulum",
@@ -110,7 +112,9 @@ FOLDERS: dict[str, set[str]] = {
     "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
     "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread"},
     "trainers/presets": {"trainers.config"},
-    "trainers/service": {"trainers.config", "trainers.run", "trainers.record.metrics"},
+    "trainers/service": {
+        "trainers.config", "trainers.run", "trainers.record.metrics", "trainers.record.pictures",
+    },
 }  # fmt: skip
 # Files that may import of their own package inside a function: they decide at run time what is needed.
 LAZY = {

@@ -1,4 +1,4 @@
-"""The command line: train, eval, plot, export, presets. Its arguments are the config's dataclasses."""
+"""The command line: train, eval, plot, export, record, presets. Its arguments are the config's dataclasses."""
 # edge: argv, signals, the terminal, exit codes: 0 done, 1 error, 2 usage; a signal ends it as signals do
 
 from __future__ import annotations
@@ -97,6 +97,28 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Record:
+    """Write a video of a run's policy (extra `video`)."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder, or a checkpoint file in one."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """The file to write, such as out.mp4."""
+    stage: str | None = None
+    """The stage to play; None: the last one."""
+    episodes: int = 1
+    """How many, one after another."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling."""
+    seed: int = 0
+    """Of the episodes played."""
+    fps: int | None = None
+    """Frames per second; None: as the env says, else 30."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class Presets:
     """List the presets."""
 
@@ -114,7 +136,7 @@ class _Source:
     resume: Path | None = None
 
 
-Command = Train | Eval | Plot | Export | Presets
+Command = Train | Eval | Plot | Export | Record | Presets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,6 +186,7 @@ def _parse(args: list[str]) -> Command:
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Plot, tyro.conf.subcommand("plot")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Record, tyro.conf.subcommand("record")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
     )
     try:
@@ -380,6 +403,21 @@ def _export(command: Export) -> int:
     return 0
 
 
+def _record(command: Record) -> int:
+    import aio_vecenv as av
+    from trainers.video import record
+
+    row = av.run(
+        record(
+            command.run, command.out, stage=command.stage, episodes=command.episodes, greedy=command.greedy,
+            seed=command.seed, fps=command.fps, on_refused=_say_refused,
+        )
+    )  # fmt: skip
+    played = f"{row.episodes} episodes of {row.stage}, success {row.success_rate:.0%}, return {row.mean_return:.3g}"
+    print(f"{command.out}: {played}")
+    return 0
+
+
 def _presets(command: Presets) -> int:
     from trainers.record.progress import print_table
 
@@ -392,5 +430,6 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     Eval: _eval,
     Plot: _plot,
     Export: _export,
+    Record: _record,
     Presets: _presets,
 }

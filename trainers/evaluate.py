@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,42 +74,77 @@ class Evaluator:
     """Plays every stage of a job, one after another, under frozen parameters."""
 
     def __init__(self, envs: av.AsyncVecEnv, config: TrainConfig, job: Job) -> None:
-        self._envs, self._config, self._names = envs, config, job.plan.names
+        self.envs, self.stages, self._config = envs, job.plan.names, config
         self._success = success_of(job, config)
         self._learner: Learner | None = None
 
     @property
     def torch_threads(self) -> int:
-        return torch_threads(self._config, self._envs.num_workers, self._envs.single_observation_space)
+        return torch_threads(self._config, self.envs.num_workers, self.envs.single_observation_space)
 
     async def play(
         self, saved: Checkpoint, path: Path, *, episodes: int, greedy: bool, seed: int
     ) -> list[StageResult]:
         """At least `episodes` of each stage, with the parameters of `saved`, which `path` names in errors."""
-        await restore_envs(self._envs, saved, path, frozen=True)
-        results = []
-        for number, name in enumerate(self._names):
-            self._envs.broadcast(
-                cu.Directive(stages=self._names, stage=name, ratios=(0.0,) * len(self._names)),
-                topic="curriculum",
-                apply="now",
-            )
-            obs, infos = await self._envs.reset(seed=env_seeds(seed, number, self._envs.num_envs, EVAL))
-            if self._learner is None:
-                space, actions = self._envs.single_observation_space, self._envs.single_action_space
-                self._learner = Learner(self._config, space, actions, masked=is_masked(space, infos))
-            if number == 0:
-                self._learner.load(path, saved.model)
-            collector = Collector(self._envs, self._learner, greedy=greedy)
-            collector.see(collector.everyone, obs, infos)
-            played = await self._play_stage(
-                collector, infos, math.ceil(episodes / self._envs.num_envs), (seed, number)
-            )
-            results.append(_result(name, played, self._success))
-        return results
+        await restore_envs(self.envs, saved, path, frozen=True)
+        per_env = math.ceil(episodes / self.envs.num_envs)
+        return [
+            await self._play(saved, path, number, per_env, greedy, seed) for number in range(len(self.stages))
+        ]
+
+    async def play_one(
+        self,
+        saved: Checkpoint,
+        path: Path,
+        stage: str,
+        *,
+        episodes: int,
+        greedy: bool,
+        seed: int,
+        draw: Callable[[], Awaitable[None]],
+    ) -> StageResult:
+        """As `play`, one stage, which must be one; `draw` is awaited whenever the envs show something new."""
+        await restore_envs(self.envs, saved, path, frozen=True)
+        per_env = math.ceil(episodes / self.envs.num_envs)
+        return await self._play(saved, path, self.stages.index(stage), per_env, greedy, seed, draw)
+
+    async def _play(
+        self,
+        saved: Checkpoint,
+        path: Path,
+        number: int,
+        per_env: int,
+        greedy: bool,
+        seed: int,
+        draw: Callable[[], Awaitable[None]] | None = None,
+    ) -> StageResult:
+        """`per_env` episodes of every env on the stage of this number."""
+        name = self.stages[number]
+        self.envs.broadcast(
+            cu.Directive(stages=self.stages, stage=name, ratios=(0.0,) * len(self.stages)),
+            topic="curriculum",
+            apply="now",
+        )
+        obs, infos = await self.envs.reset(seed=env_seeds(seed, number, self.envs.num_envs, EVAL))
+        if self._learner is None:
+            space, actions = self.envs.single_observation_space, self.envs.single_action_space
+            self._learner = Learner(self._config, space, actions, masked=is_masked(space, infos))
+        if number == 0 or draw is not None:
+            self._learner.load(path, saved.model)
+        collector = Collector(self.envs, self._learner, greedy=greedy)
+        collector.see(collector.everyone, obs, infos)
+        if draw is not None:
+            await draw()
+        played = await self._play_stage(collector, infos, per_env, (seed, number), draw)
+        return _result(name, played, self._success)
 
     async def _play_stage(
-        self, collector: Collector, infos: Mapping[str, Any], per_env: int, seeds: tuple[int, int]
+        self,
+        collector: Collector,
+        infos: Mapping[str, Any],
+        per_env: int,
+        seeds: tuple[int, int],
+        draw: Callable[[], Awaitable[None]] | None,
     ) -> list[Any]:
         """`per_env` episodes of every env, by env."""
         rng = stream(seeds[0], EVAL, seeds[1])
@@ -124,6 +159,8 @@ class Evaluator:
             for episode in batch.episodes:
                 if episode.outcome != "aborted" and len(played[episode.env_id]) < per_env:
                     played[episode.env_id].append(episode)
+            if draw is not None:
+                await draw()
             return min(map(len, played)) < per_env
 
         while await collector.collect(rng, look):

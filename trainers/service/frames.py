@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 import aio_vecenv as av
+from trainers.record.pictures import pixels, why_not
 from trainers.run import Run
 from trainers.service.snapshot import is_over, outcome
 
@@ -47,7 +48,7 @@ class Frames:
                 await asyncio.sleep(EVERY_S)  # it is being replaced
                 continue
             except (av.VecEnvError, ValueError) as error:
-                reason = _reason(env_id, error)
+                reason = why_not(error, f"env {env_id}")
                 break
             if asked_s > shown_s:
                 shown_s = asked_s
@@ -90,27 +91,11 @@ def _text(episode: av.RunningEpisode | None) -> str:
     return " · ".join([*drawn, at, f"return so far {episode.episode_return:.3g}"])
 
 
-def _reason(env_id: int, error: Exception) -> str:
-    if not isinstance(error, av.VecEnvError):
-        return str(error)
-    cause = error.__cause__ or error
-    if isinstance(cause, NotImplementedError):
-        return f"env {env_id} has no render(): it cannot draw itself"
-    return f"env {env_id} cannot be drawn: {type(cause).__name__}: {cause}"
-
-
 def _picture(env_id: int, drawn: Any) -> NDArray[np.uint8]:
-    """What `render()` gave as (height, width, 3) uint8. Raises ValueError that says what it is instead."""
-    if isinstance(drawn, list) and drawn:  # render_mode="rgb_array_list": the frames since the last time
-        drawn = drawn[-1]
-    if drawn is None:
-        raise ValueError(f"env {env_id} does not draw itself: {WITH_RENDER}")
-    picture = np.asarray(drawn)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape:
-        what = f"{picture.dtype} {picture.shape}" if isinstance(drawn, np.ndarray) else type(drawn).__name__
-        raise ValueError(f"env {env_id} draws {what}, not (height, width, 3) uint8: {WITH_RENDER}")
+    """What `render()` gave, thinned where it is large."""
+    picture = pixels(drawn, f"env {env_id}", WITH_RENDER)
     step = -(-max(picture.shape[:2]) // MOST_SIDE)
-    return np.ascontiguousarray(picture[::step, ::step, :3])
+    return np.ascontiguousarray(picture[::step, ::step])
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:
