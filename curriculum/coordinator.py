@@ -109,6 +109,9 @@ class Coordinator:
         self.decisions: list[Decision] = []
         self._decided = DecisionHub()
         self.published = 0  # directives
+        # episodes that began after a decision and yet before it was taken: inside of the unroll that it was taken on
+        self.late = 0
+        self._decided_version = 0  # of the newest directive that followed from hand-outs
         self.folded = 0  # hand-outs
         attached = self._optional("attached")
         if attached is not None:
@@ -209,6 +212,8 @@ class Coordinator:
         ended: list[Any] = []
         for event in batch.events:
             (ended if hasattr(event, "outcome") else started).append(event)
+        decided = self._decided_version
+        self.late += sum(event.version < decided for event in started)
         if len(ended) > 1:
             ended.sort(key=_by_order)
         beginning: Sequence[int] = getattr(batch, "beginning", ())
@@ -233,7 +238,10 @@ class Coordinator:
                 self._decide(decision)
         self.folded += 1
         if not self._held:
-            self._publish()
+            published = self.published
+            receipt = self._publish()
+            if self.published > published:
+                self._decided_version = receipt.version
 
     def _look_for_success(self, ended: Sequence[Any]) -> None:
         """Say once that episodes succeed, but never at their last step, which is the one that is read."""

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXTRA: dict[str, set[str]] = {
     "aio_vecenv/loop.py": {"uvloop"},
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
-    "trainers/record/loggers.py": {"tensorboard", "wandb"},
+    "trainers/record/loggers.py": {"tensorboard"},
     "trainers/export.py": {"onnx"},
     "trainers/video.py": {"av"},
     "trainers/record/plot.py": {"matplotlib"},
@@ -65,7 +65,7 @@ ROOMS: dict[str, set[str]] = {
         "foreground", "jobs", "loop_monitor", "malloc", "opening", "run", "trained", "twin",
         "video",
     },
-    "trainers/collect": {"__init__", "collector", "observations"},
+    "trainers/collect": {"__init__", "collector", "observations", "unroller"},
     "trainers/learn": {
         "__init__", "actions", "defaults", "encoders", "learner", "moments", "networks", "policy", "ppo", "rollout",
         "thread", "twins",
@@ -110,7 +110,7 @@ FOLDERS: dict[str, set[str]] = {
     "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
     "trainers/collect": {"trainers.config", "trainers/learn"},
     "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
-    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread"},
+    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo"},
     "trainers/presets": {"trainers.config"},
     "trainers/service": {
         "trainers.config", "trainers.run", "trainers.record.metrics", "trainers.record.pictures",

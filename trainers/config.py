@@ -317,8 +317,12 @@ class TrainConfig:
     share a process."""
     backend: Literal["process", "inline"] = "process"
     """Step the envs in worker processes, or in this one, for debugging."""
-    collect: Literal["lockstep", "first_ready"] = "lockstep"
-    """All envs step together; or whoever is ready goes on, each until its share of the update is full."""
+    collect: Literal["lockstep", "first_ready", "unroll"] | None = None
+    """All envs step together; or whoever is ready goes on, each until its share of the update is full; or the policy
+    acts in the workers, `unroll` steps per command. None: unroll, where numpy computes the network and action masks are
+    not in infos; else lockstep."""
+    unroll: int = 8
+    """unroll: steps per command. More are faster; what the curriculum decides takes effect after them."""
     min_envs: int | None = None
     """first_ready: act once this many envs are ready; None: a quarter of them."""
     step_timeout_s: float | None = None
@@ -336,7 +340,7 @@ class TrainConfig:
     """Processes kept ready to take the place of workers that die."""
 
     deterministic: bool = False
-    """Lockstep and one torch thread: same seed, same metrics, bit for bit, for any number of workers."""
+    """One torch thread, not first_ready: same seed, same metrics, bit for bit, for any number of workers."""
     exact_resume: bool = False
     """Reset all envs at each checkpoint, so that a resumed run equals an uninterrupted one, bit for bit."""
     device: str = "auto"
@@ -355,8 +359,7 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write TensorBoard events (extra `tensorboard`)."""
     logger: tuple[str, ...] = ()
-    """Also give every report to these: tensorboard, wandb (extras), or loggers of your own, MODULE:FACTORY …, called
-    with the run's folder and its config."""
+    """Also give every report to loggers of your own: MODULE:FACTORY …, called with the run's folder and its config."""
 
     callback: tuple[str, ...] = ()
     """Coroutines of your own beside the run: MODULE:FACTORY …, each an `async def` that is given the run."""
@@ -404,9 +407,10 @@ class TrainConfig:
             self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}"
         )
         _require(
-            not (self.deterministic and self.collect != "lockstep"),
-            "deterministic=True needs collect='lockstep': who is ready first depends on time",
+            not (self.deterministic and self.collect == "first_ready"),
+            "deterministic=True needs collect='lockstep' or 'unroll': who is ready first depends on time",
         )
+        _require(self.unroll >= 1, f"unroll must be at least 1, got {self.unroll}")
         _require(
             not (self.rules == "sequential" and self.window == "completed"),
             "rules='sequential' needs window='started'",

@@ -21,21 +21,17 @@ from trainers.jobs import has_no_plan, levels_of, make_envs, make_strategy, name
 from trainers.learn.defaults import for_spaces, in_words
 from trainers.learn.learner import torch_threads
 from trainers.learn.thread import LearnerThread
+from trainers.learn.twins import TwinMaker
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load_saved
 from trainers.record.folder import RunFolder, anchored
-from trainers.record.loggers import BUILT_IN, Logger, check_extras, open_loggers
+from trainers.record.loggers import open_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import Summary
 from trainers.run import Run, warn
 
 __all__ = ["train", "training"]
-
-NO_PLAN = (
-    "eval.every plays every stage of a plan, and there is none: give one (--plan), in which a single [[stage]] "
-    "is enough"
-)
 
 
 def train(
@@ -81,23 +77,23 @@ async def training(
     assert config is not None
     start = _start(config, folder)
     job = resolve_job(config) if job is None else job
-    check_extras(config)
-    own_loggers = [named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN]
+    own_loggers = [named("logger", name) for name in config.logger]
     callbacks = Callbacks({name: named("callback", name) for name in config.callback})
     async with contextlib.AsyncExitStack() as stack:
         saved = None
         if folder is not None:
             stack.enter_context(folder.held())
             saved = Checkpoints(folder.checkpoints).load_newest()
-        envs = await stack.enter_async_context(make_envs(config, job, copy=False))  # the rollout keeps copies
+        maker = TwinMaker(config)
+        unroll = min(config.unroll, config.ppo.num_steps or config.unroll)
+        envs = make_envs(config, job, copy=False, policy=maker, unroll=unroll)  # the rollout keeps copies
+        await stack.enter_async_context(envs)
         spaces = envs.single_observation_space, envs.single_action_space
         choices, config = in_words(config, *spaces), for_spaces(config, *spaces)
         asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
         levels = await levels_of(envs) if asked else None
         whole = job
         job = planned(job, config, levels)
-        if config.eval.every is not None and has_no_plan(job):
-            raise ConfigError(NO_PLAN)
         strategy = make_strategy(config, job, levels)
         thread = _start_thread(config, envs, stack)
         began = False
@@ -106,16 +102,25 @@ async def training(
             stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
         checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, saved and saved[1])
-        loggers: list[Logger] = []
-        reports = ReportStream(loggers)
-        evaluation = await _open_evaluation(config, whole, folder, checkpoints, reports, stack)
+        evaluation = await _open_evaluation(config, whole, folder, checkpoints, stack)
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
-        loggers += await open_loggers(config, folder, stack, thread, own_loggers)
+        reports = ReportStream(open_loggers(config, folder, stack, own_loggers))
         run = Run(
-            config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation
+            config,
+            job,
+            levels,
+            folder,
+            checkpoints,
+            envs,
+            coordinator,
+            thread,
+            reports,
+            warned,
+            evaluation,
+            maker.twin,
         )
         run.choices = choices
         stack.push_async_callback(run._quiet)
@@ -126,7 +131,7 @@ async def training(
         if saved is not None:
             folder.cut_logs(saved[0].sizes)
         journal.begin()
-        folder.save_config(config)
+        folder.save_config(run.config)
         began = True
         async with _going_on(run):
             yield run
@@ -172,11 +177,10 @@ async def _open_evaluation(
     job: Job,
     folder: RunFolder,
     checkpoints: Checkpoints,
-    reports: ReportStream,
     stack: contextlib.AsyncExitStack,
 ) -> Evaluation | None:
     """What evaluates the run beside it, if anything does; `stack` closes its envs."""
     if config.eval.every is None:
         return None
     judge = await stack.enter_async_context(evaluator(eval_config(config), job))
-    return Evaluation(judge, config, folder, checkpoints, reports.evaluated)
+    return Evaluation(judge, config, folder, checkpoints)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 import time
@@ -18,10 +19,12 @@ import aio_vecenv as av
 import curriculum as cu
 from trainers.collect.collector import Collector
 from trainers.collect.observations import is_masked
+from trainers.collect.unroller import Unroller
 from trainers.config import ConfigError, TrainConfig
 from trainers.evaluation import Evaluation
 from trainers.jobs import restore_envs, restore_what_fits, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stream
+from trainers.learn.networks import MASK, mask_leaf
 from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
 from trainers.presets import Job
@@ -66,11 +69,13 @@ class Run:
         reports: ReportStream,
         warned: list[str],
         evaluation: Evaluation | None,
+        twin: Any = None,
     ) -> None:
         self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
         self.choices: tuple[str, ...] = ()  # how observations are read, which settings the spaces decided
         self.warnings = warned  # what went wrong without ending the run
         self._job, self._levels, self._evaluation = job, levels, evaluation
+        self._twin, self._late = twin, 0  # what acts in the workers; late episodes by the update before
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
         self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
         self._outcomes = Outcomes(
@@ -227,14 +232,29 @@ class Run:
             count, parts = load_what_fits(path, learner.model, state.model, of="this env and config")
             said = "; ".join([*parts, *left]) or "nothing"
             self.choices += (f"begins with {count} tensors of {path}; left out: {said}",)
-        quorum = None if config.collect == "lockstep" else config.min_envs or max(1, config.num_envs // 4)
-        self._collector = Collector(
-            self.envs, learner, quorum=quorum, events=events, on_events=self._outcomes.follow
-        )
+        self._collector = self._make_collector(learner, events, is_masked(space, infos))
         await self._collector.follow()
         self._collector.see(self._collector.everyone, obs, infos)
         self._note_stage()
         self._task = asyncio.create_task(self._main(), name="trainers.run")
+
+    def _make_collector(self, learner: Learner, events: Any, masked: bool) -> Collector:
+        """What collects as the config says, which says from now on what was chosen."""
+        config, hidden = self.config, masked and not mask_leaf(self.envs.single_observation_space)
+        if config.collect == "unroll" and hidden:
+            raise ConfigError(
+                "collect='unroll': the action masks are in the infos, which the policy in the workers does not see; "
+                f"put them into the observation, as a leaf {MASK!r} of a Dict, or say collect='lockstep'"
+            )
+        options: dict[str, Any] = {"events": events, "on_events": self._outcomes.follow}
+        if self._twin is not None and not hidden:
+            self.config = dataclasses.replace(config, collect="unroll")
+            self.choices += (f"collected by unrolls of {config.unroll} steps",)
+            return Unroller(self.envs, learner, twin=self._twin, length=config.unroll, **options)
+        self.config = dataclasses.replace(config, collect=config.collect or "lockstep")
+        if self.config.collect == "first_ready":
+            options["quorum"] = config.min_envs or max(1, config.num_envs // 4)
+        return Collector(self.envs, learner, **options)
 
     async def _main(self) -> Summary:
         self._helpers.append(asyncio.create_task(self._monitor.run(), name="trainers.loop_monitor"))
@@ -296,9 +316,9 @@ class Run:
                 await self._checkpoint()
         return "steps" if tally.solved_at is None else "solved"
 
-    async def _look(self, batch: av.Batch) -> bool:
-        """Count what ended in a batch, and let the curriculum decide on it, before anyone acts on it. False: solved or
-        stopped; what was collected is not learned from."""
+    async def _look(self, batch: av.Batch | av.Chunk) -> bool:
+        """Count what ended in a batch or a chunk, and let the curriculum decide on it, before anyone acts on it. False:
+        solved or stopped; what was collected is not learned from."""
         await self.coordinator.settled()  # what is decided on this batch holds for the very next step
         tally = self._tally
         self._warn_of_errors(tally.batch(batch))
@@ -440,6 +460,7 @@ class Run:
     def _timing(self, began: float, collected: float, learned: float) -> Timing:
         lags = self._monitor.take()
         published, applied = self._versions()
+        late, self._late = self.coordinator.late - self._late, self.coordinator.late
         return Timing(
             wall_s=learned - self._began_s,
             steps_per_s=self.config.batch_size / (learned - began),
@@ -450,6 +471,7 @@ class Run:
             loop_lag_max_s=max(lags, default=0.0),
             published=published,
             applied=applied,
+            late_episodes=late,
         )
 
     def _versions(self) -> tuple[int, int]:

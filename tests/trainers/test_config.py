@@ -74,7 +74,10 @@ def test_every_setting_has_its_help() -> None:
         ("[ppo]\nlr = '1'", "run.toml: ppo: lr: expected float, got '1'"),
         ("[ppo]\nlr = 0", "run.toml: ppo: ppo.lr must be positive, got 0.0"),
         ("ppo = 3", "run.toml: ppo: expected a table, got 3"),
-        ("collect = 'no'", "run.toml: collect: expected one of 'lockstep', 'first_ready', got 'no'"),
+        (
+            "collect = 'no'",
+            "run.toml: collect: expected one of 'lockstep', 'first_ready', 'unroll', got 'no'",
+        ),
         ("[network]\nhidden = 3", "run.toml: network: hidden: expected a list, got 3"),
         ("[network]\nhidden = ['a']", "run.toml: network: hidden: expected int, got 'a'"),
         ("num_envs = 0", "run.toml: num_envs must be at least 1, got 0"),

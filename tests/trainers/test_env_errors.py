@@ -177,7 +177,7 @@ async def test_an_evaluation_survives_a_bad_level_too(tmp_path: Path) -> None:
 class Episodes:
     """A batch of ended episodes."""
 
-    env_ids = np.arange(1)
+    number, env_ids = 0, np.arange(1)
     infos: dict[str, Any]
 
     def __init__(self, failed: bool) -> None:

@@ -203,7 +203,7 @@ async def test_first_ready_takes_equal_shares_of_fast_and_slow_envs(tmp_path: Pa
     async with training(config, job=Job(PLAN, make_uneven)) as run:
         look = run._look
 
-        async def watched(batch: av.Batch) -> bool:
+        async def watched(batch: Any) -> bool:
             order.append(tuple(batch.env_ids.tolist()))
             if run._collector.learner.rollout.full:
                 counts.append(run._collector.learner.rollout.cursor.tolist())

@@ -108,12 +108,16 @@ class Categorical:
         self, params: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits = params if mask is None else params.masked_fill(~mask, float(MASKED))
-        log_prob = entropy = torch.zeros((), device=params.device)
+        parts = []
         for k, (lo, hi) in enumerate(self._segments):
             log_p = torch.log_softmax(logits[:, lo:hi], dim=1)
-            log_prob = log_prob + log_p.gather(1, actions[:, k : k + 1]).squeeze(1)
-            entropy = entropy - (log_p.exp() * log_p).sum(dim=1)
-        return log_prob, entropy
+            log_prob, entropy = (
+                log_p.gather(1, actions[:, k : k + 1]).squeeze(1),
+                -(log_p.exp() * log_p).sum(dim=1),
+            )
+            parts.append((log_prob, entropy))
+        log_probs, entropies = zip(*parts)
+        return sum(log_probs[1:], log_probs[0]), sum(entropies[1:], entropies[0])
 
 
 def _masked(logits: Floats, mask: NDArray[np.bool_] | None) -> Floats:

@@ -92,9 +92,9 @@ class Learner:
         """
         config = self.config.ppo
         rates = config.rates(progress)
-        last_values = self.policy.values(self.rollout.last_obs)
         rng = stream(self.config.seed, LEARN, index)
         rollout = self.rollout
+        last_values = self._last_values()
         scale = 1.0
         if config.normalise_rewards:  # in place: nobody else reads them
             scale = self._returns.scale(rollout, config.gamma)
@@ -112,6 +112,16 @@ class Learner:
             return stats, []
         measured = _measure(statistic, advantages_of(rollout, last_values, config), rollout.values) / scale
         return stats, score_parts(measured, rollout.index, rollout.first)
+
+    def _last_values(self) -> Floats:
+        """The values that follow the last rows. Those of the rows themselves are filled in where workers acted: they
+        compute none."""
+        if self.rollout.judged:
+            return self.policy.values(self.rollout.last_obs)
+        values = self.policy.judge(self.rollout.obs, known(self.config.ppo.minibatches, "ppo.minibatches"))
+        self.rollout.values[:] = values[:-1]
+        last: Floats = values[-1]
+        return last
 
     def begin_anew(self) -> None:
         """All envs have been reset: no episode goes on in the next rollout."""

@@ -22,6 +22,7 @@ __all__ = ["ActorCritic", "has_image", "leaf_arrays", "leaf_spaces", "mask_leaf"
 
 MASK = "action_mask"
 DEFAULT = NetworkConfig()
+MINUS_ONE = torch.tensor(-1.0)
 MANY = 1 << 14  # numbers: from here on the arithmetic outweighs the calls
 
 
@@ -83,7 +84,8 @@ class Tanh(nn.Tanh):
 class _FastTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        y = (x * 2).sigmoid_().mul_(2).sub_(1)
+        y = (x * 2).sigmoid_()
+        torch.add(MINUS_ONE, y, alpha=2, out=y)  # 2y - 1 in one pass
         ctx.save_for_backward(y)
         return y
 
@@ -122,12 +124,19 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Leaves (n, …) → the action head's `params` (n, size) and values (n,)."""
-        parts = [read(obs[key]) for key, read in zip(self.keys, self.encoders)]
-        features = self.body(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        features = self._features(obs)
         params = self.actor(features)
         if self.log_std is not None:
             params = torch.cat((params, self.log_std.expand_as(params)), dim=1)
         return params, self.critic(features).squeeze(1)
+
+    def values(self, obs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The values (n,) alone."""
+        return cast(torch.Tensor, self.critic(self._features(obs)).squeeze(1))
+
+    def _features(self, obs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        parts = [read(obs[key]) for key, read in zip(self.keys, self.encoders)]
+        return cast(torch.Tensor, self.body(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, start in self.returns.state_dict().items():  # version 0.1 did not save them

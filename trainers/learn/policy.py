@@ -47,6 +47,20 @@ class Policy:
         """The values (n,) of observations."""
         return self._infer(obs)[1]
 
+    def judge(self, obs: Mapping[str, NDArray[Any]], pieces: int) -> Floats:
+        """The values (T, N) of a whole rollout's observations (T, N, …), computed by torch in so many pieces."""
+        rows = next(iter(obs.values())).shape[:2]
+        with torch.inference_mode():
+            columns = [
+                torch.from_numpy(obs[key].reshape(-1, *obs[key].shape[2:])).tensor_split(pieces)
+                for key in self.model.keys
+            ]
+            parts = [
+                self.model.values({key: part.to(self._device) for key, part in zip(self.model.keys, piece)})
+                for piece in zip(*columns)
+            ]
+            return torch.cat(parts).reshape(rows).cpu().numpy()
+
     def _infer(self, obs: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats]:
         if self._small is not None and self._small.takes(obs):
             return self._small(obs)

@@ -85,9 +85,9 @@ def update(
         return torch.from_numpy(array.reshape(-1, *array.shape[2:])).to(device)
 
     obs = {key: flat(column[:-1]) for key, column in rollout.obs.items()}
-    actions, old_log_probs, old_values = flat(rollout.actions), flat(rollout.log_probs), flat(rollout.values)
-    masks = None if rollout.masks is None else flat(rollout.masks[:-1])
-    all_advantages, all_returns = flat(advantages), flat(returns)
+    # beside the observations, which can be large: gathered once per pass, then cut into minibatches
+    columns = [flat(c) for c in (rollout.actions, rollout.log_probs, rollout.values, advantages, returns)]
+    columns += [] if rollout.masks is None else [flat(rollout.masks[:-1])]
 
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -95,32 +95,27 @@ def update(
     sums, count, passes = torch.zeros(5, device=device), 0, 0
     for _ in range(epochs):
         kls: list[torch.Tensor] = []
-        for rows in np.array_split(rng.permutation(valid), minibatches):
+        order = torch.from_numpy(rng.permutation(valid)).to(device)
+        shuffled = [order, *(column.index_select(0, order) for column in columns)]
+        for batch in zip(*(column.tensor_split(minibatches) for column in shuffled)):
+            rows, actions, old_log_probs, old_values, advantage, target, *masks = batch
             if len(rows) == 0:
                 continue
-            batch = torch.from_numpy(rows).to(device)
-            params, values = model({key: column.index_select(0, batch) for key, column in obs.items()})
-            log_probs, entropies = head.evaluate(
-                params,
-                actions.index_select(0, batch),
-                None if masks is None else masks.index_select(0, batch),
-            )
+            params, values = model({key: column.index_select(0, rows) for key, column in obs.items()})
+            log_probs, entropies = head.evaluate(params, actions, masks[0] if masks else None)
 
             # the clipped surrogate objective (Schulman et al. 2017, eq. 7)
-            advantage = all_advantages.index_select(0, batch)
             if config.normalise_advantages and len(rows) > 1:
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-            log_ratio = log_probs - old_log_probs.index_select(0, batch)
+            log_ratio = log_probs - old_log_probs
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1 - clip, 1 + clip)
             policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
 
             # the value loss, optionally held near the old values
-            target = all_returns.index_select(0, batch)
             error = (values - target) ** 2
             if config.clip_value is not None:
-                old = old_values.index_select(0, batch)
-                near = old + (values - old).clamp(-config.clip_value, config.clip_value)
+                near = old_values + (values - old_values).clamp(-config.clip_value, config.clip_value)
                 error = torch.max(error, (near - target) ** 2)
             value_loss = 0.5 * error.mean()
 
@@ -134,7 +129,7 @@ def update(
 
             with torch.no_grad():
                 kls.append((ratio - 1 - log_ratio).mean())
-                outside = ((ratio - 1).abs() > clip).float().mean()
+                outside = (clipped != ratio).float().mean()
                 sums += torch.stack((policy_loss, value_loss, entropy, outside, grad_norm))
                 count += 1
         passes += 1

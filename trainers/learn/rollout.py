@@ -49,6 +49,7 @@ class Rollout:
         self.truncations = np.zeros(rows, np.bool_)
         self.first = np.zeros(rows, np.bool_)  # the row's action was not executed
         self.index = np.zeros(rows, np.int64)  # of the row's episode, where someone says it
+        self.judged = True  # whether `values` are there; else the learner computes them
         self.cursor = np.zeros(num_envs, np.int64)
 
     @property
@@ -93,6 +94,7 @@ class Rollout:
         self.actions[at] = actions
         self.log_probs[at] = log_probs
         self.values[at] = values
+        self.judged = True
 
     def outcome(
         self,
@@ -114,6 +116,28 @@ class Rollout:
             self.index[at] = index
         self.cursor[env_ids] += 1
         return env_ids[self.cursor[env_ids] < self.num_steps]
+
+    def chunk(
+        self,
+        obs: Mapping[str, NDArray[Any]],
+        masks: Bools | None,
+        actions: NDArray[Any],
+        log_probs: Floats,
+        came: Any,
+    ) -> None:
+        """Store T rows of all envs, as blocks: what they saw (T + 1, N, …) and did, and the chunk that came of it.
+        Without values."""
+        t = int(self.cursor[0])
+        until = t + len(actions)
+        for key, column in self.obs.items():
+            column[t : until + 1] = obs[key]
+        if self.masks is not None and masks is not None:
+            self.masks[t : until + 1] = masks
+        self.actions[t:until], self.log_probs[t:until] = actions, log_probs
+        for name in ("rewards", "terminations", "truncations", "first", "index"):
+            getattr(self, name)[t:until] = getattr(came, name)
+        self.cursor += len(actions)
+        self.judged = False
 
     def _at(self, env_ids: NDArray[np.int64]) -> Any:
         """Where the current rows of these envs are, in ascending order; one block if they are all envs in step."""

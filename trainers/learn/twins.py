@@ -12,12 +12,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import nn
 
-from trainers.learn.actions import ActionHead
+from trainers.config import ConfigError, TrainConfig
+from trainers.learn.actions import ActionHead, action_head
+from trainers.learn.defaults import for_spaces
 from trainers.learn.encoders import Flat, Grid, Normalised, OneHot, Pixels
 from trainers.learn.networks import MASK, ActorCritic, leaf_spaces, mask_leaf
 from trainers.twin import Twin, names_in
 
-__all__ = ["network_plan", "parameters_of", "twin_of"]
+__all__ = ["TwinMaker", "network_plan", "parameters_of", "twin_of"]
 
 Steps = list[dict[str, Any]]
 
@@ -45,6 +47,30 @@ def twin_of(
     plan["action"] = head.plan
     state = _arrays(model)
     return Twin(plan, {**{name: state[name] for name in names_in(plan)}, **head.constants}, greedy=greedy)
+
+
+class TwinMaker:
+    """Makes the policy that acts in workers, once the envs' spaces are known: `AsyncVecEnv(policy=…)`.
+
+    There is none under another `collect`; by default (None) where numpy is slower than torch: for large pictures.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self.twin: Twin | None = None
+
+    def __call__(self, obs_space: gym.Space[Any], action_space: gym.Space[Any]) -> Twin | None:
+        """Raises `ConfigError` if unrolls were asked for, and the network has no twin."""
+        collect, network = self._config.collect, for_spaces(self._config, obs_space, action_space).network
+        if collect not in (None, "unroll"):
+            return None
+        head = action_head(action_space, network)
+        model = ActorCritic(obs_space, head, network, seed=0)
+        slow = any(isinstance(part, Pixels) or getattr(part, "large", False) for part in model.encoders)
+        self.twin = twin_of(model, head, obs_space) if collect == "unroll" or not slow else None
+        if collect == "unroll" and self.twin is None:
+            raise ConfigError("collect='unroll': the network has parts that numpy has no counterpart for")
+        return self.twin
 
 
 def network_plan(model: ActorCritic, paths: Mapping[str, Sequence[str | int]]) -> dict[str, Any] | None:

@@ -69,6 +69,7 @@ PRESET = Preset(
     config=TrainConfig(
         preset="frozenlake",
         num_envs=32,
+        collect="lockstep",  # a decision holds from the very next step on
         total_steps=200_000,
         solve_rate=1.0,
         solve_window=50,

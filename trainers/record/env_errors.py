@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 __all__ = ["FAILED_RESETS", "EnvErrors", "TooManyEnvErrors"]
@@ -34,25 +35,25 @@ class EnvErrors:
         self._max_share = max_share
 
     def batch(self, batch: Any) -> list[str]:
-        """Take in a `Batch`: what ended in it, and what its infos say. Returns the levels that failed for the first
-        time, each with its error."""
-        errors = _column(batch.infos, "env_error")
-        if not errors and FAILED_RESETS not in batch.infos:
-            self._newest.extend(None for episode in batch.episodes if episode.outcome != "aborted")
-            return []
-        env_ids = batch.env_ids.tolist()
-        unknown = {env_ids[row]: text for row, text in errors.items()}
+        """Take in a `Batch`, or a `Chunk`: what ended in it, and what its infos say. Returns the levels that failed for
+        the first time, each with its error."""
+        errors: dict[tuple[int, int], str] = {}  # by number of the row's batch and env
+        failed: dict[int, list[Any]] = {}  # levels that could not begin, by env; maybe rows after the error
+        for number, env_id, info in _said(batch):
+            if info.get("env_error"):
+                errors[number, env_id] = info["env_error"]
+            failed.setdefault(env_id, []).extend(info.get(FAILED_RESETS) or ())
         first: list[str] = []
         for episode in batch.episodes:
             if episode.outcome != "aborted":
                 self._newest.append(None)
-            elif episode.env_id in unknown:
-                first += self._count(_level(episode.task), unknown.pop(episode.env_id))
-        for row in _column(batch.infos, FAILED_RESETS):
-            unknown.pop(env_ids[row], None)
-        first += self.resets(batch.infos)
-        for text in unknown.values():  # its reset gave what does not fit: nothing says which level that was
-            first += self._count("unknown", text)
+            elif (episode.batch, episode.env_id) in errors:
+                first += self._count(_level(episode.task), errors.pop((episode.batch, episode.env_id)))
+        for stage, level, text in chain(*failed.values()):
+            first += self._count(_level({"stage": stage, "level": level}), text)
+        for (_, env_id), text in errors.items():
+            if not failed.get(env_id):  # its reset gave what does not fit: nothing says which level that was
+                first += self._count("unknown", text)
         return first
 
     def resets(self, infos: Mapping[str, Any]) -> list[str]:
@@ -96,6 +97,15 @@ class EnvErrors:
             for level, count in self.total.most_common(5)
         ]
         return [*found, *([f"and {len(self.total) - 5} levels more"] if len(self.total) > 5 else [])]
+
+
+def _said(batch: Any) -> Sequence[tuple[int, int, Mapping[str, Any]]]:
+    """(number of its batch, env, info) of each row of a `Batch` or a `Chunk` that says something of errors."""
+    infos, keys = batch.infos, ("env_error", FAILED_RESETS)
+    if not isinstance(infos, Mapping):  # of a chunk: rows that say anything at all, with their place in it
+        return [(batch.number + t, env, info) for t, env, info in infos if any(key in info for key in keys)]
+    found = [(row, {key: value}) for key in keys for row, value in _column(infos, key).items()]
+    return [(batch.number, int(batch.env_ids[row]), info) for row, info in found]
 
 
 def _column(infos: Mapping[str, Any], key: str) -> dict[int, Any]:

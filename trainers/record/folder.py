@@ -20,7 +20,9 @@ __all__ = ["SEEDS", "RunFolder", "anchored", "load_config", "read_toml"]
 
 # What version 0.1 did where there is a setting now: a config.toml that does not name them is from then.
 OF_0_1 = TrainConfig(
-    ppo=PPOConfig(normalise_rewards=False), network=NetworkConfig(scale_actions=False, encoders=1)
+    collect="lockstep",
+    ppo=PPOConfig(normalise_rewards=False),
+    network=NetworkConfig(scale_actions=False, encoders=1),
 )
 SEEDS = "seeds.toml"  # in the folder around the runs of several seeds
 LOGS = ("metrics.jsonl", "journal.jsonl", "eval.jsonl")

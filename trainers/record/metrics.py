@@ -76,6 +76,9 @@ class Timing:
     """Directives that the curriculum has published since the run was begun or resumed."""
     applied: int
     """How many of the `published` directives every worker has taken (or a newer one instead)."""
+    late_episodes: int = 0
+    """Episodes of this update that began after the outcome that decided on a directive, and yet under the one before:
+    inside of the same unroll. No rule counts them for the new stage. 0 in lockstep."""
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ class RunTally:
         self._return = 0.0
 
     def batch(self, batch: Any) -> list[str]:
-        """Take in a `Batch`; returns the levels that failed with an error of their env for the first time.
+        """Take in a `Batch` or `Chunk`; returns the levels that failed with an error of their env for the first time.
 
         Raises `TooManyEnvErrors` if more episodes fail so than are allowed to.
         """
-        self.env_steps += len(batch.env_ids)
+        self.env_steps += batch.first.size
         for episode in batch.episodes:
             if episode.outcome == "aborted":
                 self._aborted += 1
