@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "BadActions",
@@ -34,6 +35,16 @@ __all__ = [
 
 class VecEnvError(Exception):
     """Anything that goes wrong in the runtime. The remote traceback, where there is one, is a note."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[VecEnvError], args: tuple[Any, ...], fields: dict[str, Any]) -> VecEnvError:
+    """An error out of a pickle, without its constructor, whose arguments are keywords."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ClosedError(VecEnvError):
