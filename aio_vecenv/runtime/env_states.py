@@ -7,11 +7,10 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.env_state import EnvState, merge, read, restore, uncarried
 from ..errors import EnvError
-from .supervisor import Supervisor
 
 __all__ = ["EnvStates"]
 
@@ -19,10 +18,16 @@ __all__ = ["EnvStates"]
 Apply = Callable[[Callable[[Any], Any]], Awaitable[tuple[Any, ...]]]
 
 
+class Carrier(Protocol):
+    """Who makes replacements, and gives them a state."""
+
+    def carry(self, state: tuple[EnvState, int, bool]) -> None: ...
+
+
 class EnvStates:
     """Of `count` envs, or VectorEnvs. `apply` calls a function on each of them, as `AsyncVecEnv.apply` does."""
 
-    def __init__(self, supervisor: Supervisor, count: int) -> None:
+    def __init__(self, supervisor: Carrier, count: int) -> None:
         self._supervisor, self._count = supervisor, count
         self._frozen = False
         self._seen_at: float | None = None  # seconds; None: there is none, or nobody has asked

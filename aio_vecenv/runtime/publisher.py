@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..backends.base import Worker
 from ..core import framing as wire
@@ -25,6 +25,14 @@ _READY, _CLOSING = State.READY, State.CLOSING
 _LATENCIES = 4096  # of the newest acknowledgements, for the percentiles
 
 
+class Publisher(Protocol):
+    """Who knows which workers have taken what."""
+
+    def taken_by(self, topic: str, version: int) -> tuple[int, ...]: ...
+    def pending(self, topic: str, version: int) -> tuple[int, ...]: ...
+    async def wait(self, topic: str, version: int) -> None: ...
+
+
 class Receipt:
     """What `broadcast` returned. `await receipt` waits until every live worker has taken it, or a newer one.
 
@@ -33,7 +41,7 @@ class Receipt:
 
     __slots__ = ("_channel", "topic", "version")
 
-    def __init__(self, channel: Channel, topic: str, version: int) -> None:
+    def __init__(self, channel: Publisher, topic: str, version: int) -> None:
         self._channel = channel
         self.topic = topic
         self.version = version
