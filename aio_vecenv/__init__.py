@@ -33,9 +33,12 @@ if TYPE_CHECKING:
         WorkerTimeout,
         WrongLoopError,
     )
+    from .fleet.messages import Liveness
+    from .fleet.ray_fleet import RayFleet
     from .loop import run
     from .runtime.events import EventStream
     from .runtime.publisher import Receipt
+    from .source import Source
     from .vec_env import AsyncVecEnv
 
 __all__ = [
@@ -51,11 +54,14 @@ __all__ = [
     "EpisodeStarted",
     "EventBatch",
     "EventStream",
+    "Liveness",
     "Policy",
     "PolicyError",
+    "RayFleet",
     "Receipt",
     "RestartBudget",
     "RunningEpisode",
+    "Source",
     "SpaceMismatch",
     "Statistics",
     "Timeouts",
@@ -77,9 +83,12 @@ _HOME = {
     "EventBatch": "core.batch",
     "RunningEpisode": "core.batch",
     "EventStream": "runtime.events",
+    "Liveness": "fleet.messages",
     "Policy": "core.policy",
+    "RayFleet": "fleet.ray_fleet",
     "Receipt": "runtime.publisher",
     "RestartBudget": "core.limits",
+    "Source": "source",
     "Statistics": "core.statistics",
     "Timeouts": "core.limits",
     "make_vec": "adapters.gymnasium",

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -65,8 +67,67 @@ def _descriptors() -> dict[str, str]:
     return open_now
 
 
+_clusters: list[psutil.Process] = []  # their processes come and go as Ray likes
+
+
 def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    ours = {child.pid for child in psutil.Process().children(recursive=True)}
+    for cluster in _clusters:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ours -= {cluster.pid, *(child.pid for child in cluster.children(recursive=True))}
+    return ours
+
+
+class Cluster:
+    """A Ray cluster of this machine, in a process of its own: a head without CPUs, and nodes to be killed."""
+
+    def __init__(self) -> None:
+        helper = Path(__file__).parent / "aio_vecenv" / "ray_cluster.py"
+        self.process = subprocess.Popen(
+            [sys.executable, str(helper)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        _clusters.append(psutil.Process(self.process.pid))
+        self.address = self._read()
+        self.raylets = [int(self._read()), int(self._read())]  # pids
+
+    def add_node(self) -> None:
+        """One node more; its raylet is the last."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("add\n")
+        self.process.stdin.flush()
+        self.raylets.append(int(self._read()))
+
+    def close(self) -> None:
+        """End it, and whatever of it is left."""
+        assert self.process.stdin is not None
+        left = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+        self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        for each in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        _clusters.clear()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("CLUSTER"):
+                return line.split()[1]
+        raise AssertionError("the cluster did not start")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """One for all tests that ask for it, where Ray is installed."""
+    pytest.importorskip("ray")
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
 
 
 def _named_memory() -> set[Path]:

@@ -23,6 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXTRA: dict[str, set[str]] = {
     "aio_vecenv/loop.py": {"uvloop"},
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
+    "aio_vecenv/fleet/node_host.py": {"ray"},
+    "aio_vecenv/fleet/ray_transport.py": {"ray"},
     "trainers/record/loggers.py": {"tensorboard"},
     "trainers/export.py": {"onnx"},
     "trainers/video.py": {"av"},
@@ -37,7 +39,7 @@ EXTRA: dict[str, set[str]] = {
 }
 
 ROOMS: dict[str, set[str]] = {
-    "aio_vecenv": {"__init__", "blas", "chaos", "errors", "loop", "memory", "vec_env"},
+    "aio_vecenv": {"__init__", "blas", "chaos", "errors", "loop", "memory", "source", "vec_env"},
     "aio_vecenv/core": {
         "__init__", "actions", "assembly", "assignment", "batch", "chunk", "chunks", "command", "env_state", "episodes",
         "factories", "framing", "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool",
@@ -50,7 +52,10 @@ ROOMS: dict[str, set[str]] = {
         "unrolls",
     },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
-    "aio_vecenv/fleet": {"__init__", "episodes", "host_state", "messages", "state"},
+    "aio_vecenv/fleet": {
+        "__init__", "columns", "episodes", "host_state", "hosts", "messages", "node_host", "ray_fleet", "ray_transport",
+        "state", "statistics", "transport",
+    },
     "aio_vecenv/testing": {"__init__", "contract", "envs", "faults", "fleet", "policies", "scripted"},
     "curriculum": {
         "__init__", "__main__", "adapters", "coordinator", "curriculum_env", "decision_stream", "directive", "errors",
@@ -88,7 +93,8 @@ ROOMS: dict[str, set[str]] = {
 # function, or for the type checker alone. Doors (`__init__`) re-export and are not held to it.
 FOLDERS: dict[str, set[str]] = {
     "aio_vecenv": {
-        "aio_vecenv/adapters", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv/testing",
+        "aio_vecenv/adapters", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/fleet", "aio_vecenv/runtime",
+        "aio_vecenv/testing",
     },
     "aio_vecenv/core": {"aio_vecenv.errors"},
     "aio_vecenv/worker": {"aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core"},
@@ -101,7 +107,7 @@ FOLDERS: dict[str, set[str]] = {
     "aio_vecenv/adapters": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv.backends.base",
     },
-    "aio_vecenv/fleet": {"aio_vecenv.errors", "aio_vecenv/core"},
+    "aio_vecenv/fleet": {"aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime"},
     "aio_vecenv/testing": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/fleet",
     },
@@ -118,6 +124,7 @@ FOLDERS: dict[str, set[str]] = {
 }  # fmt: skip
 # Files that may import of their own package inside a function: they decide at run time what is needed.
 LAZY = {
+    "aio_vecenv/fleet/ray_fleet.py",
     "aio_vecenv/vec_env.py",
     "aio_vecenv/runtime/opening.py",
     "trainers/cli.py",

@@ -103,8 +103,8 @@ class FleetEpisodes:
 
     def release(
         self, number: int, rows: int, reports: Sequence[Report], next_number: int, first_batch: int
-    ) -> tuple[EventBatch, ...]:
-        """The events of one command's columns, row by row, as lockstep would have released them.
+    ) -> tuple[tuple[EventBatch, ...], list[int]]:
+        """The events of one command's columns, row by row, and the watermark of each row, as lockstep would have them.
 
         `next_number`: of the next command. `sum_up` each report afterwards.
         """
@@ -114,16 +114,21 @@ class FleetEpisodes:
             for row, events in report.events:
                 by_row.setdefault(row, []).extend(events)
         released: list[EventBatch] = []
-        for row in sorted(by_row):
+        watermarks: list[int] = []
+        for row in range(rows):
+            following = next_number if row == rows - 1 else number + row + 1
+            if row not in by_row:
+                watermarks.append(self.watermark(following))
+                continue
             noted = list(map(self.note, by_row[row]))
             batch = [e._replace(batch=first_batch + row) if isinstance(e, Episode) else e for e in noted]
             if row == 0:
                 batch[:0] = [e._replace(batch=first_batch) if isinstance(e, Episode) else e for e in early]
-            watermark = self.watermark(next_number if row == rows - 1 else number + row + 1)
+            watermarks.append(self.watermark(following))
             released.append(
-                EventBatch(first_batch + row, watermark, tuple(batch), tuple(self._beginning.values()))
+                EventBatch(first_batch + row, watermarks[-1], tuple(batch), tuple(self._beginning.values()))
             )
-        return tuple(released)
+        return tuple(released), watermarks
 
     def so_far(self, env: int) -> tuple[EpisodeStarted, int, float] | None:
         """The env's running episode, its executed steps and return."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.batch import EventBatch
 from ..core.limits import RestartBudget, RestartLog
@@ -52,7 +52,7 @@ class Collected(NamedTuple):
     aborted: frozenset[int]  # envs whose episode was cut off since the last time
     events: tuple[EventBatch, ...]  # by row; those with events
     first_batch: int
-    watermark: int
+    watermarks: tuple[int, ...]  # by row
 
 
 class _Began(NamedTuple):
@@ -144,6 +144,7 @@ class FleetState:
         self._outbox: list[Out] = []
         self._seeds: list[int | None] | None = None  # what the newest reset gave; None: there was none
         self._unused = [False] * self.num_envs  # that seed has begun no episode yet
+        self._begun: list[tuple[int, Any]] = []
         self._given: dict[int, int | None] = {}  # seeds of the reset that waits or leaves
 
     def take_outbox(self) -> list[Out]:
@@ -222,6 +223,10 @@ class FleetState:
 
     def losses(self, slot: int) -> tuple[str, ...]:
         return tuple(self._slots[slot].losses)
+
+    def levels(self, slot: int) -> dict[str, int]:
+        """The newest version of each topic that its host has."""
+        return self._slots[slot].taken
 
     def suspects(self, now: float) -> list[int]:
         """Slots whose host is up and has been silent for too long."""
@@ -383,6 +388,11 @@ class FleetState:
         number, self._next_number = self._next_number, self._next_number + rows
         return number
 
+    @property
+    def sent(self) -> tuple[Sent, ...]:
+        """Commands that are not collected yet, oldest first."""
+        return tuple(self._commands)
+
     def _dispatch_held(self, now: float) -> None:
         for command in self._commands:
             if command.held:
@@ -450,8 +460,7 @@ class FleetState:
         return any(command.kind == "unroll" for command in self._commands)
 
     def ready(self, min_envs: int | None = None) -> Sent | None:
-        """The oldest chunk that can be collected; None: wait. All columns that it owes must be in, or
-        `min_envs` of them."""
+        """The oldest chunk that has all columns that it owes, or `min_envs` of them; None: wait."""
         for command in self._commands:
             if command.kind != "unroll" or command.held:
                 continue
@@ -460,8 +469,6 @@ class FleetState:
             came = sum(n for slot, n in rows.items() if slot not in command.waiting | command.absent)
             if not missing or (min_envs is not None and came >= min_envs):
                 return command
-            if min_envs is None:
-                return None
         return None
 
     def collect(self, command: Sent) -> Collected:
@@ -483,15 +490,22 @@ class FleetState:
             self._commands.remove(command)
         first_batch, self.batches = self.batches, self.batches + command.rows
         book = self.episodes
-        events = book.release(command.number, command.rows, reports, self._next_number, first_batch)
+        events, watermarks = book.release(
+            command.number, command.rows, reports, self._next_number, first_batch
+        )
         for report in reports:
             s = self._slots[report.slot]
             s.idle = book.sum_up(report, s.env_ids)
         aborted, book.aborted = frozenset(book.aborted), set()
         return Collected(
             command.number, command.rows, command.policy, tuple(reports), absent, aborted, events, first_batch,
-            book.watermark(self._next_number),
+            tuple(watermarks),
         )  # fmt: skip
+
+    def take_begun(self) -> list[tuple[int, Any]]:
+        """What the envs of hosts that took another one's place show since then, by slot."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def close(self) -> EventBatch | None:
         """The last events: what was reported and not collected, then every running episode as aborted."""
@@ -504,8 +518,8 @@ class FleetState:
                     s.idle = self.episodes.read(report, s.env_ids)
             self.episodes.cut(s.env_ids)
         number, self.batches = self.batches, self.batches + 1
-        (events,) = self.episodes.release(self._next_number, 1, (), self._next_number, number) or (None,)
-        return events
+        released, _ = self.episodes.release(self._next_number, 1, (), self._next_number, number)
+        return released[0] if released else None
 
     def _read_leading(self, slot: int) -> None:
         """Read what came before the rows that this slot owes: losses, and what its host began by itself."""
@@ -514,6 +528,8 @@ class FleetState:
             item = s.unread.popleft()
             if isinstance(item, _Began):
                 s.idle = self.episodes.read(item.report, s.env_ids)
+                if item.report.body is not None and item.report.body.columns is not None:
+                    self._begun.append((slot, item.report.body.columns))
             else:
                 self.episodes.cut(s.env_ids)
                 s.idle, s.cut = set(), True

@@ -1,0 +1,560 @@
+"""`RayFleet`: several machines, with the face of one vec env's unrolls."""
+# async: owns the loop and the door; rules are in `.state`, calls in `.hosts`, Ray in `.ray_transport`
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ..core import factories, options
+from ..core import framing as wire
+from ..core.assignment import Assignment, EnvIds, seeds_for
+from ..core.batch import Batch, RunningEpisode
+from ..core.chunk import Chunk
+from ..core.env_state import EnvState
+from ..core.infos import batch_infos
+from ..core.layout import pick_rows
+from ..core.limits import RestartBudget, Timeouts
+from ..core.policy import BLOCK, Misfit, Policy, fits
+from ..core.report import raise_all
+from ..core.spaces import same_space
+from ..core.statistics import Statistics
+from ..core.updates import Apply
+from ..errors import (
+    BadActions,
+    BusyError,
+    ClosedError,
+    SpaceMismatch,
+    VecEnvError,
+    WorkerTimeout,
+    WrongLoopError,
+)
+from ..runtime.env_states import EnvStates
+from ..runtime.events import EventHub, EventStream
+from ..runtime.policies import ParentPolicy
+from ..runtime.publisher import Receipt
+from .columns import Columns, chunk_bytes
+from .hosts import Hosts, Made
+from .messages import Liveness
+from .state import Collected, FleetState, Phase, Sent, split
+from .statistics import merged
+from .transport import Transport
+
+__all__ = ["RayFleet"]
+
+_LIVENESS, _TIMEOUTS, _BUDGET = Liveness(), Timeouts(), RestartBudget()
+_GATHER_S = 10.0  # until it goes on with fewer hosts than asked for
+
+
+class RayFleet:
+    """Many Gymnasium environments on several machines: a host on each, with an `AsyncVecEnv` of its own.
+
+    What crosses between machines is chunks of steps and updates, never single steps: there is `unroll`, and `step` is
+    refused. Env ids, seeds, episodes and updates are as of one vec env of as many envs.
+
+    Args:
+        envs: as of `AsyncVecEnv`; factories travel by cloudpickle, and what they import must be installed on every
+            machine.
+        num_envs: how many envs, over all hosts.
+        hosts: how many; each is one Ray actor of `num_workers + 1` CPUs, spread over the nodes. None: one for each node
+            that has so many.
+        policy: as of `AsyncVecEnv`.
+        unroll: the most rows of a chunk.
+        num_workers: worker processes of each host; "per env": one for each of its envs.
+        backend: "inline": a host steps its envs itself, without worker processes, for cheap envs.
+        min_hosts: with fewer, chunks wait. With fewer than `hosts` it goes on, and takes the others when they come.
+        address: of a running Ray cluster ("auto": the one of this machine); None: where Ray is connected already, that
+            is used, else a local one is started, and ended with the fleet.
+        liveness: when a host counts as silent, see `Liveness`.
+        restart: how many lost hosts may be replaced, see `RestartBudget`; None: none.
+        host_restart: how many lost workers each host may replace by itself.
+        info, timeouts, on_env_error, check, spares, spaces, casting: as of `AsyncVecEnv`, for each host.
+
+    Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
+    `broadcast` alone may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        envs: Any,
+        num_envs: int | None = None,
+        *,
+        hosts: int | None,
+        policy: Policy | Callable[..., Any],
+        unroll: int,
+        num_workers: int | Literal["per env"] = 1,
+        backend: Literal["process", "inline"] = "process",
+        min_hosts: int = 1,
+        address: str | None = None,
+        liveness: Liveness = _LIVENESS,
+        restart: RestartBudget | None = _BUDGET,
+        host_restart: RestartBudget | None = _BUDGET,
+        info: Literal["all", "episode"] | Sequence[str] = "all",
+        timeouts: Timeouts = _TIMEOUTS,
+        on_env_error: Literal["raise", "reset"] = "raise",
+        check: Literal["finite"] | None = None,
+        spares: int = 0,
+        spaces: Literal["equal", "equivalent"] = "equal",
+        casting: Literal["safe", "unsafe"] = "safe",
+        transport: Transport | None = None,
+    ) -> None:
+        self.closed, self._opened = True, False
+        self._makers = factories.resolve(envs, num_envs)
+        self.num_envs = len(self._makers)
+        self._wanted = hosts if hosts is None else options.whole("hosts", hosts, 1)
+        self._slots = split(self.num_envs, hosts or 1, BLOCK)
+        if options.whole("min_hosts", min_hosts, 1) > (hosts or min_hosts):
+            raise ValueError(f"min_hosts is {min_hosts}, and there are {hosts} hosts")
+        self._unroll = options.whole("unroll", unroll, 1)
+        per_host = max(len(slot) for slot in self._slots)
+        options.one_of("backend", backend, ("process", "inline"))
+        own_workers = options.workers_for(num_workers, per_host)
+        self.num_workers = own_workers * len(self._slots)
+        self._min_hosts, self._liveness, self._timeouts, self._restart = (
+            min_hosts,
+            liveness,
+            timeouts,
+            restart,
+        )
+        self._options: dict[str, Any] = {
+            "num_workers": own_workers, "backend": backend, "policy": policy, "unroll": unroll, "info": info,
+            "timeouts": timeouts, "restart": host_restart, "on_env_error": on_env_error, "check": check,
+            "spares": spares, "spaces": spaces, "casting": casting,
+        }  # fmt: skip
+        self._policy = ParentPolicy(policy)
+        self._transport = _ray(address) if transport is None else transport
+
+    # -- opening and closing -------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, *args: Any, **kwargs: Any) -> Self:
+        """Construct and open. Cancelling closes what was started."""
+        return await cls(*args, **kwargs).__aenter__()
+
+    async def __aenter__(self) -> Self:
+        """Find places, start the hosts and make the envs. Raises what went wrong, after ending everything. Cancelling
+        too."""
+        if self._opened:
+            raise ClosedError("this fleet was opened already: construct a new one")
+        self._opened = True
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._hub, self._receiving = EventHub(), False
+        self._carried: Any = None  # what wrappers in the envs have learned, for hosts that are replaced
+        try:
+            own_workers = self._options["num_workers"]
+            hosts = await self._transport.open(self._wanted, own_workers + 1)
+            self._slots, self.num_workers = split(self.num_envs, hosts, BLOCK), own_workers * hosts
+            state = FleetState(self._slots, self._liveness, self._restart, min_hosts=self._min_hosts)
+            made = Made(self._made_of, lambda: self._carried)
+            self._hosts = Hosts(state, self._transport, self._liveness, made)
+        except BaseException:
+            await self._close_transport()
+            raise
+        try:
+            await self._gather(state)
+        except BaseException:
+            await self._end()
+            raise
+        self.closed = False
+        return self
+
+    def _made_of(self, slot: int) -> Any:
+        own = self._slots[slot]
+        workers = min(self._options["num_workers"], len(own))
+        made_of = (self._makers[own.start : own.stop], {**self._options, "num_workers": workers})
+        return self._transport.put(wire.dumps(made_of, "envs"))
+
+    async def _gather(self, state: FleetState) -> None:
+        """Start the hosts that have a place, and agree with them."""
+        wanted, hosts = len(self._slots), self._hosts
+        placed = await self._transport.places(_GATHER_S)
+        if sum(placed) < self._min_hosts:
+            raise VecEnvError(
+                f"{sum(placed)} of {wanted} hosts found a place within {_GATHER_S:g} s, and min_hosts is "
+                f"{self._min_hosts}: a host takes {self._options['num_workers'] + 1} CPUs (a worker each, and one); "
+                f"{self._transport.room()}"
+            )
+        if sum(placed) < wanted:
+            text = f"{sum(placed)} of {wanted} hosts found a place; the others join when there is room"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        hosts.begin()
+        awaited = [slot for slot, has in enumerate(placed) if has]
+        try:
+            async with asyncio.timeout(self._timeouts.start):
+                await hosts.until(
+                    lambda: bool(hosts.failures) or all(state.phase(slot) is Phase.READY for slot in awaited)
+                )
+        except TimeoutError:
+            late = [slot for slot in awaited if state.phase(slot) is not Phase.READY]
+            limit_s = self._timeouts.start or 0.0
+            raise WorkerTimeout(
+                f"hosts {late} did not start within {limit_s:g} s", worker=late[0], limit_s=limit_s
+            ) from None
+        if hosts.failures:
+            raise next(iter(hosts.failures.values()))[0]
+        await self._agree(awaited)
+
+    async def _agree(self, slots: Sequence[int]) -> None:
+        first = self._hosts.opened[slots[0]]
+        for slot in slots[1:]:
+            other = self._hosts.opened[slot]
+            for name in ("observation", "action"):
+                want, have = getattr(first, f"{name}_space"), getattr(other, f"{name}_space")
+                if not same_space(name, want, have, self._options["spaces"]):
+                    raise SpaceMismatch(
+                        f"host {slot}: the {name} space is {have}; that of host {slots[0]} is {want}",
+                        env_id=self._slots[slot].start, expected=str(want), got=str(have),
+                    )  # fmt: skip
+        self.single_observation_space: gym.Space[Any] = first.observation_space
+        self.single_action_space: gym.Space[Any] = first.action_space
+        self.observation_space = batch_space(first.observation_space, self.num_envs)
+        self.action_space = batch_space(first.action_space, self.num_envs)
+        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.spec = first.spec
+        self._assignment = Assignment([len(slot) for slot in self._slots])
+        if not self._policy.open(first.observation_space, first.action_space, self._assignment):
+            raise ValueError(
+                "the function that makes the policy returned None: a fleet has nothing but unrolls"
+            )
+        self._columns = Columns(
+            self._slots, first.observation_space, first.action_space, self._policy.outputs
+        )
+        self._states = EnvStates(self, self.num_envs)
+        await self._check_room(slots)
+
+    async def _check_room(self, slots: Sequence[int]) -> None:
+        """Raise MemoryError unless two chunks of every host fit the object stores that they go through."""
+        columns, outputs = self._columns, self._policy.outputs
+
+        def needed(rows: int, envs: int) -> int:
+            return 2 * chunk_bytes(rows, envs, columns.obs, columns.action, outputs)
+
+        found = [
+            ("this machine", self._transport.own_store_bytes(), self.num_envs),
+            *[
+                (node.name, node.store_bytes, len(self._slots[slot]))
+                for slot, node in await self._hosts.nodes(slots)
+            ],
+        ]
+        for name, size, envs in found:
+            if size is not None and needed(self._unroll, envs) > size:
+                most = max((rows for rows in range(self._unroll) if needed(rows, envs) <= size), default=0)
+                raise MemoryError(
+                    f"two chunks of {self._unroll} rows of {envs} envs take {needed(self._unroll, envs) / 1e6:.1f} MB, "
+                    f"and the object store of {name} has {size / 1e6:.1f} MB: unroll={most} is the most that fits; or "
+                    "start Ray with a larger one (ray start --object-store-memory)"
+                )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.aclose()
+        except (VecEnvError, ExceptionGroup) as failure:
+            if error is None:
+                raise
+            error.add_note(f"and closing the fleet: {type(failure).__name__}: {failure}")
+
+    async def aclose(self) -> None:
+        """Close all envs and hosts. Always closes; raises EnvError if an env's close() did.
+
+        Episodes that run are aborted. Can be called twice. Cancelling skips the grace, never the closing.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        self._hub.release(self._hosts.state.close())
+        self._hub.close()
+        raise_all(await self._end(), "closing the fleet")
+
+    async def _end(self) -> list[Any]:
+        try:
+            return await self._hosts.close((self._timeouts.close or 5.0) + 5.0)
+        finally:
+            await self._close_transport()
+
+    async def _close_transport(self) -> None:
+        """However often this task is cancelled meanwhile."""
+        closing = asyncio.ensure_future(self._transport.close())
+        while not closing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([closing])
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<RayFleet {self.num_envs} envs on {len(self._slots)} hosts, {state}>"
+
+    # -- resets and chunks -----------------------------------------------------------------------------------------
+
+    async def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        env_ids: Sequence[int] | EnvIds | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset envs; (observations, infos), rows in the order of `env_ids` (default, and the first time: all).
+
+        As of `AsyncVecEnv`, but raises BusyError while one of their hosts owes a chunk. Envs whose host is not there
+        are reset when it comes: until then their observations are what they showed last, zeros at first. Cancelling
+        drops the replies.
+        """
+        self._check_open()
+        ids = self._assignment.env_ids(env_ids)
+        in_order = np.sort(ids)
+        given = dict(zip(ids.tolist(), seeds_for(seed, ids)))
+        sent = self._hosts.reset(in_order.tolist(), [given[env] for env in in_order.tolist()], options)
+        await self._hosts.until(lambda: sent.is_in)
+        errors = self._errors(sent)
+        collected = self._collect(sent)
+        infos: dict[int, dict[str, Any]] = {}
+        for report in collected.reports:
+            if report.body.columns is not None:
+                obs, said = report.body.columns
+                mine = self._slots[report.slot]
+                self._columns.see([env for env in in_order.tolist() if env in mine], obs)
+                infos |= said
+        raise_all(errors, "a reset")
+        obs = pick_rows(self.single_observation_space, self._columns.shown(range(self.num_envs)), ids)
+        return obs, batch_infos(ids, infos)
+
+    def set_policy(self, params: Any) -> int:
+        """Give the policy's `load` these parameters; the new version, as of `AsyncVecEnv`."""
+        self._check_open()
+        version = self._policy.load(params)
+        assert self._policy.params is not None
+        self._hosts.set_policy(version, self._policy.params)
+        return version
+
+    def act(
+        self, obs: Any, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """The policy on these envs' rows, here, as of `AsyncVecEnv`."""
+        self._check_open()
+        return self._policy.act(obs, noise, env_ids)
+
+    def send_unroll(self, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None) -> None:
+        """Let the hosts of these envs (default: all) act and step T times; never waits.
+
+        As of `AsyncVecEnv`; `env_ids`: all envs of whole hosts. A host that is not there is passed over: its columns
+        are `first` from the first row on, and their noise is not used.
+        """
+        self._check_open()
+        ids = self._assignment.env_ids(env_ids)
+        slots = [slot for slot, _ in self._assignment.by_worker(np.sort(ids))]
+        if sum(len(self._slots[slot]) for slot in slots) != len(ids):
+            raise BadActions(
+                "an unroll is of all envs of a host; nothing was sent",
+                expected="all envs of whole hosts",
+                got=str(ids.tolist()),
+            )
+        rows = len(noise) if isinstance(noise, np.ndarray) and noise.ndim else 0
+        if not 1 <= rows <= self._unroll:
+            raise BadActions(
+                f"noise of {rows} rows: a chunk has 1 to {self._unroll}",
+                expected=f"1 to {self._unroll}",
+                got=str(rows),
+            )
+        spec = self._policy.noise
+        try:
+            fits("noise", noise, rows, spec._replace(shape=(len(ids), *spec.shape)))
+        except Misfit as misfit:
+            raise BadActions(str(misfit), expected=misfit.expected, got=misfit.got) from None
+        where = {env: column for column, env in enumerate(ids.tolist())}
+        self._hosts.send(slots, rows, {s: noise[:, [where[env] for env in self._slots[s]]] for s in slots})
+
+    async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
+        """The columns of one `send_unroll`, the oldest that has at least `min_envs` of them, as of `AsyncVecEnv`.
+
+        Where all of them come from one host, the arrays are read-only views of its reply. Cancelling loses nothing:
+        the chunk stays owed.
+        """
+        self._check_open()
+        if min_envs is not None:
+            options.whole("min_envs", min_envs, 1)
+        if self._receiving:
+            raise BusyError("recv_unroll() while another task is in recv_unroll(): share the chunks of one")
+        state = self._hosts.state
+        self._receiving = True
+        try:
+            await self._hub.wait_for_readers()
+            if not state.owed:
+                raise ValueError("recv_unroll() with no chunk owed: send_unroll() first")
+            await self._hosts.until(lambda: state.ready(min_envs) is not None)
+        finally:
+            self._receiving = False
+        sent = state.ready(min_envs)
+        assert sent is not None
+        raise_all(self._errors(sent), "an unroll")
+        collected = self._collect(sent)
+        parts: dict[int, Any] = dict.fromkeys(collected.absent)
+        parts |= {report.slot: report.body.columns for report in collected.reports}
+        why = {slot: losses[-1] for slot in parts if (losses := state.losses(slot))}
+        return self._columns.chunk(collected, parts, why)
+
+    async def unroll(self, noise: NDArray[Any]) -> Chunk:
+        """`send_unroll(noise)`, then `recv_unroll()` of all. Cancelling loses nothing: the chunk stays owed."""
+        self.send_unroll(noise)
+        return await self.recv_unroll()
+
+    def _errors(self, sent: Sent) -> list[Any]:
+        """What its hosts said that was raised; said once."""
+        return [error for slot in sorted(sent.owed) for error in self._hosts.errors.pop(slot, ())]
+
+    def _collect(self, sent: Sent) -> Collected:
+        collected = self._hosts.state.collect(sent)
+        for slot, (obs, _) in self._hosts.state.take_begun():
+            self._columns.see(self._slots[slot], obs)
+        for batch in collected.events:
+            self._hub.release(batch)
+        return collected
+
+    async def step(self, actions: Any) -> Batch:
+        """Refused: raises ValueError."""
+        raise _no_steps("step")
+
+    def send(self, actions: Any, env_ids: Sequence[int] | EnvIds | None = None) -> None:
+        """Refused: raises ValueError."""
+        raise _no_steps("send")
+
+    # -- telling and asking ----------------------------------------------------------------------------------------
+
+    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
+        """Tell every host `payload`; never waits; allowed from any thread.
+
+        Every episode that begins in a chunk sent after it returned begins under this payload or a newer one of its
+        topic; so does every one that begins after `await receipt`. The rest as of `AsyncVecEnv`.
+        """
+        if self.closed:
+            raise ClosedError("the fleet is closed, or not open yet")
+        options.one_of("apply", apply, ("reset", "now"))
+        version = self._hosts.publish(wire.dumps(payload, "payload"), topic, apply)
+        return Receipt(self._hosts, topic, version)
+
+    async def call(
+        self, name: str, *args: Any, env_ids: Sequence[int] | EnvIds | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Call a method of each env, as of `AsyncVecEnv`. WorkerLost if a host is not there, or is lost meanwhile."""
+        return await self._ask("call", name, env_ids, lambda rows: (args, kwargs))
+
+    async def get_attr(self, name: str, *, env_ids: Sequence[int] | EnvIds | None = None) -> tuple[Any, ...]:
+        """An attribute of each env. Errors and cancelling as for `call`."""
+        return await self._ask("get_attr", name, env_ids, lambda rows: None)
+
+    async def set_attr(
+        self, name: str, values: Any, *, env_ids: Sequence[int] | EnvIds | None = None
+    ) -> None:
+        """Set an attribute of each env; a list or tuple gives one value per env. A replaced host does not have it."""
+        if not isinstance(values, (list, tuple)):
+            values = [values] * len(self._assignment.env_ids(env_ids))
+        elif len(values) != (n := len(self._assignment.env_ids(env_ids))):
+            raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
+        await self._ask("set_attr", name, env_ids, lambda rows: [values[row] for row in rows])
+
+    async def apply(
+        self, function: Callable[[Any], Any], *, env_ids: Sequence[int] | EnvIds | None = None
+    ) -> tuple[Any, ...]:
+        """`function(env)` where each env lives. Errors and cancelling as for `call`."""
+        name = getattr(function, "__name__", "a function")
+        return await self._ask("apply", name, env_ids, lambda rows: function)
+
+    async def render(self) -> tuple[Any, ...]:
+        """One frame per env. Errors and cancelling as for `call`."""
+        return await self.call("render")
+
+    async def get_state(self) -> EnvState:
+        """The state that lives in the envs and their wrappers, merged over all of them, as of `AsyncVecEnv`."""
+        return await self._states.get(self.apply)
+
+    async def set_state(self, state: Mapping[str, Any], *, frozen: bool = False, anew: bool = False) -> None:
+        """Give all envs a state that `get_state` returned, as of `AsyncVecEnv`."""
+        await self._states.set(self.apply, state, frozen=frozen, anew=anew)
+
+    def carry(self, state: Any) -> None:
+        """Hosts that are replaced begin with this; for `EnvStates`."""
+        self._carried = state
+
+    async def _ask(
+        self, op: str, name: str, env_ids: Sequence[int] | EnvIds | None, values: Callable[[list[int]], Any]
+    ) -> tuple[Any, ...]:
+        self._check_open()
+        ids = self._assignment.env_ids(env_ids)
+        rows = {env: row for row, env in enumerate(ids.tolist())}
+        parts = [(slot, mine.tolist()) for slot, mine in self._assignment.by_worker(np.sort(ids))]
+        asked = [
+            self._hosts.ask(
+                slot,
+                "ask",
+                op,
+                name,
+                wire.dumps(values([rows[e] for e in mine]), f"the arguments of {name!r}"),
+                mine,
+            )
+            for slot, mine in parts
+        ]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        errors: list[Any] = [answer for answer in answers if isinstance(answer, BaseException)]
+        raise_all(errors, f"{op} {name!r}")
+        results: list[Any] = [None] * len(ids)
+        for (_, mine), answer in zip(parts, answers):
+            for env, result in zip(mine, answer or ()):  # type: ignore[arg-type]
+                results[rows[env]] = result
+        return tuple(results)
+
+    def events(self) -> EventStream:
+        """A stream of `EpisodeStarted` and `Episode` from now on: lossless, in order; several may be open."""
+        if self.closed:
+            raise ClosedError("the fleet is closed, or not open yet")
+        return self._hub.open()
+
+    def running_episode(self, env_id: int) -> RunningEpisode | None:
+        """The env's episode, as far as its chunks were received; None where none runs."""
+        if not 0 <= env_id < self.num_envs:
+            raise IndexError(f"env {env_id}: there are {self.num_envs}")
+        so_far = self._hosts.state.episodes.so_far(env_id)
+        if so_far is None:
+            return None
+        started, length, episode_return = so_far
+        return RunningEpisode(env_id, started.index, length, episode_return, started.version, started.task)
+
+    def statistics(self) -> Statistics:
+        """A frozen snapshot: the fleet's counts, and the workers of all hosts as their newest ping said."""
+        return merged(self._hosts.state, self._hosts.said)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError("the fleet is closed, or not open yet: use `async with`")
+        running = asyncio._get_running_loop()
+        if threading.get_ident() != self._thread or (running is not None and running is not self._loop):
+            raise WrongLoopError(
+                "this fleet was opened in another event loop or thread: only broadcast() may be called from there"
+            )
+        self._hosts.check()
+
+
+def _no_steps(name: str) -> ValueError:
+    return ValueError(
+        f"{name}() of a fleet: a call to another machine takes a millisecond, so what crosses is chunks of steps; use "
+        "unroll(), or send_unroll() and recv_unroll()"
+    )
+
+
+def _ray(address: str | None) -> Transport:
+    try:
+        from .ray_transport import RayTransport
+    except ImportError as error:
+        raise ImportError(f"RayFleet needs the extra: pip install 'aio-vecenv[ray]' ({error})") from None
+    return RayTransport(address)
