@@ -53,6 +53,7 @@ class Options:
     faults_per_minute: float = 60.0
     updates_per_s: float = 100.0
     spares: int = 1
+    unroll: int = 0  # the most rows of an unroll; 0: single steps
     factory: Callable[[], Any] | None = None  # default: envs that can check every row
 
 
@@ -128,6 +129,24 @@ class ChaosEnv(StampEnv):
         if how == "slow":
             time.sleep(0.05)
         return super().step(action)
+
+
+class ChaosPolicy:
+    """Acts at random, and says in each row under which parameters it did."""
+
+    noise = ((), np.float64)
+    outputs: Any = {"version": ((), np.int64)}  # noqa: RUF012
+    version = 0
+
+    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> Any:
+        """Uniform in [0, 1)."""
+        return rng.random(rows)
+
+    def load(self, params: tuple[int, bytes]) -> None:
+        self.version = params[0]
+
+    def act(self, obs: Any, noise: Any) -> Any:
+        return (10 * noise).astype(np.int64), {"version": np.full(len(obs), self.version)}
 
 
 class _Books:
@@ -219,6 +238,63 @@ class _Soak:
                 check_aligned(batch)
             ready = batch.env_ids
 
+    async def unroll(self) -> None:
+        """As `step`, in chunks of any length, with single steps and new parameters between them."""
+        envs, books, policy = self.envs, self.books, ChaosPolicy()
+        rng = np.random.default_rng(self.options.seed)
+        books.newest_at[0] = 0
+        await envs.reset(seed=self.options.seed)
+        ready = np.arange(envs.num_envs)
+        number, version, rows = 1, 0, False  # rows: whether a single step is owed
+        while not self.stopping:
+            if len(ready):
+                if rng.random() < 0.1:
+                    size = int(rng.choice([10, 300_000]))
+                    version = envs.set_policy((version + 1, b"x" * size))
+                length = 1 + int(rng.integers(self.options.unroll))
+                single = rng.random() < 0.1
+                for t in range(1 if single else length):
+                    books.newest_at[number + t] = self.table.published
+                    books.newest_at.pop(number + t - 10_000, None)
+                if single:
+                    envs.send(rng.integers(0, 10, len(ready)), ready)
+                else:
+                    envs.send_unroll(policy.draw(rng, (length, len(ready))), ready)
+                number += 1 if single else length
+                rows = rows or single
+            receiving = asyncio.ensure_future(self._receive(rows))
+            if self.cancel_next:
+                self.cancel_next = False
+                await asyncio.wait([receiving], timeout=0)
+                receiving.cancel()
+            try:
+                async with asyncio.timeout(_HANG_S):
+                    ready, rows = await receiving, False
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                ready = ready[:0]  # the replies stay owed
+
+    async def _receive(self, rows: bool) -> Any:
+        """Rows, or a chunk; first-N-ready and lockstep in turns. The envs that owe nothing now."""
+        envs = self.envs
+        lockstep = self.table.batches // 500 % 2 == 0
+        min_envs = None if lockstep else max(1, envs.num_envs // 4)
+        if rows:
+            batch = await envs.recv()
+            self.table.batches += 1
+            check_aligned(batch)
+            return batch.env_ids
+        chunk = await envs.recv_unroll(min_envs)
+        self.table.batches += len(chunk.rewards)
+        for t in range(len(chunk.rewards)):
+            check_aligned(chunk.row(t))
+        acted = chunk.outputs["version"]
+        assert (acted == chunk.policy_version).all(), (
+            f"acted by {set(acted.flat)}, not {chunk.policy_version}"
+        )
+        return chunk.env_ids
+
     def _actions(self, rng: np.random.Generator, ready: Any) -> Any:
         if self.options.factory is None:
             return rng.integers(0, 10, len(ready))
@@ -288,12 +364,15 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
         timeouts=Timeouts(start=_HANG_S, step=_STEP_LIMIT_S, reset=_STEP_LIMIT_S, close=2),
         restart=RestartBudget(10_000, per_s=60),
         spares=options.spares,
+        policy=ChaosPolicy() if options.unroll else None,
+        unroll=options.unroll or None,
     )
     statistics: Statistics | None = None
     async with envs:
         run_ = _Soak(options, envs, table)
         reader = asyncio.create_task(run_.read(envs.events()))
-        tasks = [asyncio.create_task(part) for part in (run_.step(), run_.publish(), run_.break_things())]
+        stepping = run_.unroll() if options.unroll else run_.step()
+        tasks = [asyncio.create_task(part) for part in (stepping, run_.publish(), run_.break_things())]
         warm = False
         try:
             end = began + options.seconds
@@ -433,8 +512,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--spares", type=int, default=defaults.spares, help="warm interpreters for replacements"
     )
+    parser.add_argument(
+        "--unroll",
+        type=int,
+        nargs="?",
+        const=16,
+        default=0,
+        metavar="ROWS",
+        help="in chunks of up to so many rows (16), acted by a policy in the workers",
+    )
     given = vars(parser.parse_args(argv))
     env = given.pop("env")
+    if env is not None and given["unroll"]:
+        parser.error("--unroll goes with the env that checks every row, not with --env")
     options = Options(**given, factory=None if env is None else _load_factory(env))
     print(f"seed {options.seed}: {options.num_envs} envs in {options.num_workers} workers", flush=True)
     table = run(soak(options, lambda line: print(line, flush=True)))

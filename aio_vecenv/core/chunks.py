@@ -124,6 +124,7 @@ class Chunks:
             buffer.versions[last, env_id] = self._slab.versions[env_id]
             buffer.flags[last, env_id] |= BEGAN
             command.again -= 1
+        command.seeds = {**command.seeds, **again.seeds}
         command.notes = [
             *command.notes,
             *((env_id, last, kind, value) for env_id, _, kind, value in again.notes),
@@ -312,6 +313,7 @@ class _Fold:
         self._why: dict[
             tuple[int, int], Begin
         ] = {}  # (row, env) → how an episode begins, or why one is cut off
+        self._seeds: dict[int, int | None] = {}  # env → of the parent's reset, which is its last row
         self._failed: dict[int, int] = {}  # env → the row in which it failed
         self.index: NDArray[np.int64] = np.empty(flags.shape, np.int64)
         self.infos: list[tuple[int, int, dict[str, Any]]] = []
@@ -326,6 +328,7 @@ class _Fold:
         for command in commands:
             for env_id, begin in command.begins.items():
                 self._why[0, env_id] = begin
+            self._seeds.update(command.seeds)
             for env_id, (t, begin) in command.cuts.items():
                 if env_id in self._ids:  # a part of its columns may have been dropped
                     self._why[t, env_id] = begin
@@ -426,6 +429,8 @@ class _Fold:
             task = noted[TASK][env_id] if env_id in noted[TASK] else info.get("task")
             begin = self._why.get((t, env_id))
             seed = None if begin is None else begin.seed
+            if env_id in self._seeds and t == len(self._flags) - 1:
+                seed = self._seeds[env_id]
             version = self._versions.item(t, j)
             started = episodes.begin(env_id, self._call + t, version, task, seed)
             self._begun[j] = t

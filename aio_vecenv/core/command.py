@@ -38,7 +38,8 @@ class Command:
     version: int = 0  # the newest update at sending
     sent_at: float = 0.0  # seconds, for deadlines
     asked: Mapping[int, int | None] = MappingProxyType({})  # RESET: the seeds that its caller gave, by env
-    seeds: Mapping[int, int | None] = MappingProxyType({})  # RESET: those that it is sent with
+    # RESET: those that it is sent with; of an unroll, those of the resets that are its last row
+    seeds: Mapping[int, int | None] = MappingProxyType({})
     options: bytes | None = None  # RESET, pickled
     dropped: bool = False  # its caller does not wait any more: its rows never come up
     notes: Sequence[Note] = ()  # of the reply, as far as it is in

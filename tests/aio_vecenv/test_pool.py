@@ -5,9 +5,10 @@ Pure: real envs in real env groups over a block of ordinary memory, and the pare
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -27,19 +28,25 @@ from hypothesis.stateful import (
 from aio_vecenv import BadActions, BusyError, Episode, EpisodeStarted
 from aio_vecenv.core.assignment import Assignment, EnvIds, assign
 from aio_vecenv.core.batch import Batch, EventBatch
+from aio_vecenv.core.chunk import Chunk
+from aio_vecenv.core.chunks import Chunks
+from aio_vecenv.core.command import Unroll
 from aio_vecenv.core.episodes import EpisodeTracker
-from aio_vecenv.core.framing import Message
-from aio_vecenv.core.layout import Slab, SpaceTree, layout
+from aio_vecenv.core.framing import Message, dumps
+from aio_vecenv.core.layout import ChunkRows, RowSpec, Slab, SpaceTree, layout
 from aio_vecenv.core.messages import ERROR, decode_notes
 from aio_vecenv.core.options import Settings
+from aio_vecenv.core.policy import PolicyRunner
 from aio_vecenv.core.pool import Command, Event, IllegalMove, Phase, Pool, derive_seed, moves
 from aio_vecenv.core.updates import Inbox
 from aio_vecenv.worker.env_group import EnvGroup
 from aio_vecenv.worker.main import execute
+from aio_vecenv.worker.unroll import Unroller, UnrollUnderWay
 
 OBS = gym.spaces.Box(-(2**62), 2**62, (4,), np.int64)
 ACTION = gym.spaces.Discrete(2)
 Fate = Literal["runs", "terminates", "truncates", "raises", "raises twice"]
+LONGEST = 4  # rows of an unroll
 FATES: st.SearchStrategy[Fate] = st.sampled_from(
     ["runs", "runs", "runs", "terminates", "truncates", "raises", "raises twice"]
 )
@@ -58,14 +65,19 @@ class FatedEnv(gym.Env[Any, Any]):
         self.place = (env_id, life)
         self.episode, self.t, self.version = -1, 0, 0
         self.fate: Fate = "runs"
+        self.later: list[Fate] = []  # of the rows after the next one, in a command of several
         self.begun: list[int | None] = []  # the seeds of the resets of this life that did not raise
 
     def on_broadcast(self, payload: int, version: int) -> None:
         assert payload == version > self.version
         self.version = version
 
+    def _next(self) -> Fate:
+        fate, self.fate = self.fate, self.later.pop(0) if self.later else "runs"
+        return fate
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        fate, self.fate = self.fate, "runs"
+        fate = self._next()
         if fate.startswith("raises"):
             raise RuntimeError("a reset that raises")
         self.begun.append(seed)
@@ -74,9 +86,10 @@ class FatedEnv(gym.Env[Any, Any]):
         return self._obs(), {"task": task, "row": self._obs()}
 
     def step(self, action: Any) -> Any:
-        fate, self.fate = self.fate, "runs"
+        fate = self._next()
         if fate.startswith("raises"):
-            self.fate = "raises" if fate == "raises twice" else "runs"
+            if fate == "raises twice":
+                self.fate = "raises"
             raise RuntimeError("a step that raises")
         self.t += 1
         return (
@@ -103,6 +116,25 @@ class TurningEnv(FatedEnv):
         return result
 
 
+class FatedPolicy:
+    """Raises in the calls that `fails` says, oldest first."""
+
+    noise = ((), np.float32)
+    outputs: Any = {}  # noqa: RUF012
+    fails: ClassVar[list[bool]] = []
+
+    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> Any:
+        return np.zeros(rows, np.float32)
+
+    def load(self, params: Any) -> None:
+        pass
+
+    def act(self, obs: Any, noise: Any) -> Any:
+        if FatedPolicy.fails and FatedPolicy.fails.pop(0):
+            raise RuntimeError("an act that raises")
+        return np.zeros(len(obs), np.int64), {}
+
+
 @dataclass(eq=False)
 class FakeWorker:
     """One worker: its envs, its incarnation, the commands it was sent and has not done, oldest first."""
@@ -113,6 +145,7 @@ class FakeWorker:
     queue: list[Command] = field(default_factory=list)
     envs: list[FatedEnv] = field(default_factory=list)
     group: Any = None
+    unroller: Any = None
     seeds: list[int | None] | None = None  # of a replacement: for the resets that bring none
 
 
@@ -139,13 +172,15 @@ class Hall:
     ) -> None:
         obs, action = SpaceTree(OBS), SpaceTree(ACTION)
         same_step = autoreset is AutoresetMode.SAME_STEP
-        fields, size_bytes = layout(obs, action, num_envs, final_obs=same_step)
+        chunks = ChunkRows(LONGEST, num_workers, RowSpec((), np.dtype(np.float32)), {})
+        fields, size_bytes = layout(obs, action, num_envs, final_obs=same_step, chunks=chunks)
         self.trees, self.fields, self.block = (obs, action), fields, np.zeros(size_bytes, np.uint8)
         self.slab = Slab(self.block, fields, obs, action)
         self.settings = Settings(autoreset, on_env_error=on_env_error)
         runs = assign(num_envs, num_workers)
         self.assignment = Assignment([len(run) for run in runs])
         self.pool = Pool(self.assignment, self.slab, obs, autoreset, copy=True)
+        self.chunks = Chunks(self.pool, self.assignment, self.slab, obs, action, copy=True)
         self.workers = [FakeWorker(index, run) for index, run in enumerate(runs)]
         self.asked: dict[int, dict[int, int | None]] = {}  # the seeds of each reset call, by its number
         self.sequence = self.version = 0
@@ -166,12 +201,16 @@ class Hall:
         worker.group = EnvGroup(
             worker.envs, worker.rows.start, slab, *self.trees, self.settings, inbox, catch_up, seeds
         )
+        policy = dumps(FatedPolicy())
+        worker.unroller = Unroller(
+            worker.group, slab, lambda: PolicyRunner(policy, OBS, ACTION, worker=worker.index), worker.index
+        )
 
     def publish(self) -> None:
         self.version += 1
         self.slab.mark(self.version)
 
-    def _post(self, commands: list[Command]) -> None:
+    def _post(self, commands: Sequence[Command]) -> None:
         for command in commands:
             self.sequence += 1
             command.sequence = self.sequence
@@ -184,10 +223,18 @@ class Hall:
         self.pool.sent(selection)
         self._post(commands)
 
+    def unroll(self, ids: EnvIds, length: int) -> None:
+        noise = np.zeros((length, len(ids)), np.float32)
+        self._post(self.chunks.send(self.assignment.select(ids), noise, 0, None))
+
     def reset(self, ids: EnvIds, seeds: dict[int, int | None]) -> None:
         self.pool.take_errors(ids)
         stale = self.pool.select(ids)
         self.released = self.pool.collect(stale) if stale else None
+        self.dropped = []
+        for column in self.chunks.select(ids):
+            self.chunks.take_errors([column])
+            self.dropped.append(self.chunks.collect([column]))
         self.asked[self.pool.next_number] = seeds
         self._post(self.pool.reset(ids, seeds, None))
 
@@ -198,6 +245,9 @@ class Hall:
         """The worker does its oldest command; its reply comes in."""
         command = worker.queue.pop(0)
         message = Message(command.kind, command.sequence, 0, command.payload, command.flags)
+        if isinstance(command, Unroll):
+            self._unroll(worker, command, message)
+            return
         for payload in execute(worker.group, message):
             command.notes = [*command.notes, *decode_notes(payload)]
         if command.dropped:
@@ -206,7 +256,21 @@ class Hall:
             for env_id, _, kind, report in command.notes:
                 if kind == ERROR:
                     self._post([self.pool.retry(command, [(env_id, report)])])
-        self.pool.replied(command)
+        if command.of is None:
+            self.pool.replied(command)
+        elif len(command.env_ids):
+            self.chunks.reset_again(command)
+
+    def _unroll(self, worker: FakeWorker, command: Unroll, message: Message) -> None:
+        under_way = UnrollUnderWay(worker.unroller, message)
+        while under_way.row():
+            pass
+        for payload in under_way.reply():
+            command.notes = [*command.notes, *decode_notes(payload)]
+        self.chunks.replied(command)
+        if self.settings.on_env_error == "reset":
+            for env_id, row, report in self.chunks.failed(command):
+                self._post([self.pool.retry_last_row(command, env_id, row, report)])
 
     def lose(self, worker: FakeWorker) -> None:
         """The worker dies; its replacement gets what it owed."""
@@ -215,7 +279,7 @@ class Hall:
         self._start(worker, self.pool.lost(worker.index, "died", worker.incarnation, worker.queue))
 
     def ready(self, ids: EnvIds) -> bool:
-        return not self.pool.waits_for(ids)
+        return not self.pool.waits_for(ids, self.chunks.complete)
 
     def errors(self, ids: EnvIds | None = None) -> list[int]:
         """The envs whose errors a call raises now."""
@@ -269,7 +333,17 @@ class Witness:
                     assert tuple(event.final_info["row"]) == (*event.task[:3], event.length)
                 self.ended[env_id] = event
 
-    def batch(self, batch: Batch, released: EventBatch | None) -> None:
+    def chunk(self, chunk: Chunk, released: Sequence[EventBatch]) -> None:
+        """A chunk is the batches of its rows."""
+        events = {batch.number: batch for batch in released}
+        for t in range(len(chunk.rewards)):
+            row = chunk.row(t)
+            if batch := events.pop(row.number, None):
+                assert batch.watermark == row.watermark
+            self.batch(row, batch, of_chunk=True)
+        assert not events
+
+    def batch(self, batch: Batch, released: EventBatch | None, *, of_chunk: bool = False) -> None:
         """G11: every row is the newest of its env, and of the episode that runs or has just ended."""
         assert batch.number == self.batches
         self.batches += 1
@@ -279,7 +353,13 @@ class Witness:
             if not batch.first[row]:
                 self.lengths[env_id] += 1
                 assert batch.rewards[row] == self.lengths[env_id]
-            assert env_id in over or not turned
+            # … of a lost worker, say so also where their episode had ended
+            assert env_id in over or not turned or batch.first[row]
+        began = (
+            {event.env_id for event in released.events if isinstance(event, EpisodeStarted)}
+            if released
+            else set()
+        )
         self.events(released, batch.number)
         assert batch.watermark >= self.watermark
         self.watermark = batch.watermark
@@ -287,7 +367,10 @@ class Witness:
             episode = self.running.get(env_id) or self.ended[env_id]
             assert batch.obs[row].tolist()[:3] == list(episode.task[:3])
             assert batch.versions[row] == episode.version
-            if batch.first[row]:
+            if batch.first[row] and env_id not in began:
+                assert of_chunk  # nothing was done in it
+                assert batch.rewards[row] == 0
+            elif batch.first[row]:
                 assert batch.rewards[row] == batch.obs[row][3] == 0
                 assert env_id in self.running
             if "row" in batch.infos and batch.infos["_row"][row]:
@@ -344,6 +427,33 @@ class PoolMachine(RuleBasedStateMachine):
         self.hall.send(ids)
         self.owing |= set(ids.tolist())
 
+    def _whole_workers(self) -> list[range]:
+        """The envs of each worker that may be sent an unroll."""
+        if self.autoreset is not AutoresetMode.NEXT_STEP:
+            return []
+        return [one.rows for one in self.hall.workers if not set(one.rows) & (self.owing | self.shut)]
+
+    @precondition(lambda self: self._whole_workers())
+    @rule(data=st.data(), length=st.integers(1, LONGEST))
+    def unroll(self, data: st.DataObject, length: int) -> None:
+        workers = data.draw(st.lists(st.sampled_from(self._whole_workers()), min_size=1, unique=True))
+        ids = np.array(sorted(env_id for rows in workers for env_id in rows))
+        self.hall.unroll(ids, length)
+        self.owing |= set(ids.tolist())
+
+    @precondition(lambda self: not self.resets and self.hall.chunks.complete)
+    @rule(least=st.none() | st.integers(1, 5))
+    def take_chunk(self, least: int | None) -> None:
+        """What `recv_unroll` does: errors are told first, and then the chunk has all of its columns."""
+        chunks = self.hall.chunks
+        if not (commands := chunks.ready(least)):
+            return
+        errors = chunks.take_errors(commands)
+        assert not errors or self.on_env_error == "raise"
+        self.shut |= {env_id for _, env_id, _, _ in errors}
+        assert not chunks.take_errors(commands)
+        self._seen_chunk(*chunks.collect(commands))
+
     @precondition(lambda self: not self.resets and self.hall.pool.ready_rows)
     @rule()
     def take(self) -> None:
@@ -367,6 +477,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.hall.reset(ids, seeds)
         if self.hall.released is not None:
             self._seen(*self.hall.released)
+        for chunk, released in self.hall.dropped:
+            self._seen_chunk(chunk, released)
         self.owing |= seeds.keys()
         self.shut |= seeds.keys()
         self.resets.append(Reset(ids, seeds))
@@ -410,8 +522,11 @@ class PoolMachine(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from([one for one in self.hall.workers if one.queue]))
         command = worker.queue[0]
         touched = command.env_ids.tolist()
+        rows = command.length if isinstance(command, Unroll) else 1
         for env in worker.envs:
             env.fate = data.draw(FATES) if env.place[0] in touched else "runs"
+            env.later = [data.draw(FATES) for _ in range(rows - 1)]
+        FatedPolicy.fails[:] = [data.draw(st.integers(0, 9)) == 0 for _ in range(rows)] if rows > 1 else []
         before = [len(env.begun) for env in worker.envs]
         self.hall.work(worker)
         for env, count in zip(worker.envs, before):
@@ -441,6 +556,10 @@ class PoolMachine(RuleBasedStateMachine):
         if self.autoreset is AutoresetMode.DISABLED:
             self.shut |= {e for e in ids if e not in self.witness.running}
 
+    def _seen_chunk(self, chunk: Chunk, released: Sequence[EventBatch]) -> None:
+        self.witness.chunk(chunk, released)
+        self.owing -= set(chunk.env_ids.tolist())
+
     @invariant()
     def it_is_known_what_is_owed(self) -> None:
         pool = self.hall.pool
@@ -451,15 +570,19 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.shut == len(shut)
         assert set(shut) - self.owing == self.shut - self.owing
         under_way: list[int] = [e for command in pool.ready for e in command.env_ids.tolist()]
+        replied = [command for command in self.hall.chunks._under_way if command.replied]
+        under_way += [e for command in replied for e in command.env_ids.tolist()]
         for worker in self.hall.workers:
             for command in worker.queue:
-                if not command.dropped:
+                if not command.dropped and command.of is None:
                     under_way += command.env_ids.tolist()
         assert sorted(under_way) == sorted(self.owing)  # each once
 
     def teardown(self) -> None:
         """G8: `aclose` releases what ended and reports what runs as aborted."""
         if hasattr(self, "hall"):
+            for released in self.hall.chunks.close():
+                self.witness.events(released, released.number, last=True)
             last = self.hall.pool.close()
             self.witness.events(last, last.number, last=True)
             assert not self.witness.running
