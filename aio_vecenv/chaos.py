@@ -348,17 +348,13 @@ class _Soak:
             self.books.fold(event)
 
 
-async def soak(options: Options, report: Callable[[str], None] = lambda line: None) -> Table:
-    """Break things for `options.seconds`; what came of it. `report` gets a line of progress every ten seconds."""
-    table = Table()
-    began = time.monotonic()
-    before = _own_numbers()
+def _make(options: Options) -> AsyncVecEnv:
     factories: list[Callable[[], Any]] = (
         [options.factory] * options.num_envs
         if options.factory is not None
         else [_chaos_env(env) for env in range(options.num_envs)]
     )
-    envs = AsyncVecEnv(
+    return AsyncVecEnv(
         factories,
         num_workers=options.num_workers,
         timeouts=Timeouts(start=_HANG_S, step=_STEP_LIMIT_S, reset=_STEP_LIMIT_S, close=2),
@@ -367,6 +363,14 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
         policy=ChaosPolicy() if options.unroll else None,
         unroll=options.unroll or None,
     )
+
+
+async def soak(options: Options, report: Callable[[str], None] = lambda line: None) -> Table:
+    """Break things for `options.seconds`; what came of it. `report` gets a line of progress every ten seconds."""
+    table = Table()
+    began = time.monotonic()
+    before = _own_numbers()
+    envs = _make(options)
     statistics: Statistics | None = None
     async with envs:
         run_ = _Soak(options, envs, table)
@@ -375,8 +379,8 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
         tasks = [asyncio.create_task(part) for part in (stepping, run_.publish(), run_.break_things())]
         warm = False
         try:
-            end = began + options.seconds
-            next_line = began + 10
+            began = time.monotonic()  # opening does not count
+            end, next_line = began + options.seconds, began + 10
             while (now := time.monotonic()) < end:
                 if not warm and now - began >= min(60.0, options.seconds / 4):
                     warm = True

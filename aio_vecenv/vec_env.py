@@ -28,7 +28,6 @@ from .core import framing as wire
 from .core.actions import ActionWriter
 from .core.assignment import EnvIds, seeds_for
 from .core.batch import Batch, RunningEpisode
-from .core.chunk import Chunk
 from .core.chunks import Chunks
 from .core.env_state import EnvState
 from .core.framing import Kind
@@ -48,7 +47,7 @@ from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
 from .runtime.opening import Opening
 from .runtime.publisher import Receipt
-from .runtime.unrolls import Unrolls
+from .runtime.unrolls import Acting, Unrolls, check_min_envs
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
 
@@ -61,7 +60,7 @@ _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
 
-class AsyncVecEnv:
+class AsyncVecEnv(Acting):
     """Many Gymnasium environments, stepped in worker processes, from asyncio.
 
     Args:
@@ -338,67 +337,13 @@ class AsyncVecEnv:
         ):
             self._check_open()
         if min_envs is not None:
-            _check_min_envs(min_envs)
+            check_min_envs(min_envs)
         return await self._collector.recv(min_envs)
 
     async def step(self, actions: Any) -> Batch:
         """`send(actions)`, then `recv()` of all. Cancelling loses nothing: the replies stay owed, for `recv`."""
         self.send(actions)
         return await self._collector.recv()
-
-    # -- the policy ------------------------------------------------------------------------------------------------
-
-    def set_policy(self, params: Any) -> int:
-        """Give the policy's `load` these parameters; the new version: 1, 2, 3, … They are pickled once, here.
-
-        Raises TypeError if they cannot be pickled, PolicyError if `load` raises: the version before stays in force.
-        """
-        self._check_open()
-        return self._unrolls.policy("set_policy()").load(params)
-
-    def act(
-        self, obs: Any, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None
-    ) -> tuple[Any, dict[str, NDArray[Any]]]:
-        """The policy on these envs' rows (default: all): (actions, outputs), arrays that the caller owns.
-
-        `obs` (n, …), batched as the observation space says, `noise` (n, *shape), row j for `env_ids[j]`. The actions
-        are what `step` and `send` take. An env's row gives the same bits whichever other envs act with it.
-
-        Raises BadActions if `obs` or `noise` has another shape or dtype, PolicyError if the policy raises or returns
-        what it may not, ValueError for the env ids.
-        """
-        self._check_open()
-        return self._unrolls.policy("act()").act(obs, noise, env_ids)
-
-    def send_unroll(self, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None) -> None:
-        """Let the workers of these envs (default: all) act and step T times; never waits.
-
-        `noise` (T, n, *shape), as `policy.draw` gives it, column j for `env_ids[j]`; T ≥ 1, at most `unroll`. They act
-        under the parameters that `set_policy` was given last. `env_ids`: all envs of whole workers.
-
-        Raises BadActions or BusyError before anything is sent; ValueError for the env ids.
-        """
-        self._check_open()
-        self._unrolls.send(noise, self._assignment.select(env_ids), self._collector.chunks, self._supervisor)
-
-    async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
-        """The columns of one `send_unroll` whose rows are all in, the oldest that has at least `min_envs` of them.
-
-        Default, and cap: all that it still owes. Events are released row by row. With copy=False: views where all
-        columns lie in one buffer, valid until the second-next `send_unroll` of any of their workers.
-
-        Raises EnvError if an env raised, PolicyError if the policy did (an ExceptionGroup if several); the chunk stays
-        owed, all columns of it, and the next `recv_unroll` returns it. Raises ValueError if no chunk is owed, BusyError
-        if another task receives. Cancelling loses nothing: the chunk stays owed.
-        """
-        self._check_open()
-        _check_min_envs(min_envs)
-        return await self._collector.recv_chunk(min_envs)
-
-    async def unroll(self, noise: NDArray[Any]) -> Chunk:
-        """`send_unroll(noise)`, then `recv_unroll()` of all. Cancelling loses nothing: the chunk stays owed."""
-        self.send_unroll(noise)
-        return await self._collector.recv_chunk()
 
     # -- telling and asking --------------------------------------------------------------------------------------
 
@@ -545,11 +490,6 @@ class AsyncVecEnv:
     ) -> tuple[Any, ...]:
         self._check_open()
         return await self._calls.ask(op, name, env_ids, values)
-
-
-def _check_min_envs(min_envs: int | None) -> None:
-    if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
-        raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")
 
 
 def _packed(options: Any, workers: int) -> bytes:

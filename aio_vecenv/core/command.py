@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .assignment import EnvIds, rows_of
+from .episodes import EpisodeTracker
 from .framing import Kind
 from .messages import Note
 from .report import ErrorReport
 
-__all__ = ["NO_BEGINS", "Begin", "Command", "Unroll", "part_of"]
+__all__ = ["NO_BEGINS", "Begin", "Command", "Unroll", "part_of", "where"]
 
 
 class Begin(NamedTuple):
@@ -96,3 +97,15 @@ def part_of(command: C, mask: NDArray[np.bool_]) -> C:
     part.notes = [note for note in command.notes if note[0] in keep]
     part.begins = {env_id: begin for env_id, begin in command.begins.items() if env_id in keep}
     return part
+
+
+def where(command: Command, env_id: int, op: str, episodes: EpisodeTracker) -> str:
+    """Which episode and step it was whose `op` raised under `command`, for the message."""
+    if command.kind is Kind.RESET:
+        return f", with seed {command.seeds.get(env_id)}"
+    index, length, seed = episodes.index(env_id), episodes.totals(env_id)[0], episodes.seed[env_id]
+    if index < 0:
+        return ""
+    if op == "reset":  # an autoreset: the episode before it did not fail
+        return f", in the reset after episode {index}"
+    return f", episode {index}, after {length} steps, seed {seed}"

@@ -405,18 +405,6 @@ class Pool:
         self._begins.pop(env_id, None)
         self._failures[env_id] = f"raised {report.type_name} in {report.op}"
 
-    def where(self, command: Command, env_id: int, op: str) -> str:
-        """Which episode and step it was whose `op` raised under `command`, for the message."""
-        if command.kind is Kind.RESET:
-            return f", with seed {command.seeds.get(env_id)}"
-        episodes = self.episodes
-        index, length, seed = episodes.index(env_id), episodes.totals(env_id)[0], episodes.seed[env_id]
-        if index < 0:
-            return ""
-        if op == "reset":  # an autoreset: the episode before it did not fail
-            return f", in the reset after episode {index}"
-        return f", episode {index}, after {length} steps, seed {seed}"
-
     def _turned(self, command: Command, env_id: int) -> bool:
         """Whether the step itself ended the env's episode, and only the reset after it raised (SAME_STEP)."""
         ended = bool(self._slab.flags[env_id] & (TERMINATED | TRUNCATED))

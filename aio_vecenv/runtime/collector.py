@@ -13,7 +13,7 @@ from ..core.assignment import EnvIds
 from ..core.batch import Batch
 from ..core.chunk import Chunk
 from ..core.chunks import Chunks
-from ..core.command import Command, Unroll
+from ..core.command import Command, Unroll, where
 from ..core.framing import Kind
 from ..core.infos import batch_infos
 from ..core.messages import ERROR, URGENT, WARNING, failed
@@ -307,7 +307,7 @@ class Collector:
 
     def _raise_errors(self, found: list[tuple[Command, int, ErrorReport]]) -> None:
         errors: list[VecEnvError] = [
-            rebuild(report, env_id, command.worker, self._pool.where(command, env_id, report.op))
+            rebuild(report, env_id, command.worker, where(command, env_id, report.op, self._pool.episodes))
             for command, env_id, report in found
         ]
         raise_all(errors, "a step or reset")

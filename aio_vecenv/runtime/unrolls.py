@@ -1,24 +1,27 @@
 """The policy of a vec env, and the unrolls that its workers make with it."""
-# async: nothing here waits; chunks are collected in `.collector`
+# async: awaits the chunks that `.collector` collects
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ..core import options
-from ..core.assignment import Assignment, Selection
+from ..core.assignment import Assignment, EnvIds, Selection
+from ..core.chunk import Chunk
 from ..core.chunks import Chunks
 from ..core.layout import ChunkRows, SpaceTree
 from ..core.messages import Spaces
 from ..core.policy import Misfit, RowSpec, fits
 from ..errors import BadActions
+from .collector import Collector
 from .policies import ParentPolicy
 from .supervisor import Supervisor
 
-__all__ = ["Unrolls"]
+__all__ = ["Acting", "Unrolls", "check_min_envs"]
 
 
 class Unrolls:
@@ -93,3 +96,73 @@ class Unrolls:
                 f"{misfit}; nothing was sent", expected=misfit.expected, got=misfit.got
             ) from None
         supervisor.post(chunks.send(selection, noise, policy.version, policy.params))
+
+
+class Acting:
+    """What `AsyncVecEnv` does with its policy."""
+
+    _unrolls: Unrolls
+    _assignment: Assignment
+    _collector: Collector
+    _supervisor: Supervisor
+
+    def _check_open(self, *, alive: bool = True) -> None:
+        raise NotImplementedError
+
+    def set_policy(self, params: Any) -> int:
+        """Give the policy's `load` these parameters; the new version: 1, 2, 3, … They are pickled once, here.
+
+        Raises TypeError if they cannot be pickled, PolicyError if `load` raises: the version before stays in force.
+        """
+        self._check_open()
+        return self._unrolls.policy("set_policy()").load(params)
+
+    def act(
+        self, obs: Any, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """The policy on these envs' rows (default: all): (actions, outputs), arrays that the caller owns.
+
+        `obs` (n, …), batched as the observation space says, `noise` (n, *shape), row j for `env_ids[j]`. The actions
+        are what `step` and `send` take. An env's row gives the same bits whichever other envs act with it.
+
+        Raises BadActions if `obs` or `noise` has another shape or dtype, PolicyError if the policy raises or returns
+        what it may not, ValueError for the env ids.
+        """
+        self._check_open()
+        return self._unrolls.policy("act()").act(obs, noise, env_ids)
+
+    def send_unroll(self, noise: NDArray[Any], env_ids: Sequence[int] | EnvIds | None = None) -> None:
+        """Let the workers of these envs (default: all) act and step T times; never waits.
+
+        `noise` (T, n, *shape), as `policy.draw` gives it, column j for `env_ids[j]`; T ≥ 1, at most `unroll`. They act
+        under the parameters that `set_policy` was given last. `env_ids`: all envs of whole workers.
+
+        Raises BadActions or BusyError before anything is sent; ValueError for the env ids.
+        """
+        self._check_open()
+        self._unrolls.send(noise, self._assignment.select(env_ids), self._collector.chunks, self._supervisor)
+
+    async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
+        """The columns of one `send_unroll` whose rows are all in, the oldest that has at least `min_envs` of them.
+
+        Default, and cap: all that it still owes. Events are released row by row. With copy=False: views where all
+        columns lie in one buffer, valid until the second-next `send_unroll` of any of their workers.
+
+        Raises EnvError if an env raised, PolicyError if the policy did (an ExceptionGroup if several); the chunk stays
+        owed, all columns of it, and the next `recv_unroll` returns it. Raises ValueError if no chunk is owed, BusyError
+        if another task receives. Cancelling loses nothing: the chunk stays owed.
+        """
+        self._check_open()
+        check_min_envs(min_envs)
+        return await self._collector.recv_chunk(min_envs)
+
+    async def unroll(self, noise: NDArray[Any]) -> Chunk:
+        """`send_unroll(noise)`, then `recv_unroll()` of all. Cancelling loses nothing: the chunk stays owed."""
+        self.send_unroll(noise)
+        return await self._collector.recv_chunk()
+
+
+def check_min_envs(min_envs: int | None) -> None:
+    """Raises ValueError."""
+    if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
+        raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")

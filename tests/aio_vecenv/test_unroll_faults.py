@@ -184,6 +184,7 @@ async def check_events(envs: av.AsyncVecEnv, events: av.EventStream) -> list[av.
 
 
 @both
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_an_episode_that_ends_inside_of_a_chunk_and_at_its_end(make: Any, backend: Backend) -> None:
     """The final observation follows the end, the first of the next episode the row after, which is `first`."""
@@ -215,6 +216,7 @@ async def test_an_episode_that_ends_inside_of_a_chunk_and_at_its_end(make: Any, 
         await check_events(envs, events)
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u2_an_episode_that_begins_in_a_chunk_begins_under_the_newest_version(
     make: Any, tmp_path: Path
@@ -237,6 +239,7 @@ async def test_u2_an_episode_that_begins_in_a_chunk_begins_under_the_newest_vers
         assert all(one[-2:] == [(1, 0, 0), (2, 0, 6)] for one in told[2:])
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u2_inline_other_tasks_run_between_two_rows(make: Any) -> None:
     async with make("inline", {1: {(0, 4): "terminates"}}) as envs:
@@ -267,6 +270,7 @@ def check_began_again(chunk: av.Chunk, says: str) -> None:
 
 
 @both
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_an_env_that_raises_begins_again_in_the_same_row(make: Any, backend: Backend) -> None:
     async with make(backend, {1: {(0, 3): "raises"}}, on_env_error="reset") as envs:
@@ -282,6 +286,7 @@ async def test_an_env_that_raises_begins_again_in_the_same_row(make: Any, backen
 
 @both
 @pytest.mark.parametrize("again", ["", " and again"])
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_an_env_whose_reset_raises_too_is_reset_as_the_last_row(
     make: Any, backend: Backend, again: str
@@ -310,6 +315,7 @@ async def test_an_env_whose_reset_raises_too_is_reset_as_the_last_row(
         assert [(e.env_id, e.order // ENVS, e.task) for e in began[ENVS:]] == [(1, T, (0, 1))]
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_reset_that_never_works_spends_the_budget(make: Any) -> None:
     budget = av.RestartBudget(1)
@@ -323,6 +329,7 @@ async def test_a_reset_that_never_works_spends_the_budget(make: Any) -> None:
 
 @both
 @pytest.mark.parametrize("how", ["raises", "nan"])
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_an_env_that_raises_is_an_error_and_the_chunk_comes_with_all_columns(
     make: Any, backend: Backend, how: str
@@ -354,6 +361,7 @@ async def test_an_env_that_raises_is_an_error_and_the_chunk_comes_with_all_colum
 
 
 @both
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_nan_begins_again_too(make: Any, backend: Backend) -> None:
     async with make(backend, {1: {(0, 3): "nan"}}, check="finite", on_env_error="reset") as envs:
@@ -363,6 +371,7 @@ async def test_a_nan_begins_again_too(make: Any, backend: Backend) -> None:
 
 
 @both
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_an_info_that_cannot_travel_fails_its_env_in_its_row(make: Any, backend: Backend) -> None:
     async with make(backend, {1: {(0, 3): "unpicklable"}}) as envs:
@@ -379,6 +388,7 @@ async def test_an_info_that_cannot_travel_fails_its_env_in_its_row(make: Any, ba
 
 @both
 @pytest.mark.parametrize("how", ["raises", "shape", "dtype", "nan", "outside"])
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_policy_that_fails_is_one_error_and_its_episodes_go_on(
     make: Any, backend: Backend, how: str
@@ -412,6 +422,7 @@ async def test_a_policy_that_fails_is_one_error_and_its_episodes_go_on(
         await check_events(envs, events)
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_policy_that_fails_before_the_first_row_begins_nothing(make: Any) -> None:
     """Also where an autoreset was due there; every worker says the same, once."""
@@ -458,6 +469,7 @@ async def three_steps(envs: av.AsyncVecEnv) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u5_a_chunk_whose_worker_is_lost_is_made_again(make: Any, how: str) -> None:
     """Under the same noise and policy. What began and ended in the lost part counts nowhere."""
@@ -485,6 +497,7 @@ async def test_u5_a_chunk_whose_worker_is_lost_is_made_again(make: Any, how: str
         await check_events(envs, events)
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u4_the_limit_is_one_rows_and_a_stuck_policy_is_named(make: Any) -> None:
     """A chunk may take longer than the limit of a step, if no row of it does."""
@@ -505,6 +518,7 @@ async def test_u4_the_limit_is_one_rows_and_a_stuck_policy_is_named(make: Any) -
         assert column(chunk, 3, "truncations") == []
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u6_abort_kills_at_once_and_the_chunk_is_made_again(make: Any, tmp_path: Path) -> None:
     script = {0: {(0, 7): "once hangs"}, 1: {(0, 2): "once terminates", (0, 5): "once waits"}}
@@ -517,6 +531,7 @@ async def test_u6_abort_kills_at_once_and_the_chunk_is_made_again(make: Any, tmp
         await check_events(envs, events)
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_worker_that_is_lost_after_its_reply_has_its_rows_and_begins_with_the_next(make: Any) -> None:
     async with make("process", {1: {(0, 3): "once terminates"}}) as envs:
@@ -544,6 +559,7 @@ async def test_a_worker_that_is_lost_after_its_reply_has_its_rows_and_begins_wit
 
 
 @both
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u6_a_cancelled_recv_unroll_loses_nothing(make: Any, backend: Backend) -> None:
     async with make(backend, {1: {(0, 2): "sleeps 0.05"}}) as envs:
@@ -563,6 +579,7 @@ async def test_u6_a_cancelled_recv_unroll_loses_nothing(make: Any, backend: Back
 
 
 @both
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_reset_waits_for_the_chunk_and_drops_its_column_not_its_events(
     make: Any, backend: Backend
@@ -591,6 +608,7 @@ async def test_a_reset_waits_for_the_chunk_and_drops_its_column_not_its_events(
         ]
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_first_ready_by_worker_and_asking_in_the_middle(make: Any, tmp_path: Path) -> None:
     """The worker that is done comes first, and may go on; what is asked of the other waits for its chunk."""
@@ -614,6 +632,7 @@ async def test_first_ready_by_worker_and_asking_in_the_middle(make: Any, tmp_pat
         await check_events(envs, events)
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_views_are_valid_until_the_second_next_unroll(make: Any) -> None:
     """Nothing else touches them: single steps, resets, a loss."""
@@ -632,6 +651,7 @@ async def test_views_are_valid_until_the_second_next_unroll(make: Any) -> None:
         assert (chunk.obs[:3] != held[0][:3]).any()
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u6_closing_ends_a_chunk_after_the_env_step_under_way(make: Any, tmp_path: Path) -> None:
     """Well before its rows are done; the envs are closed in grace, the episodes reported as aborted."""
@@ -653,6 +673,7 @@ async def test_u6_closing_ends_a_chunk_after_the_env_step_under_way(make: Any, t
         ]
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_what_was_not_received_is_reported_at_the_end(make: Any) -> None:
     """Episodes that ended in a chunk that nobody took are not lost with it."""

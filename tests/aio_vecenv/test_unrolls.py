@@ -182,6 +182,7 @@ async def test_u1_every_row_is_what_a_step_returns(
 @pytest.mark.parametrize(
     ("backend", "info"), [("process", "all"), ("process", ["t"]), ("inline", "episode"), ("inline", ["t"])]
 )
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u1_infos_tasks_versions_and_structures_of_spaces(backend: Backend, info: Any) -> None:
     def make() -> list[Any]:
@@ -269,6 +270,7 @@ class Words(StampEnv):
         (lambda: gym.make_vec("CartPole-v1", 2), {}, "VectorEnvs"),
     ],
 )
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_envs_that_cannot_be_unrolled_are_refused_at_opening(make: Any, kwargs: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
