@@ -347,8 +347,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"ended before {text!r}: {seen} {process.stderr and process.stderr.read()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("whom", ["parent", "group"])
+@pytest.mark.parametrize(("number", "whom"), [(signal.SIGINT, "group"), (signal.SIGTERM, "parent")])
 def test_a_signal_finishes_the_step_saves_and_ends_as_signals_do(
     tmp_path: Path, number: signal.Signals, whom: str
 ) -> None:
