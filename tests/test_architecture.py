@@ -25,7 +25,7 @@ EXTRA: dict[str, set[str]] = {
     "aio_vecenv/adapters/sb3.py": {"stable_baselines3"},
     "aio_vecenv/fleet/node_host.py": {"ray"},
     "aio_vecenv/fleet/ray_transport.py": {"ray"},
-    "trainers/record/loggers.py": {"tensorboard"},
+    "trainers/record/loggers.py": {"tensorboard", "wandb"},
     "trainers/export.py": {"onnx"},
     "trainers/video.py": {"av"},
     "trainers/record/plot.py": {"matplotlib"},
@@ -116,7 +116,7 @@ FOLDERS: dict[str, set[str]] = {
     "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
     "trainers/collect": {"trainers.config", "trainers/learn"},
     "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
-    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo"},
+    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread"},
     "trainers/presets": {"trainers.config"},
     "trainers/service": {
         "trainers.config", "trainers.run", "trainers.record.metrics", "trainers.record.pictures",

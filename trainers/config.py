@@ -359,7 +359,8 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write TensorBoard events (extra `tensorboard`)."""
     logger: tuple[str, ...] = ()
-    """Also give every report to loggers of your own: MODULE:FACTORY …, called with the run's folder and its config."""
+    """Also give every report to these: tensorboard, wandb (extras), or loggers of your own, MODULE:FACTORY …, called
+    with the run's folder and its config."""
 
     callback: tuple[str, ...] = ()
     """Coroutines of your own beside the run: MODULE:FACTORY …, each an `async def` that is given the run."""

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainers.config import TrainConfig
@@ -32,11 +32,17 @@ class Evaluation:
     """Evaluates checkpoints that a run hands over, one at a time, and keeps the best."""
 
     def __init__(
-        self, evaluator: Evaluator, config: TrainConfig, folder: RunFolder, checkpoints: Checkpoints
+        self,
+        evaluator: Evaluator,
+        config: TrainConfig,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        tell: Callable[[EvalReport], object],
     ) -> None:
+        """`tell` gets each evaluation once eval.jsonl has it."""
         self.last: EvalReport | None = None  # the newest, of this part of the run
         self._evaluator, self._config, self._checkpoints = evaluator, config, checkpoints
-        self._path = folder.evaluations
+        self._path, self._tell = folder.evaluations, tell
         self._task: asyncio.Task[None] | None = None
 
     def knows(self, update: int) -> bool:
@@ -104,6 +110,7 @@ class Evaluation:
         )
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(self.last), ensure_ascii=False) + "\n")
+        self._tell(self.last)
 
     def _merit(self, stages: Sequence[dict[str, Any]]) -> tuple[float, float]:
         """What makes one the best: the mean of `eval.best` over the stages, then of the return."""

@@ -337,12 +337,15 @@ def _factory(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
     return made
 
 
-def named(kind: str, name: str, others: Iterable[str] = ()) -> Callable[..., Any]:
+def named(
+    kind: str, name: str, others: Iterable[str] = (), *, known: Iterable[str] = ()
+) -> Callable[..., Any]:
     """What MODULE:FACTORY names. Raises `ConfigError` that says what `kind` of thing it is for; `others`: names that
-    could have been meant, too."""
+    could have been meant, too; `known`: what can be named instead."""
     module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute:
-        raise ConfigError(f"{kind} {name}: expected MODULE:FACTORY")
+        instead = "".join(f", or {other}" for other in known)
+        raise ConfigError(f"{kind} {name}: expected MODULE:FACTORY{instead}")
     found: Any = _imported(kind, module_name, attribute)
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -25,13 +25,18 @@ from trainers.learn.twins import TwinMaker
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load_saved
 from trainers.record.folder import RunFolder, anchored
-from trainers.record.loggers import open_loggers
+from trainers.record.loggers import BUILT_IN, Logger, check_extras, open_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import Summary
 from trainers.run import Run, warn
 
 __all__ = ["train", "training"]
+
+NO_PLAN = (
+    "eval.every plays every stage of a plan, and there is none: give one (--plan), in which a single [[stage]] "
+    "is enough"
+)
 
 
 def train(
@@ -77,7 +82,8 @@ async def training(
     assert config is not None
     start = _start(config, folder)
     job = resolve_job(config) if job is None else job
-    own_loggers = [named("logger", name) for name in config.logger]
+    check_extras(config)
+    own_loggers = [named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN]
     callbacks = Callbacks({name: named("callback", name) for name in config.callback})
     async with contextlib.AsyncExitStack() as stack:
         saved = None
@@ -94,6 +100,8 @@ async def training(
         levels = await levels_of(envs) if asked else None
         whole = job
         job = planned(job, config, levels)
+        if config.eval.every is not None and has_no_plan(job):
+            raise ConfigError(NO_PLAN)
         strategy = make_strategy(config, job, levels)
         thread = _start_thread(config, envs, stack)
         began = False
@@ -102,12 +110,14 @@ async def training(
             stack.enter_context(folder.held())
             stack.callback(lambda made: None if began else made.remove(), folder)
         checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, saved and saved[1])
-        evaluation = await _open_evaluation(config, whole, folder, checkpoints, stack)
+        loggers: list[Logger] = []
+        reports = ReportStream(loggers)
+        evaluation = await _open_evaluation(config, whole, folder, checkpoints, reports, stack)
         journal = cu.Journal(folder.journal, wait=True)
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
-        reports = ReportStream(open_loggers(config, folder, stack, own_loggers))
+        loggers += await open_loggers(config, folder, stack, thread, own_loggers)
         run = Run(
             config,
             job,
@@ -177,10 +187,11 @@ async def _open_evaluation(
     job: Job,
     folder: RunFolder,
     checkpoints: Checkpoints,
+    reports: ReportStream,
     stack: contextlib.AsyncExitStack,
 ) -> Evaluation | None:
     """What evaluates the run beside it, if anything does; `stack` closes its envs."""
     if config.eval.every is None:
         return None
     judge = await stack.enter_async_context(evaluator(eval_config(config), job))
-    return Evaluation(judge, config, folder, checkpoints)
+    return Evaluation(judge, config, folder, checkpoints, reports.evaluated)

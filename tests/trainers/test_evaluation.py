@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import curriculum as cu
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, EvalConfig, Job, Summary, TrainConfig, training
 from trainers.evaluate import evaluate
+from trainers.jobs import resolve_job
 from trainers.record.checkpoint import Checkpoints, load
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
@@ -167,6 +169,22 @@ async def test_stopping_does_not_wait_for_it(tmp_path: Path) -> None:
 def test_what_cannot_be_evaluated_is_one_clear_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EvalConfig(**changes)
+
+
+@pytest.mark.asyncio
+async def test_without_a_plan_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
+    """One clear error, and nothing left; a plan of one stage is enough."""
+    config = tiny(tmp_path, env="CartPole-v1", total_steps=64, eval=EvalConfig(every=1, episodes=1))
+    with pytest.raises(
+        ConfigError, match=r"eval\.every plays every stage of a plan, and there is none: give one"
+    ):
+        await finish(config, resolve_job(config))
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "balance"\n')
+    config = replace(config, plan=tmp_path / "plan.toml")
+    _, folder = await finish(config, resolve_job(config))
+    (line,) = read_metrics(folder.evaluations)
+    assert [stage["stage"] for stage in line["stages"]] == ["balance"]
 
 
 def test_cvar_is_the_mean_of_the_worst_tenth() -> None:

@@ -1,25 +1,29 @@
-"""Where reports go: metrics.jsonl, and TensorBoard if asked."""
-# resource: owns metrics.jsonl of one run folder, and TensorBoard's event file
+"""Where reports go: metrics.jsonl; TensorBoard and Weights & Biases if asked."""
+# resource: owns metrics.jsonl of one run folder, TensorBoard's event file, a run of W&B
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from trainers.config import ConfigError, TrainConfig
+from trainers.config import ConfigError, TrainConfig, to_mapping
+from trainers.learn.thread import LearnerThread
 from trainers.record.folder import RunFolder
-from trainers.record.metrics import Report
+from trainers.record.metrics import EvalReport, Report
 
-__all__ = ["Logger", "MetricsFile", "TensorBoard", "open_loggers"]
+__all__ = ["BUILT_IN", "Logger", "MetricsFile", "TensorBoard", "WandB", "check_extras", "open_loggers"]
 
 
 class Logger(Protocol):
-    """Where reports go. What it raises ends the run."""
+    """Where reports go. What it raises ends the run. If it has a method `evaluated(evaluation)`, that gets every
+    `EvalReport`, on the event loop, too."""
 
     def write(self, report: Report) -> None:
         """Take one update's report, on the event loop: it should be quick."""
@@ -51,23 +55,76 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """The same numbers as scalars over env steps (extra `tensorboard`)."""
+    """The same numbers as scalars over env steps, evaluations under eval/ (extra `tensorboard`)."""
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "tensorboard=True needs the extra: pip install 'aio-vecenv[tensorboard]'"
-            ) from None
-        self._writer: Any = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, report: Report) -> None:
-        for name, value in _scalars(dataclasses.asdict(report)):
-            self._writer.add_scalar(name, value, report.env_steps)
+        self._add(_scalars(dataclasses.asdict(report)), report.env_steps)
+
+    def evaluated(self, evaluation: EvalReport) -> None:
+        self._add(_scalars(dataclasses.asdict(evaluation), "eval/"), evaluation.env_steps)
+
+    def _add(self, scalars: Sequence[tuple[str, float]], env_steps: int) -> None:
+        for name, value in scalars:
+            self._writer.add_scalar(name, value, env_steps)
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases with the same numbers and the config (extra `wandb`). Its files lie in the run folder;
+    WANDB_MODE, WANDB_PROJECT and its other variables hold. A resumed run goes on with its own."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        import wandb
+
+        before = sorted((folder / "wandb").glob("*run-*-*"))  # their names end in the id
+        try:
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "aio-vecenv"),
+                name=folder.name,
+                dir=str(folder),
+                config=to_mapping(config),
+                id=before[-1].name.rpartition("-")[2] if before else None,
+                resume="allow",
+                reinit="create_new",  # the program may have one of its own
+                settings=wandb.Settings(console="off"),  # the terminal is not ours to read
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(f"logger wandb: {error}") from error
+        self._run.define_metric("*", step_metric="env_steps")  # an evaluation comes later than its update
+        self._run.define_metric("eval/*", step_metric="eval/env_steps")
+
+    def write(self, report: Report) -> None:
+        self._run.log(dict(_scalars(dataclasses.asdict(report))))
+
+    def evaluated(self, evaluation: EvalReport) -> None:
+        self._run.log(dict(_scalars(dataclasses.asdict(evaluation), "eval/")))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+BUILT_IN: Mapping[str, Callable[[Path, TrainConfig], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def check_extras(config: TrainConfig) -> None:
+    """Raise `ConfigError` if a logger needs a package that is not there."""
+    for name in built_in(config):
+        if find_spec(name) is None:
+            raise ConfigError(f"logger {name} needs the extra: pip install 'aio-vecenv[{name}]'")
+
+
+def built_in(config: TrainConfig) -> list[str]:
+    """Those that come with this package, as `config` asks for them."""
+    return [
+        name for name in BUILT_IN if name in config.logger or (name == "tensorboard" and config.tensorboard)
+    ]
 
 
 def _scalars(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -77,24 +134,33 @@ def _scalars(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
             found += _scalars(value, f"{prefix}{key}/")
         elif isinstance(value, (list, tuple)):
             for item in value:
-                found += _scalars(item, f"{prefix}{key}/{item['name']}/")
+                found += _scalars(item, f"{prefix}{key}/{item.get('name', item.get('stage'))}/")
         elif isinstance(value, (int, float)):
             found.append((prefix + key, float(value)))
     return found
 
 
-def open_loggers(
+async def open_loggers(
     config: TrainConfig,
     folder: RunFolder,
     stack: contextlib.AsyncExitStack,
+    thread: LearnerThread,
     factories: Sequence[Callable[[Path, TrainConfig], Logger]] = (),
 ) -> list[Logger]:
-    """Those that `config` asks for, and what the user's own `factories` make; `stack` closes them."""
+    """Those that `config` asks for, and what the user's own `factories` make; `stack` closes them. Others than the
+    user's are opened and closed in `thread`: they import much, and may wait for a server."""
     loggers: list[Logger] = [MetricsFile(folder.metrics)]
     stack.callback(loggers[0].close)
-    if config.tensorboard:
-        loggers.append(TensorBoard(folder.path / "tensorboard"))
-        stack.callback(loggers[1].close)
+    for name in built_in(config):
+        opened: list[Logger] = []  # also if who waits for it is cancelled
+
+        def close(opened: list[Logger] = opened) -> None:
+            for logger in opened:
+                logger.close()
+
+        stack.push_async_callback(thread.run, close)
+        await thread.run(lambda name=name, to=opened: to.append(BUILT_IN[name](folder.path, config)))
+        loggers += opened
     for factory in factories:
         loggers.append(factory(folder.path, config))
         stack.callback(loggers[-1].close)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from trainers.record.loggers import Logger
-from trainers.record.metrics import Report
+from trainers.record.metrics import EvalReport, Report
 
 __all__ = ["ReportStream"]
 
@@ -31,6 +31,12 @@ class ReportStream:
         for queue, news in self._readers:
             queue.append(report)
             news.set()
+
+    def evaluated(self, evaluation: EvalReport) -> None:
+        """Give an evaluation to the loggers that take any."""
+        for logger in self._loggers:
+            if (take := getattr(logger, "evaluated", None)) is not None:
+                take(evaluation)
 
     def close(self) -> None:
         """Readers end once they have read what is there."""
