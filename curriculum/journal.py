@@ -30,9 +30,11 @@ class Journal:
 
     Each line is handed to the operating system when it is written, so a crash of this process loses none.
     `wait`: leave the file alone, and keep the lines, until `begin()`; a start that fails has then not touched it.
+    `episodes`: off, it holds decisions and commands only: a thousandth of the size, and nothing to replay.
     """
 
-    def __init__(self, path: str | Path, *, wait: bool = False) -> None:
+    def __init__(self, path: str | Path, *, wait: bool = False, episodes: bool = True) -> None:
+        self._episodes = episodes
         self._file: IO[str] | None = None
         self._waiting: list[str] | None = []
         self.path = Path(path)
@@ -52,6 +54,10 @@ class Journal:
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line."""
+        if not self._episodes:
+            if kind == "batch":
+                return
+            values |= {"episodes": False} if kind == "run" else {}
         line = _ENCODER.encode({"kind": kind, **values}) + "\n"
         if self._waiting is not None:
             self._waiting.append(line)

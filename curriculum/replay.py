@@ -89,6 +89,10 @@ def _decision(record: Mapping[str, Any], where: str) -> Decision:
 
 def _build(kind: type[Staged], record: Mapping[str, Any], where: str, changes: Mapping[str, Any]) -> Staged:
     """The strategy of a run line, with changed settings."""
+    if not record.get("episodes", True):
+        raise JournalError(
+            f"{where}: written without episodes: it cannot be replayed; explain reads its decisions"
+        )
     config = dict(record["config"])
     if config.pop("strategy", None) != "Staged":
         raise JournalError(f"{where}: config: only journals of Staged can be replayed")

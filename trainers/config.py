@@ -356,6 +356,10 @@ class TrainConfig:
     """Updates between checkpoints; one is also written at the start and at the end."""
     keep_checkpoints: int = 3
     """Older ones are removed."""
+    metrics_every: int = 1
+    """Updates per line of metrics.jsonl; the first and the newest always have one. Loggers get every report."""
+    journal: Literal["full", "decisions"] = "full"
+    """decisions: journal.jsonl has no episodes: a thousandth of the size, explained as before, and never replayed."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `tensorboard`)."""
     logger: tuple[str, ...] = ()
@@ -404,6 +408,7 @@ class TrainConfig:
         _require(
             self.checkpoint_every >= 1, f"checkpoint_every must be at least 1, got {self.checkpoint_every}"
         )
+        _require(self.metrics_every >= 1, f"metrics_every must be at least 1, got {self.metrics_every}")
         _require(
             self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}"
         )

@@ -113,7 +113,7 @@ async def training(
         loggers: list[Logger] = []
         reports = ReportStream(loggers)
         evaluation = await _open_evaluation(config, whole, folder, checkpoints, reports, stack)
-        journal = cu.Journal(folder.journal, wait=True)
+        journal = cu.Journal(folder.journal, wait=True, episodes=config.journal == "full")
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ PLAN = StagePlan(
 
 
 async def write(
-    path: Path, staged: Staged, steps: int = 400, seed: int = 1, state: Any = None
+    path: Path | Journal, staged: Staged, steps: int = 400, seed: int = 1, state: Any = None
 ) -> dict[str, Any]:
     """A run of 8 envs with slow failures, an operator, a hold, an abort now and then."""
     rng = random.Random(seed)
@@ -91,6 +92,45 @@ async def test_a_journal_replays_to_the_same_decisions(tmp_path: Path, options: 
             )
         else:
             assert stay.other is None
+
+
+@pytest.mark.asyncio
+async def test_without_episodes_it_explains_and_does_not_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same decisions, commands and counts in a fraction of the size; `replay` says in one line why it cannot."""
+    full, thin = tmp_path / "full.jsonl", tmp_path / "thin.jsonl"
+    await write(full, Staged(PLAN))
+    with Journal(thin, episodes=False) as journal:
+        await write(journal, Staged(PLAN))
+    kinds = {record["kind"] for _, record in read_journal(thin)}
+    assert kinds == {"run", "published", "command", "decision"}
+    said = []
+    for path in (full, thin):
+        assert main(["explain", str(path)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["replay", str(thin)]) == main(["replay", str(thin), "--no-early"]) == 1
+    wrong = f"error: {thin}:1: written without episodes: it cannot be replayed; explain reads its decisions\n"
+    assert capsys.readouterr().err == 2 * wrong
+
+
+def test_a_long_journal_is_read_in_little_memory(tmp_path: Path) -> None:
+    """3 MB: what `explain` and `replay` keep does not grow with it."""
+    path = tmp_path / "journal.jsonl"
+    asyncio.run(write(path, Staged(PLAN, early=False, trend=False, window="completed"), steps=60))
+    batches = "".join(line for line in path.read_text().splitlines(keepends=True) if '"kind":"batch"' in line)
+    with path.open("a") as file:
+        for _ in range(3_000_000 // len(batches)):
+            file.write(batches)
+    tracemalloc.start()
+    try:
+        for command in ("explain", "replay"):
+            main([command, str(path)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6
 
 
 @pytest.mark.asyncio

@@ -7,6 +7,8 @@ import ast
 import dataclasses
 import io
 import itertools
+import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+import curriculum as cu
+from tests.trainers.helpers import corridor_job, tiny
+from trainers import train
 from trainers.config import ConfigError
 from trainers.record.folder import RunFolder
 from trainers.record.loggers import MetricsFile
@@ -40,6 +45,40 @@ def explained(path: Path, name: str) -> set[str]:
             assert isinstance(field.target, ast.Name)
             found.add(field.target.id)
     return found
+
+
+def test_metrics_are_thinned_to_each_nth_update_and_the_ends(tmp_path: Path) -> None:
+    """In a whole run; a resumed one goes on so, and the journal may do without episodes."""
+    config = tiny(tmp_path, name="run", total_steps=64 * 8, metrics_every=3, journal="decisions")
+    train(config, job=corridor_job())
+    folder = RunFolder(tmp_path / "run")
+    assert [line["update"] for line in read_metrics(folder.metrics)] == [1, 3, 6, 8]
+    kinds = {record["kind"] for _, record in cu.read_journal(folder.journal)}
+    assert "run" in kinds
+    assert "batch" not in kinds
+    with pytest.raises(ConfigError, match="metrics_every must be at least 1, got 0"):
+        tiny(tmp_path, metrics_every=0)
+
+
+def test_a_long_run_is_read_in_little_memory(tmp_path: Path) -> None:
+    """20 MB of metrics: so many lines, evenly spread, the first and the newest among them, whatever the file's size."""
+    path = tmp_path / "metrics.jsonl"
+    with path.open("w") as file:
+        for update in range(1, 20_004):
+            file.write(json.dumps({"update": update, "rest": "x" * 1000}) + "\n")
+        file.write('{"update": ')
+    tracemalloc.start()
+    try:
+        lines = read_metrics(path, 100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6
+    updates = [line["update"] for line in lines]
+    assert (updates[0], updates[-1]) == (1, 20_003)
+    assert 50 <= len(updates) <= 102
+    assert len({b - a for a, b in itertools.pairwise(updates[:-1])}) == 1
+    assert [line["update"] for line in read_metrics(path)] == list(range(1, 20_004))
 
 
 @pytest.mark.parametrize(

@@ -33,16 +33,27 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one report per line, flushed with each, so that a crash loses nothing."""
+    """metrics.jsonl: one report per line, flushed with each, so that a crash loses nothing. `every`: updates per line;
+    the first report and the last one have theirs in any case."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, every: int = 1) -> None:
+        self.path, self._every = path, every
         self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._newest: Report | None = None  # without a line so far
 
     def write(self, report: Report) -> None:
-        self._file.write(json.dumps(dataclasses.asdict(report), ensure_ascii=False) + "\n")
+        self._newest = report
+        if report.update == 1 or report.update % self._every == 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._newest is not None:
+            self._file.write(json.dumps(dataclasses.asdict(self._newest), ensure_ascii=False) + "\n")
+            self._newest = None
 
     def close(self) -> None:
+        if not self._file.closed:
+            self._flush()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -149,7 +160,7 @@ async def open_loggers(
 ) -> list[Logger]:
     """Those that `config` asks for, and what the user's own `factories` make; `stack` closes them. Others than the
     user's are opened and closed in `thread`: they import much, and may wait for a server."""
-    loggers: list[Logger] = [MetricsFile(folder.metrics)]
+    loggers: list[Logger] = [MetricsFile(folder.metrics, config.metrics_every)]
     stack.callback(loggers[0].close)
     for name in built_in(config):
         opened: list[Logger] = []  # also if who waits for it is cancelled

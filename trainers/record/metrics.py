@@ -179,7 +179,20 @@ def wall_clock() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line that was cut short is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+def read_metrics(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line that was cut short is left out. `most`: about so many of them,
+    evenly spread, the first and the newest among them; the file may then be of any size."""
+    kept: list[bytes] = []
+    newest, every = b"", 1
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                break
+            newest = line
+            if number % every == 0:
+                kept.append(line)
+                if most is not None and len(kept) > most:
+                    kept, every = kept[::2], 2 * every
+    if kept and kept[-1] is not newest:
+        kept.append(newest)
+    return [json.loads(line) for line in kept]

@@ -13,6 +13,8 @@ from trainers.record.seeds import SeedRuns, seed_curves
 
 __all__ = ["draw", "draw_seeds"]
 
+POINTS = 4000  # of a run: more than the picture has pixels
+
 
 def draw(folder: RunFolder, out: Path) -> None:
     """Write the PNG. Raises `ImportError` without matplotlib, `ConfigError` if there is nothing to draw, or
@@ -20,7 +22,7 @@ def draw(folder: RunFolder, out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    lines = read_metrics(folder.metrics, POINTS) if folder.metrics.exists() else []
     if not lines:
         raise ConfigError(f"{folder.path}: no metrics yet: not one update was learned")
     steps = [line["env_steps"] for line in lines]

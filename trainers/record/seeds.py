@@ -21,8 +21,9 @@ from trainers.record.metrics import read_metrics
 __all__ = ["Band", "SeedRuns", "parse_seeds", "seed_curves", "seed_table"]
 
 MOST = 1000  # seeds
-NEWEST = 10  # updates whose returns the table's mean is over
+NEWEST = 10  # lines of metrics whose returns the table's mean is over
 POINTS = 300  # of a curve
+LINES = 4000  # of a run's metrics
 OVER = ("solved", "steps")  # how a run ends that has come to its end
 
 
@@ -122,7 +123,7 @@ class SeedRuns:
     def lines(self, seed: int) -> list[dict[str, Any]]:
         """One run's metrics; nothing where there are none."""
         metrics = self.folder(seed).metrics
-        return read_metrics(metrics) if metrics.exists() else []
+        return read_metrics(metrics, LINES) if metrics.exists() else []
 
 
 def seed_table(runs: SeedRuns) -> tuple[list[str], list[list[str]]]:
