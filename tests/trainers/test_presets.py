@@ -95,9 +95,11 @@ def test_a_maze_is_walked_and_left() -> None:
         int(not (i == 1 and 0 < j < 5)) for i in range(11) for j in range(11)
     ]  # one corridor of four cells
     obs, _ = env.reset(options={"level": {"walls": walls, "start": [1, 1], "goal": [1, 4]}})
-    assert obs[:25].reshape(5, 5)[2].tolist() == [1, 1, 0, 0, 0]
-    assert obs[25:50].reshape(5, 5)[2].tolist() == [0, 0, 0.25, 0, 0]
-    assert obs[50:].tolist() == pytest.approx([0, 3 / 11])
+    seen = obs["seen"]
+    assert seen[:25].reshape(5, 5)[2].tolist() == [1, 1, 0, 0, 0]
+    assert seen[25:50].reshape(5, 5)[2].tolist() == [0, 0, 0.25, 0, 0]
+    assert seen[50:].tolist() == pytest.approx([0, 3 / 11])
+    assert obs["action_mask"].tolist() == [0, 0, 0, 1]
     rewards = [env.step(action)[1:] for action in (0, 3, 3, 3)]  # into the wall above; then right
     assert [(reward, over, info["is_success"]) for reward, over, _, info in rewards] == [
         (0.0, False, False),
