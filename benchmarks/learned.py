@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+import curriculum as cu
 from benchmarks.estimates import difference, interval, iqm
 from trainers import TrainConfig, TrainedPolicy, load_policy, train
 from trainers.jobs import resolve_job
@@ -101,7 +102,7 @@ class Trained:
 
     run: Path
     env: Any
-    """One of its envs."""
+    """One of its envs, without its curriculum."""
     steps_per_s: float
     parameters: int
 
@@ -122,6 +123,7 @@ def trained(config: TrainConfig, seed: int) -> Iterator[Trained]:
         summary = train(config, job=job)
         took_s = time.monotonic() - began
         env = job.make_env()
+        env = env.env if isinstance(env, cu.CurriculumEnv) else env  # which would wait for a directive
         network = for_spaces(config, env.observation_space, env.action_space).network
         model = ActorCritic(env.observation_space, action_head(env.action_space, network), network, seed=0)
         parameters = sum(p.numel() for p in model.parameters())
