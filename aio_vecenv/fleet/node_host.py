@@ -87,9 +87,11 @@ class NodeHost:
 
     async def open(self, setup: HostSetup) -> Opened | Failed:
         """Make the envs."""
-        self._heard_at = asyncio.get_running_loop().time()
         try:
-            return await self._open(setup)
+            opened = await self._open(setup)
+            self._heard_at = asyncio.get_running_loop().time()  # from now on it is pinged
+            self._watch = asyncio.create_task(self._keep_lease(setup.lease_s), name="lease of a host")
+            return opened
         except Exception as error:
             await self.close()
             return Failed(packed_error(_explained(error)))
@@ -97,8 +99,6 @@ class NodeHost:
     async def _open(self, setup: HostSetup) -> Opened:
         _look_there_too(setup.path)
         factories, options = wire.loads(await setup.made_of)
-        self._lease_s = setup.lease_s
-        self._watch = asyncio.create_task(self._keep_lease(), name="lease of a host")
         self._taking = asyncio.Lock()
         self._doing: asyncio.Future[Report | Failed] | None = None
         self.state = HostState(
@@ -115,10 +115,10 @@ class NodeHost:
             envs.spec, envs.num_workers, Said(self.state.answer(), envs.statistics()),
         )  # fmt: skip
 
-    async def _keep_lease(self) -> None:
+    async def _keep_lease(self, lease_s: float) -> None:
         """Close once the driver has not been heard for too long."""
         loop = asyncio.get_running_loop()
-        while (left_s := self._heard_at + self._lease_s - loop.time()) > 0:  # noqa: ASYNC110  it waits for time
+        while (left_s := self._heard_at + lease_s - loop.time()) > 0:  # noqa: ASYNC110  it waits for time
             await asyncio.sleep(left_s)
         envs, self._envs = self._envs, None
         if envs is not None:

@@ -37,6 +37,7 @@ from ..errors import (
     ClosedError,
     SpaceMismatch,
     VecEnvError,
+    WorkerLost,
     WorkerTimeout,
     WrongLoopError,
 )
@@ -475,11 +476,15 @@ class RayFleet:
 
     async def get_state(self) -> EnvState:
         """The state that lives in the envs and their wrappers, merged over all of them, as of `AsyncVecEnv`."""
-        return await self._states.get(self.apply)
+        return await self._states.get(self._apply_where_live)
 
     async def set_state(self, state: Mapping[str, Any], *, frozen: bool = False, anew: bool = False) -> None:
         """Give all envs a state that `get_state` returned, as of `AsyncVecEnv`."""
-        await self._states.set(self.apply, state, frozen=frozen, anew=anew)
+        await self._states.set(self._apply_where_live, state, frozen=frozen, anew=anew)
+
+    async def _apply_where_live(self, function: Callable[[Any], Any]) -> tuple[Any, ...]:
+        live = [env for slot in self._hosts.state.live for env in self._slots[slot]]
+        return await self.apply(function, env_ids=live) if live else ()
 
     def carry(self, state: Any) -> None:
         """Hosts that are replaced begin with this; for `EnvStates`."""
@@ -505,6 +510,8 @@ class RayFleet:
         ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         errors: list[Any] = [answer for answer in answers if isinstance(answer, BaseException)]
+        lost: list[Any] = [error for error in errors if isinstance(error, WorkerLost)]
+        errors = lost[:1] or errors
         raise_all(errors, f"{op} {name!r}")
         results: list[Any] = [None] * len(ids)
         for (_, mine), answer in zip(parts, answers):
