@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainers.callbacks import CallbackError
-    from trainers.config import ConfigError, EvalConfig, NetworkConfig, PPOConfig, TrainConfig
+    from trainers.config import ConfigError, EvalConfig, FleetConfig, NetworkConfig, PPOConfig, TrainConfig
     from trainers.export import export
     from trainers.malloc import keep_freed_memory
     from trainers.opening import train, training
@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EvalConfig",
+    "FleetConfig",
     "Job",
     "NetworkConfig",
     "PPOConfig",
@@ -53,7 +54,7 @@ __all__ = [
 _ROOMS = {
     "callbacks": ("CallbackError",),
     "record.checkpoint": ("CheckpointError",),
-    "config": ("ConfigError", "EvalConfig", "NetworkConfig", "PPOConfig", "TrainConfig"),
+    "config": ("ConfigError", "EvalConfig", "FleetConfig", "NetworkConfig", "PPOConfig", "TrainConfig"),
     "export": ("export",),
     "malloc": ("keep_freed_memory",),
     "record.env_errors": ("TooManyEnvErrors",),

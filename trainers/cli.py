@@ -223,13 +223,15 @@ def _check_seeds(command: Train, args: list[str]) -> None:
 
 def _spelt_out(args: list[str]) -> list[str]:
     """Settings that are on, off or chosen by the spaces take a value; on and off are also said as of other settings:
-    `--network.normalise-obs` and `--network.no-normalise-obs`."""
+    `--network.normalise-obs` and `--network.no-normalise-obs`. `--fleet 4` says how many hosts."""
     flags = {f"--{name}": [f"--{name}", "True"] for name in OPTIONAL_FLAGS}
     flags |= {f"--{name.replace('.', '.no-')}": [f"--{name}", "False"] for name in OPTIONAL_FLAGS}
     spelt: list[str] = []
     for arg, following in zip(args, [*args[1:], "--"]):
         bare = arg.replace("_", "-")
         valued = bare in flags and ".no-" not in bare and following in ("True", "False", "None")
+        if bare.partition("=")[0] == "--fleet":
+            arg = bare.replace("--fleet", "--fleet.hosts", 1)
         spelt += flags[bare] if bare in flags and not valued else [arg]
     return spelt
 

@@ -22,6 +22,7 @@ import numpy as np
 __all__ = [
     "ConfigError",
     "EvalConfig",
+    "FleetConfig",
     "NetworkConfig",
     "PPOConfig",
     "Rates",
@@ -35,6 +36,7 @@ __all__ = [
 
 C = TypeVar("C")
 T = TypeVar("T")
+FLEET_BLOCK = 16  # envs that a policy acts in at once; a host has whole ones
 UNSET = "none"  # TOML has no None; left out, a setting would be filled from the preset
 Schedule = Literal["constant", "linear", "cosine"] | tuple[tuple[float, float], ...]
 StrategyName = Literal[
@@ -266,6 +268,32 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class FleetConfig:
+    """Several machines, over Ray (extra `ray`), see `docs/fleet.md`. `--fleet 4` is short for `--fleet.hosts 4`."""
+
+    hosts: int | None = None
+    """Hosts that share the envs, each with `num_workers` workers (None: one). None: no fleet; with an address, one host
+    for each node that has room."""
+    address: str | None = None
+    """Of a running Ray cluster, auto: the one of this machine. None: as it runs here, else one for this run."""
+    min_hosts: int = 1
+    """With fewer, the run waits for more."""
+
+    def __post_init__(self) -> None:
+        _check(self, "fleet.")
+        _require(self.hosts is None or self.hosts >= 1, f"fleet.hosts must be at least 1, got {self.hosts}")
+        _require(
+            1 <= self.min_hosts <= (self.hosts or self.min_hosts),
+            f"fleet.min_hosts must lie in 1 … fleet.hosts ({self.hosts}), got {self.min_hosts}",
+        )
+
+    @property
+    def on(self) -> bool:
+        """Whether there is one."""
+        return self.hosts is not None or self.address is not None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run. Saved as config.toml in its folder, and runs again from there."""
 
@@ -372,6 +400,7 @@ class TrainConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -417,6 +446,16 @@ class TrainConfig:
             "deterministic=True needs collect='lockstep' or 'unroll': who is ready first depends on time",
         )
         _require(self.unroll >= 1, f"unroll must be at least 1, got {self.unroll}")
+        _require(
+            not self.fleet.on or self.collect in (None, "unroll"),
+            f"a fleet collects by unrolls, not by {self.collect}: say collect='unroll' (--collect unroll)",
+        )
+        least = FLEET_BLOCK * ((self.fleet.hosts or 1) - 1)
+        _require(
+            self.num_envs > least,
+            f"fleet.hosts={self.fleet.hosts} needs num_envs above {least}: every host has at least one block of "
+            f"{FLEET_BLOCK}, got {self.num_envs}",
+        )
         _require(
             not (self.rules == "sequential" and self.window == "completed"),
             "rules='sequential' needs window='started'",

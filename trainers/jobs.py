@@ -72,9 +72,33 @@ def resolve_job(config: TrainConfig, *, render: bool = False) -> Job:
     return planned(job, config)
 
 
-def make_envs(config: TrainConfig, job: Job, **options: Any) -> av.AsyncVecEnv:
-    """The envs of a run, to be opened; `options` of `AsyncVecEnv` win over those that the config says."""
-    settings: dict[str, Any] = {
+def make_envs(config: TrainConfig, job: Job, **options: Any) -> Any:
+    """The envs of a run, on one machine or several, to be opened; `options` of `AsyncVecEnv` win over those that the
+    config says. Raises `ConfigError` without Ray, where a fleet is asked for.
+    """
+    settings = _settings(config)
+    make_env, fleet = _with_masks(job.make_env), config.fleet
+    if not fleet.on:
+        return av.AsyncVecEnv(make_env, config.num_envs, **{**settings, **options})
+    budget = av.RestartBudget(config.restarts, config.restart_period_s)
+    settings |= {
+        "num_workers": config.num_workers or 1,
+        "host_restart": settings.pop("restart"),
+        "restart": budget,
+    }
+    options = {name: value for name, value in options.items() if name != "copy"}
+    try:
+        return av.RayFleet(
+            make_env, config.num_envs, hosts=fleet.hosts, address=fleet.address, min_hosts=fleet.min_hosts,
+            **settings, **options,
+        )  # fmt: skip
+    except ImportError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Those that vec envs and fleets have in common."""
+    return {
         "num_workers": config.num_workers,
         "backend": config.backend,
         # what else envs say stays with them; tasks and final infos always come
@@ -85,7 +109,6 @@ def make_envs(config: TrainConfig, job: Job, **options: Any) -> av.AsyncVecEnv:
         "restart": av.RestartBudget(config.restarts, config.restart_period_s, RESETS),
         "spares": config.spares,
     }
-    return av.AsyncVecEnv(_with_masks(job.make_env), config.num_envs, **{**settings, **options})
 
 
 async def restore_envs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,8 @@ async def training(
         if folder is not None:
             stack.enter_context(folder.held())
             saved = Checkpoints(folder.checkpoints).load_newest()
+        if config.fleet.on:
+            config = dataclasses.replace(config, collect="unroll")
         maker = TwinMaker(config)
         unroll = min(config.unroll, config.ppo.num_steps or config.unroll)
         envs = make_envs(config, job, copy=False, policy=maker, unroll=unroll)  # the rollout keeps copies

@@ -17,6 +17,7 @@ import pytest
 from trainers.config import (
     ConfigError,
     EvalConfig,
+    FleetConfig,
     NetworkConfig,
     PPOConfig,
     TrainConfig,
@@ -55,11 +56,11 @@ def test_what_a_preset_sets_can_be_turned_off_in_a_file(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_its_help() -> None:
-    for kind in (TrainConfig, PPOConfig, NetworkConfig, EvalConfig):
+    for kind in (TrainConfig, PPOConfig, NetworkConfig, EvalConfig, FleetConfig):
         source = Path(__file__).parents[2] / "trainers" / "config.py"
         text = source.read_text(encoding="utf-8")
         for item in dataclasses.fields(kind):
-            if item.name not in ("ppo", "network", "eval"):
+            if item.name not in ("ppo", "network", "eval", "fleet"):
                 assert re.search(rf'\n    {item.name}: .*\n    """', text), f"{item.name} has no docstring"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import aio_vecenv as av
 from trainers.learn.ppo import UpdateStats
 from trainers.record.env_errors import EnvErrors
 from trainers.record.metrics import Report, StageReport, Timing
@@ -84,7 +85,8 @@ class RunTally:
 
         Raises `TooManyEnvErrors` if more episodes fail so than are allowed to.
         """
-        self.env_steps += batch.first.size
+        # of a chunk, rows without an episode are those of a fleet's host that was not there
+        self.env_steps += int((batch.index >= 0).sum()) if isinstance(batch, av.Chunk) else batch.first.size
         for episode in batch.episodes:
             if episode.outcome == "aborted":
                 self._aborted += 1

@@ -122,13 +122,13 @@ def _stage(order: Order) -> str:
 async def _taken(run: Run, receipt: Any, done: str) -> dict[str, Any]:
     with contextlib.suppress(TimeoutError, av.ClosedError):  # `pending` says who has not
         await receipt.wait(RECEIPT_S)
-    workers, pending = run.envs.num_workers, list(receipt.pending)
+    taken, pending = list(receipt.taken), list(receipt.pending)  # by worker, of a fleet by host
     return {
         "done": done,
         "receipt": {
             "version": receipt.version,
-            "taken": workers - len(pending),
-            "workers": workers,
+            "taken": len(taken),
+            "workers": len(taken) + len(pending),
             "pending": pending,
         },
     }

@@ -99,6 +99,8 @@ def _first_line(error: BaseException | None) -> str:
 def _about(run: RunLike) -> dict[str, Any]:
     config, workers = run.config, run.envs.num_workers
     where = f"{workers} worker{'s' * (workers > 1)}" if config.backend == "process" else "this one process"
+    if config.fleet.on:
+        where = f"a fleet of {workers} workers"
     strategy, staged = type(run.coordinator.strategy).__name__, run.coordinator.stage is not None
     notes = ["The run has ended: there is nothing to command any more."] if is_over(run) else []
     if not staged:
