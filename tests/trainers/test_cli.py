@@ -84,6 +84,31 @@ def run(*args: str, cwd: Path) -> tuple[int, str, str]:
         return process.returncode, out, err
 
 
+class Here:
+    """`main()` in this process, in a folder of its own: where only what is printed and written matters."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, *args: str) -> tuple[int, str, str]:
+        self._capfd.readouterr()
+        code = cli.main(list(args))
+        return code, *self._capfd.readouterr()
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Here]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield Here(capfd)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 def only_run(cwd: Path) -> Path:
     (folder,) = (cwd / "runs").iterdir()
     return folder
@@ -92,7 +117,7 @@ def only_run(cwd: Path) -> Path:
 SMALL = ("--num-envs", "8", "--num-workers", "1", "--total-steps", "2048", "--solve-rate", "None")
 
 
-def test_train_eval_plot_and_resume(tmp_path: Path) -> None:
+def test_train_eval_plot_and_resume(tmp_path: Path, here: Here) -> None:
     """The default preset, cut short, through all commands."""
     code, out, err = run("train", "--seed", "3", *SMALL, cwd=tmp_path)
     assert (code, err) == (0, "")
@@ -116,29 +141,29 @@ def test_train_eval_plot_and_resume(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["reason"] == "steps"
     assert [line["update"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(1, 9))
 
-    code, out, err = run("train", "--resume", str(folder), "--total-steps", "2560", cwd=tmp_path)
+    code, out, err = here("train", "--resume", str(folder), "--total-steps", "2560")
     assert (code, err) == (0, "")
     assert "resumed at 2,048 env steps" in out
     assert [line["update"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(1, 11))
 
-    code, out, err = run("eval", str(folder), "--episodes", "10", cwd=tmp_path)
+    code, out, err = here("eval", str(folder), "--episodes", "10")
     assert (code, err) == (0, "")
     assert re.search(r"^near +\d+\.\d% +\d+\.\d% … \d+\.\d% +16 ", out, re.MULTILINE), out
     assert [line.split()[0] for line in out.splitlines()] == ["stage", "near", "middle", "far"]
 
     newest, *_ = sorted((folder / "checkpoints").iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:100])
-    code, _, err = run("eval", str(folder), "--episodes", "1", cwd=tmp_path)
+    code, _, err = here("eval", str(folder), "--episodes", "1")
     assert code == 0
     assert f"{newest.name}: torn" in err
     assert "played instead: " in err
 
-    code, out, _ = run("plot", str(folder), "--out", "here.png", cwd=tmp_path)
+    code, out, _ = here("plot", str(folder), "--out", "here.png")
     assert (code, out) == (0, "here.png\n")
     assert (tmp_path / "here.png").exists()
 
 
-def test_the_users_own_env_and_plan(tmp_path: Path) -> None:
+def test_the_users_own_env_and_plan(tmp_path: Path, here: Here) -> None:
     (tmp_path / "my_game").mkdir()
     (tmp_path / "my_game" / "envs.py").write_text(OWN_ENV)
     (tmp_path / "my_plan.toml").write_text(OWN_PLAN)
@@ -160,16 +185,16 @@ def test_the_users_own_env_and_plan(tmp_path: Path) -> None:
     assert "easy @ 0" in out
     assert 'env = "my_game.envs:make"' in (tmp_path / "runs" / "mine" / "config.toml").read_text()
     # and the same once more from what it saved
-    code, _, err = run("train", "--config", "runs/mine/config.toml", "--name", "again", cwd=tmp_path)
+    code, _, err = here("train", "--config", "runs/mine/config.toml", "--name", "again")
     assert (code, err) == (0, "")
 
 
-def test_solved_before_the_first_update_it_ends_with_its_summary(tmp_path: Path) -> None:
+def test_solved_before_the_first_update_it_ends_with_its_summary(tmp_path: Path, here: Here) -> None:
     """There is nothing to plot then; that is no error of the run."""
     (tmp_path / "easy.py").write_text(OWN_ENV.replace("bool(action)", "True"))
     args = ("train", "--env", "easy:make", "--num-envs", "4", "--num-workers", "1", "--solve-rate", "0.9")
     (tmp_path / "plan.toml").write_text('[[stage]]\nname = "easy"\n')
-    code, out, err = run(*args, "--plan", "plan.toml", "--name", "easy", cwd=tmp_path)
+    code, out, err = here(*args, "--plan", "plan.toml", "--name", "easy")
     assert (code, err) == (0, "")
     assert "solved at" in out
     assert "no curve.png: runs/easy: no metrics yet" in out
@@ -192,7 +217,7 @@ def broken():
 )
 
 
-def test_the_stages_of_an_own_curriculum_env_need_no_plan(tmp_path: Path) -> None:
+def test_the_stages_of_an_own_curriculum_env_need_no_plan(tmp_path: Path, here: Here) -> None:
     (tmp_path / "own.py").write_text(OWN_CURRICULUM)
     args = (
         "--env",
@@ -206,22 +231,22 @@ def test_the_stages_of_an_own_curriculum_env_need_no_plan(tmp_path: Path) -> Non
         "--name",
         "own",
     )
-    code, out, err = run("train", *args, cwd=tmp_path)
+    code, out, err = here("train", *args)
     assert (code, err) == (0, "")
     assert "easy @ 0" in out
-    code, out, err = run("eval", "runs/own", "--episodes", "4", cwd=tmp_path)
+    code, out, err = here("eval", "runs/own", "--episodes", "4")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ["stage", "easy", "hard"]
 
 
-def test_one_mistake_of_many_envs_is_one_message(tmp_path: Path) -> None:
+def test_one_mistake_of_many_envs_is_one_message(tmp_path: Path, here: Here) -> None:
     (tmp_path / "own.py").write_text(OWN_CURRICULUM)
     args = ("--env", "own:broken", "--num-envs", "4", "--num-workers", "2")
-    code, _, err = run("train", *args, "--on-env-error", "raise", cwd=tmp_path)
+    code, _, err = here("train", *args, "--on-env-error", "raise")
     assert code == 1
     assert err.count("no display") == 1
     assert "(and 3 more)" in err
-    code, _, err = run("train", *args, cwd=tmp_path)  # tried again, until the budget is spent
+    code, _, err = here("train", *args)  # tried again, until the budget is spent
     assert code == 1
     assert err.count("no display") == 1
     assert "times in a row" in err
