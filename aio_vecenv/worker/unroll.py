@@ -10,7 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..core.framing import Message
 from ..core.layout import (
@@ -46,6 +49,7 @@ from .rows import Group
 
 __all__ = ["UnrollUnderWay", "Unroller", "unroller_of"]
 
+_KEPT_ROWS = 128
 ActUnder = Callable[[], AbstractContextManager[None]]
 
 
@@ -92,10 +96,24 @@ class Unroller:
             yield action
 
 
+class _Row(NamedTuple):
+    """One row of a worker's columns: what `act` reads and fills, and where the rest goes."""
+
+    obs: list[NDArray[Any]]
+    noise: NDArray[Any]
+    outputs: dict[str, NDArray[Any]]
+    actions: list[NDArray[Any]]
+    next_obs: list[NDArray[Any]]
+    rewards: NDArray[np.float64]
+    versions: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+
+
 class _Columns:
-    """A worker's columns of one buffer: time first."""
+    """A worker's columns of one buffer: time first. The first rows, which nearly all chunks have, are kept as views."""
 
     def __init__(self, buffer: ChunkBuffer, mine: slice) -> None:
+        self._rows: list[_Row] = []
         self.obs = [array[:, mine] for array in buffer.obs]
         self.actions = [array[:, mine] for array in buffer.actions]
         self.outputs = {name: array[:, mine] for name, array in buffer.outputs.items()}
@@ -103,6 +121,23 @@ class _Columns:
             array[:, mine] for array in (buffer.rewards, buffer.flags, buffer.versions)
         )
         self.noise = buffer.noise[:, mine]
+
+    def row(self, t: int) -> _Row:
+        if t < len(self._rows):
+            return self._rows[t]
+        row = _Row(
+            [array[t] for array in self.obs],
+            self.noise[t],
+            {name: array[t] for name, array in self.outputs.items()},
+            [array[t] for array in self.actions],
+            [array[t + 1] for array in self.obs],
+            self.rewards[t],
+            self.versions[t],
+            self.flags[t],
+        )
+        if t == len(self._rows) < _KEPT_ROWS:
+            self._rows.append(row)
+        return row
 
 
 class UnrollUnderWay:
@@ -121,8 +156,8 @@ class UnrollUnderWay:
 
     def row(self) -> bool:
         """Act and step once; whether there is another row to do."""
-        unroller, columns, t = self._unroller, self._columns, self._t
-        progress, group = unroller.progress, unroller.group
+        unroller, t = self._unroller, self._t
+        progress, group, row = unroller.progress, unroller.group, self._columns.row(t)
         group.rows.t = t
         progress[AT_WORK] = POLICY_AT_WORK
         began_ns = time.perf_counter_ns()
@@ -130,24 +165,18 @@ class UnrollUnderWay:
             if unroller.broken is not None:
                 raise unroller.broken
             with unroller.act_under():
-                unroller.runner.act(
-                    unroller.blocks,
-                    [array[t] for array in columns.obs],
-                    columns.noise[t],
-                    unroller.actions,
-                    {name: array[t] for name, array in columns.outputs.items()},
-                )
+                unroller.runner.act(unroller.blocks, row.obs, row.noise, unroller.actions, row.outputs)
         except PolicyError as error:
             note: Note = (group.rows.first, t, POLICY_FAILED, describe_policy(error))
             self._payloads.append(encode_notes([note], "an error"))
             self._nothing_from(t)
             return False
         progress[POLICY_NS] += time.perf_counter_ns() - began_ns
-        for array, column in zip(columns.actions, unroller.actions):
-            array[t] = column
+        for array, column in zip(row.actions, unroller.actions):
+            array[...] = column
         if notes := group.step(self._acting):
             self._say(notes, group, t)
-        self._copy(t)
+        self._copy(row)
         progress[ROWS_DONE], progress[LAST_ROW_NS] = t + 1, time.monotonic_ns()
         self._t = t + 1
         return self._t < self._length and not progress[STOP]
@@ -178,18 +207,17 @@ class UnrollUnderWay:
                 for i in failed:
                     column[i] = array[t, i]  # as it was before
 
-    def _copy(self, t: int) -> None:
-        unroller, columns = self._unroller, self._columns
+    def _copy(self, row: _Row) -> None:
+        unroller = self._unroller
         rows = unroller.group.rows
-        for array, column in zip(columns.obs, unroller.newest):
-            array[t + 1] = column
-        columns.rewards[t] = rows.rewards
-        columns.versions[t] = rows.versions
-        flags = columns.flags[t]
-        flags[...] = rows.flags
+        for array, column in zip(row.next_obs, unroller.newest):
+            array[...] = column
+        row.rewards[...] = rows.rewards
+        row.versions[...] = rows.versions
+        row.flags[...] = rows.flags
         if self._acting is not None:
             idle = sorted(set(unroller.group.everyone).difference(self._acting))
-            flags[idle] = IDLE
+            row.flags[idle] = IDLE
 
     def _nothing_from(self, t: int) -> None:
         """Nothing happens in the rows from `t` on."""

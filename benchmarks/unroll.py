@@ -1,0 +1,390 @@
+"""`python -m benchmarks.unroll`: unrolls against the policy limit and against the peers; the knob.
+
+The *policy limit* is the same loop in two processes that tell nobody anything: the policy, in one call for all envs of
+the process, then their steps. An executed action is a step, for every contender; resets are not. Contenders take turns;
+a ratio is that of two turns that follow each other, given as the median with its 80 % bootstrap interval. CPU time is
+that of the whole process tree, since two cores that other programs use, too, tell little by the clock.
+"""
+# edge: starts contenders as processes, prints Markdown tables
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from benchmarks.versions import interval_of_median
+
+WORKERS = 2
+KNOB = (1, 2, 4, 8, 16, 32, 128)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Unrolls: CPU time per executed step, and steps per second."""
+
+    turns: int = 30
+    """Turns of each contender in each comparison."""
+    seconds: float = 0.3
+    """Length of a turn."""
+    only: tuple[str, ...] = ("bars", "peers", "updates", "knob")
+    """Which tables."""
+
+
+# -- envs and policies -------------------------------------------------------------------------------------------------
+
+
+def make_env(name: str) -> Any:
+    if name == "minigrid":
+        from minigrid.wrappers import ImgObsWrapper
+
+        return ImgObsWrapper(gym.make("MiniGrid-DoorKey-8x8-v0"))  # type: ignore[no-untyped-call]
+    if name == "short":  # an end every 20 rows
+        return gym.make("CartPole-v1", max_episode_steps=19)
+    return gym.make("CartPole-v1")
+
+
+class Dense:
+    """Tanh layers of 64: an actor, and a critic beside it where `towers` is 2. Takes Gumbel noise."""
+
+    def __init__(self, towers: int) -> None:
+        rng = np.random.default_rng(0)
+        self.noise, self.towers = (2, np.float32), towers
+        self.outputs: dict[str, Any] = {"log_prob": ((), np.float32)}
+        if towers == 2:
+            self.outputs["value"] = ((), np.float32)
+        self.layers = [
+            [
+                rng.standard_normal(size, dtype=np.float32) / np.float32(4)
+                for size in ((4, 64), (64, 64), (64, out))
+            ]
+            for out in (2, 1)
+        ]
+
+    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> NDArray[Any]:
+        return rng.standard_exponential((*rows, 2), dtype=np.float32)
+
+    def load(self, params: Any) -> None:
+        self.layers = params
+
+    def act(self, obs: NDArray[Any], noise: NDArray[Any]) -> tuple[Any, Any]:
+        actor, critic = self.layers
+        logits = np.tanh(np.tanh(obs @ actor[0]) @ actor[1]) @ actor[2]
+        actions = (logits - np.log(noise)).argmax(1)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        outputs = {"log_prob": log_p[np.arange(len(log_p)), actions]}
+        if self.towers == 2:
+            outputs["value"] = (np.tanh(np.tanh(obs @ critic[0]) @ critic[1]) @ critic[2])[:, 0]
+        return actions, outputs
+
+
+class Patches:
+    """A convolution of 2 × 2 by patches, and a layer, for MiniGrid's 7 × 7 × 3 pictures."""
+
+    noise, outputs = (7, np.float32), {"value": ((), np.float32)}
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.filters = rng.standard_normal((12, 16), dtype=np.float32) / np.float32(8)
+        self.head = rng.standard_normal((576, 8), dtype=np.float32) / np.float32(24)
+
+    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> NDArray[Any]:
+        return rng.standard_exponential((*rows, 7), dtype=np.float32)
+
+    def load(self, params: Any) -> None:
+        self.filters, self.head = params
+
+    def act(self, obs: NDArray[Any], noise: NDArray[Any]) -> tuple[Any, Any]:
+        x = obs.astype(np.float32)
+        corners = (x[:, :-1, :-1], x[:, :-1, 1:], x[:, 1:, :-1], x[:, 1:, 1:])
+        hidden = np.maximum(np.concatenate(corners, 3) @ self.filters, 0).reshape(len(x), -1)
+        out = hidden @ self.head
+        return (out[:, :7] - np.log(noise)).argmax(1), {"value": out[:, 7].copy()}
+
+
+def make_policy(name: str, towers: int) -> Any:
+    return Patches() if name == "minigrid" else Dense(towers)
+
+
+# -- contenders, each in a process of its own --------------------------------------------------------------------------
+
+
+def tree_cpu_s() -> float:
+    """CPU time of this process and all below it, in seconds."""
+    total, pending = 0, [os.getpid()]
+    while pending:
+        for task in Path(f"/proc/{pending.pop()}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+            pending += map(int, (task / "children").read_text().split())
+    return total / 1e9
+
+
+@asynccontextmanager
+async def ours(
+    env: str, n: int, towers: int, length: int, updates: int
+) -> AsyncIterator[Callable[[float], Any]]:
+    import aio_vecenv as av
+
+    policy, rng = make_policy(env, towers), np.random.default_rng(0)
+
+    async def publish(envs: av.AsyncVecEnv) -> None:
+        payload = os.urandom(4096)
+        while True:
+            envs.broadcast(payload)
+            await asyncio.sleep(1 / updates)
+
+    async with av.AsyncVecEnv(
+        partial(make_env, env), n, num_workers=WORKERS, policy=policy, unroll=length, copy=False
+    ) as envs:
+        await envs.reset(seed=0)
+        publishing = asyncio.create_task(publish(envs)) if updates else None
+
+        async def turn(seconds: float) -> int:
+            end, executed = time.perf_counter() + seconds, 0
+            while time.perf_counter() < end:
+                chunk = await envs.unroll(policy.draw(rng, (length, n)))
+                executed += chunk.first.size - int(np.count_nonzero(chunk.first))
+            return executed
+
+        yield turn
+        if publishing is not None:
+            publishing.cancel()
+            with suppress(asyncio.CancelledError):
+                await publishing
+
+
+def loop(env: str, n: int, towers: int, length: int, index: int) -> None:
+    """One process of the limit: a line with seconds in, executed steps out."""
+    envs, policy, rng = (
+        [make_env(env) for _ in range(n)],
+        make_policy(env, towers),
+        np.random.default_rng(index),
+    )
+    space = envs[0].observation_space
+    obs = np.zeros((length + 1, n, *space.shape), space.dtype)
+    rewards, ended = np.zeros((length, n)), np.zeros((length, n, 2), np.bool_)
+    for i, one in enumerate(envs):
+        obs[length, i], _ = one.reset(seed=index * n + i)
+    due = [False] * n
+    print(0, flush=True)
+    for line in sys.stdin:
+        end, executed = time.perf_counter() + float(line), 0
+        while time.perf_counter() < end:
+            obs[0] = obs[length]
+            noise = policy.draw(rng, (length, n))
+            for t in range(length):
+                actions, _ = policy.act(obs[t], noise[t])
+                for i, action in enumerate(actions.tolist()):
+                    if due[i]:
+                        obs[t + 1, i], _ = envs[i].reset()
+                        due[i] = False
+                        continue
+                    obs[t + 1, i], rewards[t, i], terminated, truncated, _ = envs[i].step(action)
+                    ended[t, i] = terminated, truncated
+                    due[i] = terminated or truncated
+                    executed += 1
+        print(executed, flush=True)
+
+
+def start_loops(*arguments: str) -> list[subprocess.Popen[str]]:
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.unroll", "loop", *arguments]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, str(index)], env=environment, **pipes) for index in range(WORKERS)]
+
+
+@asynccontextmanager
+async def limit(
+    env: str, n: int, towers: int, length: int, updates: int
+) -> AsyncIterator[Callable[[float], Any]]:
+    loops = start_loops(env, str(n // WORKERS), str(towers), str(length))
+
+    def answers() -> int:
+        return sum(int(one.stdout.readline() if one.stdout else 0) for one in loops)
+
+    async def turn(seconds: float) -> int:
+        for one in loops:
+            assert one.stdin is not None
+            one.stdin.write(f"{seconds}\n")
+            one.stdin.flush()
+        return answers()
+
+    answers()
+    yield turn
+    for one in loops:
+        one.communicate("")
+
+
+@asynccontextmanager
+async def peer(
+    kind: str, env: str, n: int, towers: int, length: int, updates: int
+) -> AsyncIterator[Callable[[float], Any]]:
+    """A peer's vectorised env, with the policy in the parent."""
+    policy, rng = make_policy(env, towers), np.random.default_rng(0)
+    makers: list[Any] = [partial(make_env, env) for _ in range(n)]
+    envs: Any
+    if kind.startswith("gymnasium"):
+        vector = gym.vector.SyncVectorEnv if kind.endswith("sync") else gym.vector.AsyncVectorEnv
+        envs = vector(makers)
+        obs, _ = envs.reset(seed=0)
+    else:
+        from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+        envs = (DummyVecEnv if kind == "sb3-dummy" else SubprocVecEnv)(makers)
+        obs = envs.reset()
+
+    async def turn(seconds: float) -> int:
+        nonlocal obs
+        end, executed = time.perf_counter() + seconds, 0
+        ended = np.zeros(n, np.bool_)
+        while time.perf_counter() < end:
+            actions, _ = policy.act(obs, policy.draw(rng, (n,)))
+            if kind.startswith("gymnasium"):
+                executed += n - int(np.count_nonzero(ended))  # the next step of one that ended resets it
+                obs, _, terminated, truncated, _ = envs.step(actions)
+                ended = terminated | truncated
+            else:
+                obs, _, _, _ = envs.step(actions)
+                executed += n
+        return executed
+
+    yield turn
+    envs.close()
+
+
+PEERS = ("gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc")
+
+
+async def serve(kind: str, env: str, n: int, towers: int, length: int, updates: int) -> None:
+    contender: Any = {"ours": ours, "limit": limit}.get(kind) or partial(peer, kind)
+    async with contender(env, n, towers, length, updates) as turn:
+        print("{}", flush=True)
+        lines = asyncio.get_running_loop()
+        while line := await lines.run_in_executor(None, sys.stdin.readline):
+            wall, cpu = time.perf_counter(), tree_cpu_s()
+            steps = await turn(float(line))
+            answer = {"steps": steps, "cpu_s": tree_cpu_s() - cpu, "wall_s": time.perf_counter() - wall}
+            print(json.dumps(answer), flush=True)
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------
+
+
+class Contender:
+    """A contender's process, seen from here."""
+
+    def __init__(
+        self, kind: str, env: str, n: int, towers: int = 2, length: int = 16, updates: int = 0
+    ) -> None:
+        arguments = [kind, env, *map(str, (n, towers, length, updates))]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.unroll", "child", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a contender ended with {self.process.wait()}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def turn(self, seconds: float) -> tuple[float, float]:
+        """CPU seconds per executed step, and steps per second."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        return answer["cpu_s"] / answer["steps"], answer["steps"] / answer["wall_s"]
+
+
+@contextmanager
+def together(*contenders: Contender) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for one in contenders:
+            one.process.communicate("")
+
+
+def compare(name: str, left: Contender, right: Contender, arguments: Arguments, turns: int = 0) -> str:
+    """A row: left ÷ right, CPU time per step and steps per second."""
+    cpu, wall, rate = [], [], []
+    with together(left, right):
+        for turn in range((turns or arguments.turns) + 1):
+            order = (left, right) if turn % 2 else (right, left)
+            answers = {one: one.turn(arguments.seconds) for one in order}
+            if turn:  # the first warms up
+                cpu.append(answers[left][0] / answers[right][0])
+                wall.append(answers[left][1] / answers[right][1])
+                rate.append(answers[left][1])
+    low, high = interval_of_median(cpu)
+    slow, fast = interval_of_median(wall)
+    return (
+        f"| {name} | {statistics.median(cpu):.3f} | {low:.3f} to {high:.3f} | {statistics.median(wall):.3f} "
+        f"| {slow:.3f} to {fast:.3f} | {statistics.median(rate):,.0f} |"
+    )
+
+
+HEAD = "| {} | CPU per step, ours ÷ its | 80 % | steps/s, ours ÷ its | 80 % | steps/s |\n|---|--:|---|--:|---|--:|"
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.unroll")
+
+    def row(name: str, ours_: tuple[Any, ...], its: tuple[Any, ...], turns: int = 0) -> None:
+        print(compare(name, Contender(*ours_), Contender(*its), arguments, turns), flush=True)
+
+    if "bars" in arguments.only:
+        print("Against the policy limit\n\n" + HEAD.format("workload, T = 16"), flush=True)
+        for name, workload in (
+            ("CartPole × 32, two towers", ("cartpole", 32, 2)),
+            ("CartPole × 256, actor only", ("cartpole", 256, 1)),
+            ("CartPole × 256, two towers", ("cartpole", 256, 2)),
+            ("MiniGrid DoorKey × 32", ("minigrid", 32)),
+        ):
+            row(name, ("ours", *workload), ("limit", *workload))
+    if "peers" in arguments.only:
+        print(
+            "\nAgainst peers, the same policy in the parent\n\n" + HEAD.format("CartPole × 32, T = 16"),
+            flush=True,
+        )
+        for name in PEERS:
+            row(name, ("ours", "cartpole", 32), (name, "cartpole", 32))
+    if "updates" in arguments.only:
+        print(
+            "\n500 updates/s of 4 KiB, an end every 20 rows, against none\n\n" + HEAD.format("CartPole × 32"),
+            flush=True,
+        )
+        row("T = 16", ("ours", "short", 32, 2, 16, 500), ("ours", "short", 32, 2, 16))
+    if "knob" in arguments.only:
+        print("\nThe knob, against the policy limit\n\n" + HEAD.format("CartPole × 32, T"), flush=True)
+        for length in KNOB:
+            its, turns = ("limit", "cartpole", 32), max(1, arguments.turns // 3)
+            row(str(length), ("ours", "cartpole", 32, 2, length), its, turns)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        asyncio.run(serve(*sys.argv[2:4], *map(int, sys.argv[4:])))  # type: ignore[arg-type]
+    elif sys.argv[1:2] == ["loop"]:
+        loop(sys.argv[2], *map(int, sys.argv[3:]))
+    else:
+        main()
