@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
             r"advance   near → far .*\n(.*\n)?after .* solved    far .*\n.* set_stage far → near  by operator\n",
         ),
         ("docs/runtime.md", "^$"),
+        ("docs/unrolls.md", r"^1 \(16, 32\) \d+\n"),
     ],
 )
 def test_the_first_program_of_a_page_runs(page: str, says: str, tmp_path: Path) -> None:
