@@ -67,13 +67,12 @@ ROOMS: dict[str, set[str]] = {
     },
     "trainers": {
         "__init__", "__main__", "callbacks", "cli", "config", "endings", "evaluate", "evaluation", "export",
-        "foreground", "jobs", "loop_monitor", "malloc", "opening", "run", "trained", "twin",
-        "video",
+        "foreground", "jobs", "loop_monitor", "malloc", "names", "opening", "run", "trained", "twin", "video",
     },
     "trainers/collect": {"__init__", "collector", "observations", "unroller"},
     "trainers/learn": {
-        "__init__", "actions", "defaults", "encoders", "learner", "moments", "networks", "policy", "ppo", "rollout",
-        "thread", "twins",
+        "__init__", "actions", "defaults", "encoders", "learner", "moments", "networks", "own_networks", "policy",
+        "ppo", "rollout", "thread", "twins",
     },
     "trainers/record": {
         "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes",
@@ -115,7 +114,7 @@ FOLDERS: dict[str, set[str]] = {
     "curriculum/strategies": {"curriculum"},
     "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
     "trainers/collect": {"trainers.config", "trainers/learn"},
-    "trainers/learn": {"trainers.config", "trainers.twin", "trainers.record.checkpoint"},
+    "trainers/learn": {"trainers.config", "trainers.names", "trainers.twin", "trainers.record.checkpoint"},
     "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread"},
     "trainers/presets": {"trainers.config"},
     "trainers/service": {

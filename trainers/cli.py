@@ -223,7 +223,12 @@ def _check_seeds(command: Train, args: list[str]) -> None:
 
 def _spelt_out(args: list[str]) -> list[str]:
     """Settings that are on, off or chosen by the spaces take a value; on and off are also said as of other settings:
-    `--network.normalise-obs` and `--network.no-normalise-obs`. `--fleet 4` says how many hosts."""
+    `--network.normalise-obs` and `--network.no-normalise-obs`. `--fleet 4` says how many hosts; `--network NAME` is
+    `--network.factory NAME`."""
+    args = [
+        arg.replace("--network", "--network.factory", 1) if arg.split("=")[0] == "--network" else arg
+        for arg in args
+    ]
     flags = {f"--{name}": [f"--{name}", "True"] for name in OPTIONAL_FLAGS}
     flags |= {f"--{name.replace('.', '.no-')}": [f"--{name}", "False"] for name in OPTIONAL_FLAGS}
     spelt: list[str] = []

@@ -200,6 +200,9 @@ def _scheduled(start: float, schedule: Schedule, progress: float) -> float:
 class NetworkConfig:
     """The actor-critic network. Pictures get a CNN in front, chosen by their size; `docs/training.md` says which."""
 
+    factory: str | None = None
+    """A network of your own, MODULE:FACTORY (also: --network MODULE:FACTORY): a callable (space, head, config, *, seed)
+    that gives a torch.nn.Module; see docs/training.md. The settings below are then for it to heed."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     shared: bool = False
@@ -577,6 +580,7 @@ def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C
         where = f"{source}: {name}"
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
+            value = _network_table(hint, value)
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: expected a table, got {value!r}")
             inner = getattr(base, name) if base is not None else None
@@ -593,6 +597,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint` asks, without losing anything; else `ConfigError`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
+        value = _network_table(hint, value)
         if isinstance(value, Mapping):
             return from_mapping(typing.cast(type[Any], hint), value, source=where)
         if not isinstance(value, typing.cast(type[Any], hint)):
@@ -634,6 +639,11 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _network_table(hint: Any, value: Any) -> Any:
+    """`network = "MODULE:FACTORY"` names a network of the user's own, with all other settings as they are."""
+    return {"factory": value} if hint is NetworkConfig and isinstance(value, str) else value
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -7,9 +7,8 @@ import difflib
 import importlib
 import inspect
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import aio_vecenv as av
 import curriculum as cu
 from trainers.config import ConfigError, TrainConfig, known
 from trainers.learn.networks import MASK
+from trainers.names import imported, named
 from trainers.presets import Job, load_preset
 from trainers.record.checkpoint import Checkpoint, CheckpointError
 from trainers.record.env_errors import FAILED_RESETS
@@ -352,34 +352,12 @@ def _factory(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
         return _registered(name, None, kwargs)
     if not module_name or not attribute:
         raise ConfigError(f"env {name}: expected MODULE:FACTORY")
-    _imported("env", module_name, attribute)
+    imported("env", module_name, attribute)
     if attribute in gym.registry and not hasattr(sys.modules[module_name], attribute):
         return _registered(attribute, module_name, kwargs)
     factory = named("env", name, gym.registry)
     made: Callable[[], Any] = partial(factory, **kwargs) if kwargs else factory
     return made
-
-
-def named(
-    kind: str, name: str, others: Iterable[str] = (), *, known: Iterable[str] = ()
-) -> Callable[..., Any]:
-    """What MODULE:FACTORY names. Raises `ConfigError` that says what `kind` of thing it is for; `others`: names that
-    could have been meant, too; `known`: what can be named instead."""
-    module_name, _, attribute = name.rpartition(":")
-    if not module_name or not attribute:
-        instead = "".join(f", or {other}" for other in known)
-        raise ConfigError(f"{kind} {name}: expected MODULE:FACTORY{instead}")
-    found: Any = _imported(kind, module_name, attribute)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [*dir(found), *others], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{kind} {name}: {module_name} has no {part!r}{hint}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(f"{kind} {name}: not callable but {type(found).__name__}")
-    factory: Callable[..., Any] = found
-    return factory
 
 
 def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) -> Callable[[], Any]:
@@ -390,7 +368,6 @@ def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) ->
         raise ConfigError(f"unknown env {env_id!r}: {error}") from None
 
     def make() -> Any:
-        import importlib
 
         import gymnasium
 
@@ -399,22 +376,3 @@ def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) ->
         return gymnasium.make(spec, disable_env_checker=True, **kwargs)
 
     return make
-
-
-def _imported(kind: str, module_name: str, attribute: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigError(f"{kind} {module_name}:{attribute}: no module named {error.name!r}") from None
-        raise _import_failed(kind, module_name, attribute, error) from error
-    except Exception as error:
-        raise _import_failed(kind, module_name, attribute, error) from error
-
-
-def _import_failed(kind: str, module_name: str, attribute: str, error: Exception) -> ConfigError:
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return ConfigError(
-        f"{kind} {module_name}:{attribute}: importing it failed: {type(error).__name__}: {error}{at}"
-    )

@@ -18,7 +18,8 @@ from trainers.config import ConfigError
 from trainers.learn.actions import ActionHead, action_head
 from trainers.learn.defaults import for_spaces
 from trainers.learn.learner import EVAL, load_parameters, stream
-from trainers.learn.networks import MASK, ActorCritic, leaf_spaces
+from trainers.learn.networks import MASK, Network, leaf_spaces
+from trainers.learn.own_networks import OwnNetwork, make_network, parameters_of
 from trainers.learn.policy import Policy
 from trainers.learn.twins import twin_of
 from trainers.record.checkpoint import CheckpointError, load_saved
@@ -54,7 +55,7 @@ def load_policy(
     action_space: gym.Space[Any] = getattr(env, "single_action_space", None) or env.action_space
     network = for_spaces(folder.config(), obs_space, action_space).network
     head = action_head(action_space, network)
-    model = ActorCritic(obs_space, head, network, seed=0)
+    model = make_network(obs_space, head, network, seed=0)
     load_parameters(path, model, saved.model)
     if saved.envs:
         _restore_env(env, saved.envs, path)
@@ -90,7 +91,7 @@ class TrainedPolicy:
 
     def __init__(
         self,
-        model: ActorCritic,
+        model: Network,
         head: ActionHead,
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
@@ -130,17 +131,26 @@ class TrainedPolicy:
     def twin(self) -> Twin:
         """The policy in numpy alone, as `AsyncVecEnv(policy=…)` takes it; greedy if this one is.
 
-        An action mask that comes in infos is unknown to it. Raises `ConfigError` for a network without a twin.
+        An action mask that comes in infos is unknown to it. Raises `ConfigError` for a network without a twin, or whose
+        own is no `trainers.Twin`.
         """
-        twin = twin_of(
-            self._policy.model,
-            self._head,
-            self.observation_space,
-            greedy=self.greedy,
-        )
-        if twin is None:
-            raise ConfigError(f"the network of {self.checkpoint} has parts that numpy has no counterpart for")
-        return twin
+        model = self._policy.model
+        if not isinstance(model, OwnNetwork):
+            twin = twin_of(model, self._head, self.observation_space, greedy=self.greedy)
+            if twin is None:
+                raise ConfigError(
+                    f"the network of {self.checkpoint} has parts that numpy has no counterpart for"
+                )
+            return twin
+        own = model.twin()
+        if not isinstance(own, Twin):
+            kind = (
+                "no twin()"
+                if own is None
+                else f"a twin() of its own kind ({type(own).__name__}), not trainers.Twin"
+            )
+            raise ConfigError(f"the network of {self.checkpoint} has {kind}")
+        return Twin(own.plan, {**own.arrays, **parameters_of(own, model)}, greedy=self.greedy)
 
     def act_batch(self, obs: Any, infos: Mapping[str, Any] | None = None) -> Any:
         """Actions (n, …) for n envs' observations and infos, as a vectorised env hands them out."""

@@ -23,7 +23,8 @@ from tests.trainers.test_networks import SPACES as OBSERVATIONS
 from trainers.config import NetworkConfig
 from trainers.learn.actions import action_head
 from trainers.learn.networks import ActorCritic, leaf_arrays
-from trainers.learn.twins import parameters_of, twin_of
+from trainers.learn.own_networks import parameters_of
+from trainers.learn.twins import twin_of
 from trainers.twin import Twin, TwinError, read_twin
 
 VECTOR = OBSERVATIONS[0]

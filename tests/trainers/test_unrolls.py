@@ -21,6 +21,8 @@ from trainers.presets import load_preset
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
 
+pytestmark = pytest.mark.alternate_loops
+
 
 async def played(
     config: TrainConfig, job: Job | None = None

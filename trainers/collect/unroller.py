@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import aio_vecenv as av
 from trainers.collect.collector import Collector
 from trainers.learn.networks import MASK, leaf_arrays
-from trainers.learn.twins import parameters_of
+from trainers.learn.own_networks import parameters_of
 
 __all__ = ["Unroller"]
 

@@ -43,7 +43,8 @@ def in_words(config: TrainConfig, obs_space: gym.Space[Any], action_space: gym.S
         (f"{path}: " if path else "") + describe(leaf, chosen.network, path)
         for path, leaf in leaf_spaces(obs_space).items()
     ]
-    lines = [f"observations: {'; '.join(leaves)}"]
+    own = config.network.factory
+    lines = [f"observations: {'; '.join(leaves)}" if own is None else f"network: {own}"]
     if parts:
         lines.append(f"defaults for {_kind(config, obs_space, action_space)}: {', '.join(parts)}")
     return tuple(lines)

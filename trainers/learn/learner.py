@@ -16,7 +16,8 @@ from trainers.config import ConfigError, TrainConfig, known
 from trainers.learn.actions import action_head
 from trainers.learn.defaults import for_spaces
 from trainers.learn.moments import DiscountedReturns
-from trainers.learn.networks import ActorCritic, has_image, leaf_spaces
+from trainers.learn.networks import has_image, leaf_spaces
+from trainers.learn.own_networks import make_network
 from trainers.learn.policy import Policy
 from trainers.learn.ppo import UpdateStats, advantages_of, make_optimiser, update
 from trainers.learn.rollout import Floats, Rollout, score_parts
@@ -68,7 +69,7 @@ class Learner:
         if masked and not self.head.mask_size:
             raise ConfigError(f"an action mask was given, but {action_space} cannot be masked")
         self.device = _device(config.device, has_image(obs_space, config.network))
-        self.model = ActorCritic(obs_space, self.head, config.network, seed=config.seed).to(self.device)
+        self.model = make_network(obs_space, self.head, config.network, seed=config.seed).to(self.device)
         self.optimiser = make_optimiser(self.model, config.ppo)
         self.policy = Policy(self.model, self.head, self.device)
         self._returns = DiscountedReturns(self.model.returns, config.num_envs)

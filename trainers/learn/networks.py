@@ -18,7 +18,7 @@ from trainers.learn.actions import ActionHead, Gaussian
 from trainers.learn.encoders import Linear, Normalised, Pixels, encoder, layer, picture_of
 from trainers.learn.moments import Moments
 
-__all__ = ["ActorCritic", "has_image", "leaf_arrays", "leaf_spaces", "mask_leaf"]
+__all__ = ["ActorCritic", "Network", "has_image", "leaf_arrays", "leaf_spaces", "mask_leaf"]
 
 MASK = "action_mask"
 DEFAULT = NetworkConfig()
@@ -95,7 +95,28 @@ class _FastTanh(torch.autograd.Function):
         return cast(torch.Tensor, torch.ops.aten.tanh_backward(grads[0], y))
 
 
-class ActorCritic(nn.Module):
+class Network(nn.Module):
+    """What acts and learns. `forward` takes leaves (n, …), a tensor for each of `keys`, and gives the action head's
+    `params` (n, size) and values (n,)."""
+
+    keys: tuple[str, ...]
+    """The leaves' paths, as in `leaf_spaces`."""
+    returns: Moments
+    """Of discounted returns, where rewards are normalised by them."""
+
+    def values(self, obs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The values (n,) alone."""
+        return cast(torch.Tensor, self(obs)[1])
+
+    def observe(self, obs: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None) -> None:
+        """Take these rows of a rollout's leaves (n, …) into running statistics, where there are any; None: all."""
+
+    def arrays(self) -> Mapping[str, torch.Tensor]:
+        """Parameters and statistics, by the names that a twin knows them by."""
+        return self.state_dict()
+
+
+class ActorCritic(Network):
     """An encoder per leaf, concatenated; then hidden layers, shared by policy and value or not.
 
     Orthogonal initialisation: √2 in hidden layers, 0.01 for the policy's last (it starts near uniform), 1 for
@@ -119,7 +140,7 @@ class ActorCritic(nn.Module):
         self.body = nn.Sequential(*body)
         self.actor = _tower(width, apart, config, outputs, 0.01, draw)
         self.critic = _tower(width, apart, config, 1, 1.0, draw)
-        self.returns = Moments(1)  # of discounted returns, where rewards are normalised by them
+        self.returns = Moments(1)
         self.log_std = nn.Parameter(torch.full((outputs,), config.log_std)) if gaussian else None
 
     def forward(self, obs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +152,6 @@ class ActorCritic(nn.Module):
         return params, self.critic(features).squeeze(1)
 
     def values(self, obs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The values (n,) alone."""
         return cast(torch.Tensor, self.critic(self._features(obs)).squeeze(1))
 
     def _features(self, obs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -144,7 +164,6 @@ class ActorCritic(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def observe(self, obs: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None) -> None:
-        """Take these rows of a rollout's leaves (n, …) into the statistics, where an encoder keeps any; None: all."""
         if rows is None:
             column = obs[self.keys[0]]
             rows = torch.arange(len(column), device=column.device)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.learn.actions import ActionHead
-from trainers.learn.networks import ActorCritic
+from trainers.learn.networks import ActorCritic, Network
 from trainers.learn.rollout import Bools, Floats
 from trainers.learn.twins import network_plan
 from trainers.twin import compile_steps, forward
@@ -24,8 +24,8 @@ SMALL = 64 * 64 * 64  # rows × width × width: beyond it torch is as fast, and 
 class Policy:
     """A model and its action head. Sampling is numpy's: torch's distributions cost more than the network."""
 
-    def __init__(self, model: ActorCritic, head: ActionHead, device: torch.device) -> None:
-        self.model, self.head, self._device = model, head, device
+    def __init__(self, model: Network, head: ActionHead, device: torch.device) -> None:
+        self.model, self.head, self._device = model.eval(), head, device
         self._small = SmallNetwork.of(model) if device.type == "cpu" else None
 
     def act(
@@ -88,8 +88,10 @@ class SmallNetwork:
         self._max_rows = SMALL // max(weight.size for weight in weights)
 
     @classmethod
-    def of(cls, model: ActorCritic) -> SmallNetwork | None:
+    def of(cls, model: Network) -> SmallNetwork | None:
         """The model by numpy; None if it has pictures, or layers that numpy has no counterpart for."""
+        if type(model).forward is not ActorCritic.forward or not isinstance(model, ActorCritic):
+            return None
         plan = network_plan(model, {key: [key] for key in model.keys})
         if plan is None or any(step["op"] == "conv" for part in plan["inputs"] for step in part["steps"]):
             return None

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainers.config import PPOConfig, Rates, known
 from trainers.learn.actions import ActionHead
-from trainers.learn.networks import ActorCritic
+from trainers.learn.networks import Network
 from trainers.learn.rollout import Floats, Rollout, generalised_advantages
 
 __all__ = ["UpdateStats", "advantages_of", "make_optimiser", "update"]
@@ -61,7 +61,7 @@ def advantages_of(rollout: Rollout, last_values: Floats, config: PPOConfig) -> F
 
 
 def update(
-    model: ActorCritic,
+    model: Network,
     optimiser: torch.optim.Adam,
     head: ActionHead,
     rollout: Rollout,
@@ -91,6 +91,7 @@ def update(
 
     for group in optimiser.param_groups:
         group["lr"] = lr
+    model.train()
     gradient = _one_gradient(model)
     sums, count, passes = torch.zeros(5, device=device), 0, 0
     for _ in range(epochs):
@@ -136,6 +137,7 @@ def update(
         if config.target_kl is not None and kls and float(torch.stack(kls).mean()) > config.target_kl:
             break
 
+    model.eval()
     if len(valid):
         model.observe(obs, torch.from_numpy(valid).to(device))
     means = (sums / max(count, 1)).tolist()
@@ -156,9 +158,9 @@ def update(
 def _one_gradient(model: nn.Module) -> torch.Tensor:
     """A vector of which the gradients of all parameters are views: to clear and to clip it takes one call each.
 
-    (Every parameter of an `ActorCritic` enters the loss; one that did not would have the gradient 0.)
+    (A parameter that does not enter the loss has the gradient 0.)
     """
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradient = parameters[0].new_zeros(sum(p.numel() for p in parameters))
     parts = torch.split(gradient, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts):

@@ -16,10 +16,11 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.learn.actions import ActionHead, action_head
 from trainers.learn.defaults import for_spaces
 from trainers.learn.encoders import Flat, Grid, Normalised, OneHot, Pixels
-from trainers.learn.networks import MASK, ActorCritic, leaf_spaces, mask_leaf
+from trainers.learn.networks import MASK, ActorCritic, Network, leaf_spaces, mask_leaf
+from trainers.learn.own_networks import OwnNetwork, check_twin, make_network
 from trainers.twin import Twin, names_in
 
-__all__ = ["TwinMaker", "network_plan", "parameters_of", "twin_of"]
+__all__ = ["TwinMaker", "network_plan", "twin_of"]
 
 Steps = list[dict[str, Any]]
 
@@ -29,7 +30,7 @@ class NoTwin(Exception):
 
 
 def twin_of(
-    model: ActorCritic,
+    model: Network,
     head: ActionHead,
     observation_space: gym.Space[Any],
     *,
@@ -39,6 +40,8 @@ def twin_of(
 
     The critic is left out. A mask that is a leaf of the observation is heeded; one that comes in infos cannot be.
     """
+    if not isinstance(model, ActorCritic) or type(model).forward is not ActorCritic.forward:
+        return None
     plan = network_plan(model, dict(zip(leaf_spaces(observation_space), _paths(observation_space))))
     if plan is None:
         return None
@@ -57,20 +60,35 @@ class TwinMaker:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self.twin: Twin | None = None
+        self.twin: Any = None
 
-    def __call__(self, obs_space: gym.Space[Any], action_space: gym.Space[Any]) -> Twin | None:
+    def __call__(self, obs_space: gym.Space[Any], action_space: gym.Space[Any]) -> Any:
         """Raises `ConfigError` if unrolls were asked for, and the network has no twin."""
         collect, network = self._config.collect, for_spaces(self._config, obs_space, action_space).network
         if collect not in (None, "unroll"):
             return None
         head = action_head(action_space, network)
-        model = ActorCritic(obs_space, head, network, seed=0)
-        slow = any(isinstance(part, Pixels) or getattr(part, "large", False) for part in model.encoders)
-        self.twin = twin_of(model, head, obs_space) if collect == "unroll" or not slow else None
+        model = make_network(obs_space, head, network, seed=0)
+        if isinstance(model, OwnNetwork):
+            self.twin = model.twin()
+            if self.twin is not None:
+                check_twin(self.twin, model, head, obs_space, f"network {network.factory}")
+        elif collect == "unroll" or not _slow(model):
+            self.twin = twin_of(model, head, obs_space)
         if collect == "unroll" and self.twin is None:
-            raise ConfigError("collect='unroll': the network has parts that numpy has no counterpart for")
+            why = (
+                "has no twin()"
+                if isinstance(model, OwnNetwork)
+                else "has parts that numpy has no counterpart for"
+            )
+            raise ConfigError(f"collect='unroll': the network {why}")
         return self.twin
+
+
+def _slow(model: Network) -> bool:
+    """Whether numpy takes longer than torch: for large pictures."""
+    encoders = model.encoders if isinstance(model, ActorCritic) else ()
+    return any(isinstance(part, Pixels) or getattr(part, "large", False) for part in encoders)
 
 
 def network_plan(model: ActorCritic, paths: Mapping[str, Sequence[str | int]]) -> dict[str, Any] | None:
@@ -90,12 +108,6 @@ def network_plan(model: ActorCritic, paths: Mapping[str, Sequence[str | int]]) -
         }
     except NoTwin:
         return None
-
-
-def parameters_of(twin: Twin, model: nn.Module) -> dict[str, NDArray[Any]]:
-    """What `Twin.load` takes: copies of the model's parameters and statistics as they are now."""
-    arrays = _arrays(model)
-    return {name: arrays[name] for name in twin.parameters}
 
 
 def _arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
