@@ -53,8 +53,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "aio_vecenv/fleet": {
-        "__init__", "columns", "episodes", "host_state", "hosts", "messages", "node_host", "ray_fleet", "ray_transport",
-        "state", "statistics", "transport",
+        "__init__", "columns", "episodes", "host_state", "hosts", "messages", "node_host", "opening", "ray_fleet",
+        "ray_transport", "state", "statistics", "transport",
     },
     "aio_vecenv/testing": {"__init__", "contract", "envs", "faults", "fleet", "policies", "scripted"},
     "curriculum": {

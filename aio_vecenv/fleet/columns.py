@@ -16,7 +16,7 @@ from ..core.layout import SpaceTree
 from ..core.policy import RowSpec
 from .state import Collected
 
-__all__ = ["LOST", "Columns", "chunk_bytes"]
+__all__ = ["LOST", "Columns"]
 
 LOST = "host_lost"  # the info of a row whose episode was cut off with its host
 _FIELDS = ("rewards", "terminations", "truncations", "first", "index", "versions")
@@ -24,18 +24,6 @@ _EMPTY: dict[str, tuple[Any, Any]] = {
     "rewards": (np.float64, 0), "terminations": (np.bool_, False), "truncations": (np.bool_, False),
     "first": (np.bool_, True), "index": (np.int64, -1), "versions": (np.int64, 0),
 }  # fmt: skip
-
-
-def chunk_bytes(
-    rows: int, envs: int, obs: SpaceTree, action: SpaceTree, outputs: Mapping[str, RowSpec]
-) -> int:
-    """How large a chunk is; infos aside."""
-    leaves = sum(_size(leaf) for leaf in obs.leaves)
-    beside = (
-        sum(_size(leaf) for leaf in action.leaves) + sum(_size(row) for row in outputs.values()) + 8 * 3 + 3
-    )
-    size: int = envs * ((rows + 1) * leaves + rows * beside)
-    return size
 
 
 def _size(row: Any) -> int:
@@ -57,6 +45,12 @@ class Columns:
         self._slots, self._outputs = slots, outputs
         num_envs = slots[-1].stop
         self._last = [np.zeros((num_envs, *leaf.shape), leaf.dtype) for leaf in self.obs.leaves]
+
+    def size_bytes(self, rows: int, envs: int) -> int:
+        """How large a chunk is; infos aside."""
+        shown = sum(_size(leaf) for leaf in self.obs.leaves)
+        beside = sum(_size(leaf) for leaf in self.action.leaves) + sum(map(_size, self._outputs.values()))
+        return envs * ((rows + 1) * shown + rows * (beside + 3 * 8 + 3))
 
     def see(self, env_ids: Sequence[int], obs: Any) -> None:
         """What these envs show since they were reset."""

@@ -48,7 +48,7 @@ class Hosts:
         self.said: dict[int, Said] = {}  # by slot
         self.failures: dict[int, list[Exception]] = {}  # of hosts that could not make their envs
         self.errors: dict[int, list[Exception]] = {}  # that commands not collected brought, by slot
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._transport, self._liveness, self._made = transport, liveness, made
         self._handles: dict[tuple[int, int], Handle] = {}
         self._payloads: dict[int, _Payload] = {}
@@ -202,8 +202,13 @@ class Hosts:
                     self._waiters.remove(waiter)
 
     def check(self) -> None:
+        """Raise unless it may be used here, and goes on."""
         if self.closed:
             raise ClosedError("the fleet is closed")
+        if asyncio._get_running_loop() not in (None, self._loop) or threading.get_ident() != self._thread:
+            raise WrongLoopError(
+                "this fleet was opened in another event loop or thread: only broadcast() may be called from there"
+            )
         if self.state.over is not None:
             raise WorkerLost(
                 f"the restart budget of the fleet's hosts is spent: {self.state.over}",

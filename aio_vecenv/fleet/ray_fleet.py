@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -28,34 +26,30 @@ from ..core.layout import pick_rows
 from ..core.limits import RestartBudget, Timeouts
 from ..core.policy import BLOCK, Misfit, Policy, fits
 from ..core.report import raise_all
-from ..core.spaces import same_space
 from ..core.statistics import Statistics
 from ..core.updates import Apply
 from ..errors import (
     BadActions,
     BusyError,
     ClosedError,
-    SpaceMismatch,
     VecEnvError,
     WorkerLost,
-    WorkerTimeout,
-    WrongLoopError,
 )
 from ..runtime.env_states import EnvStates
 from ..runtime.events import EventHub, EventStream
 from ..runtime.policies import ParentPolicy
 from ..runtime.publisher import Receipt
-from .columns import Columns, chunk_bytes
+from .columns import Columns
 from .hosts import Hosts, Made
 from .messages import Liveness
-from .state import Collected, FleetState, Phase, Sent, split
+from .opening import agreed, check_room, gather
+from .state import Collected, FleetState, Sent, split
 from .statistics import merged
 from .transport import Transport
 
 __all__ = ["RayFleet"]
 
 _LIVENESS, _TIMEOUTS, _BUDGET = Liveness(), Timeouts(), RestartBudget()
-_GATHER_S = 10.0  # until it goes on with fewer hosts than asked for
 
 
 class RayFleet:
@@ -81,6 +75,7 @@ class RayFleet:
         restart: how many lost hosts may be replaced, see `RestartBudget`; None: none.
         host_restart: how many lost workers each host may replace by itself.
         info, timeouts, on_env_error, check, spares, spaces, casting: as of `AsyncVecEnv`, for each host.
+        transport: what carries calls in the place of Ray.
 
     Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
     `broadcast` alone may be called from any thread.
@@ -149,7 +144,6 @@ class RayFleet:
         if self._opened:
             raise ClosedError("this fleet was opened already: construct a new one")
         self._opened = True
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._hub, self._receiving = EventHub(), False
         self._carried: Any = None  # what wrappers in the envs have learned, for hosts that are replaced
         try:
@@ -163,7 +157,7 @@ class RayFleet:
             await self._close_transport()
             raise
         try:
-            await self._gather(state)
+            await self._agree()
         except BaseException:
             await self._end()
             raise
@@ -176,53 +170,18 @@ class RayFleet:
         made_of = (self._makers[own.start : own.stop], {**self._options, "num_workers": workers})
         return self._transport.put(wire.dumps(made_of, "envs"))
 
-    async def _gather(self, state: FleetState) -> None:
-        """Start the hosts that have a place, and agree with them."""
-        wanted, hosts = len(self._slots), self._hosts
-        placed = await self._transport.places(_GATHER_S)
-        if sum(placed) < self._min_hosts:
-            raise VecEnvError(
-                f"{sum(placed)} of {wanted} hosts found a place within {_GATHER_S:g} s, and min_hosts is "
-                f"{self._min_hosts}: a host takes {self._options['num_workers'] + 1} CPUs (a worker each, and one); "
-                f"{self._transport.room()}"
-            )
-        if sum(placed) < wanted:
-            text = f"{sum(placed)} of {wanted} hosts found a place; the others join when there is room"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
-        hosts.begin()
-        awaited = [slot for slot, has in enumerate(placed) if has]
-        try:
-            async with asyncio.timeout(self._timeouts.start):
-                await hosts.until(
-                    lambda: bool(hosts.failures) or all(state.phase(slot) is Phase.READY for slot in awaited)
-                )
-        except TimeoutError:
-            late = [slot for slot in awaited if state.phase(slot) is not Phase.READY]
-            limit_s = self._timeouts.start or 0.0
-            raise WorkerTimeout(
-                f"hosts {late} did not start within {limit_s:g} s", worker=late[0], limit_s=limit_s
-            ) from None
-        if hosts.failures:
-            raise next(iter(hosts.failures.values()))[0]
-        await self._agree(awaited)
-
-    async def _agree(self, slots: Sequence[int]) -> None:
-        first = self._hosts.opened[slots[0]]
-        for slot in slots[1:]:
-            other = self._hosts.opened[slot]
-            for name in ("observation", "action"):
-                want, have = getattr(first, f"{name}_space"), getattr(other, f"{name}_space")
-                if not same_space(name, want, have, self._options["spaces"]):
-                    raise SpaceMismatch(
-                        f"host {slot}: the {name} space is {have}; that of host {slots[0]} is {want}",
-                        env_id=self._slots[slot].start, expected=str(want), got=str(have),
-                    )  # fmt: skip
+    async def _agree(self) -> None:
+        """Start the hosts that have a place, and agree with them on spaces and room."""
+        slots = await gather(
+            self._hosts,
+            self._transport,
+            self._min_hosts,
+            self._options["num_workers"] + 1,
+            self._timeouts.start,
+        )
+        first = self._like = agreed(self._hosts, slots, self._options["spaces"])
         self.single_observation_space: gym.Space[Any] = first.observation_space
         self.single_action_space: gym.Space[Any] = first.action_space
-        self.observation_space = batch_space(first.observation_space, self.num_envs)
-        self.action_space = batch_space(first.action_space, self.num_envs)
-        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
-        self.spec = first.spec
         self._assignment = Assignment([len(slot) for slot in self._slots])
         if not self._policy.open(first.observation_space, first.action_space, self._assignment):
             raise ValueError(
@@ -232,30 +191,7 @@ class RayFleet:
             self._slots, first.observation_space, first.action_space, self._policy.outputs
         )
         self._states = EnvStates(self, self.num_envs)
-        await self._check_room(slots)
-
-    async def _check_room(self, slots: Sequence[int]) -> None:
-        """Raise MemoryError unless two chunks of every host fit the object stores that they go through."""
-        columns, outputs = self._columns, self._policy.outputs
-
-        def needed(rows: int, envs: int) -> int:
-            return 2 * chunk_bytes(rows, envs, columns.obs, columns.action, outputs)
-
-        found = [
-            ("this machine", self._transport.own_store_bytes(), self.num_envs),
-            *[
-                (node.name, node.store_bytes, len(self._slots[slot]))
-                for slot, node in await self._hosts.nodes(slots)
-            ],
-        ]
-        for name, size, envs in found:
-            if size is not None and needed(self._unroll, envs) > size:
-                most = max((rows for rows in range(self._unroll) if needed(rows, envs) <= size), default=0)
-                raise MemoryError(
-                    f"two chunks of {self._unroll} rows of {envs} envs take {needed(self._unroll, envs) / 1e6:.1f} MB, "
-                    f"and the object store of {name} has {size / 1e6:.1f} MB: unroll={most} is the most that fits; or "
-                    "start Ray with a larger one (ray start --object-store-memory)"
-                )
+        await check_room(self._hosts, self._transport, slots, self._columns, self._unroll)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -295,6 +231,26 @@ class RayFleet:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
         return f"<RayFleet {self.num_envs} envs on {len(self._slots)} hosts, {state}>"
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of all envs together."""
+        return batch_space(self.single_observation_space, self.num_envs)
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Of all envs together."""
+        return batch_space(self.single_action_space, self.num_envs)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """As of `AsyncVecEnv`."""
+        return {**self._like.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    @property
+    def spec(self) -> Any:
+        """Of one env, if it was made from one."""
+        return self._like.spec
 
     # -- resets and chunks -----------------------------------------------------------------------------------------
 
@@ -544,11 +500,6 @@ class RayFleet:
     def _check_open(self) -> None:
         if self.closed:
             raise ClosedError("the fleet is closed, or not open yet: use `async with`")
-        running = asyncio._get_running_loop()
-        if threading.get_ident() != self._thread or (running is not None and running is not self._loop):
-            raise WrongLoopError(
-                "this fleet was opened in another event loop or thread: only broadcast() may be called from there"
-            )
         self._hosts.check()
 
 

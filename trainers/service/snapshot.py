@@ -193,6 +193,8 @@ def worker_rows(run: RunLike) -> list[dict[str, Any]]:
     if run.envs.closed:
         return []
     statistics = run.envs.statistics()
+    if not statistics.workers:  # of a fleet, all of whose hosts are being replaced
+        return []
     median_s = float(np.median([w.step_time.p50_s for w in statistics.workers]))
     return [_worker_row(worker, statistics.version, median_s) for worker in statistics.workers]
 
