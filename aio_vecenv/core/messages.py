@@ -56,6 +56,7 @@ __all__ = [
     "Unrolling",
     "by_kind",
     "decode",
+    "decode_joined",
     "decode_notes",
     "decode_update",
     "encode",
@@ -203,7 +204,15 @@ def encode_notes(notes: Sequence[Note], name: str) -> bytes:
 
 
 def decode_notes(payload: bytes | bytearray) -> list[Note]:
-    """Undo `encode_notes`, also of several payloads in a row. Raises whatever unpickling what users made raises."""
+    """Undo `encode_notes`. Raises whatever the unpickling of what users made raises."""
+    if not payload:
+        return []
+    notes: list[Note] = loads(payload)
+    return notes
+
+
+def decode_joined(payload: bytes | bytearray) -> list[Note]:
+    """Undo `encode_notes` and `joined`: of several payloads in a row, which takes three times as long per payload."""
     if not payload:
         return []
     stream = io.BytesIO(payload)

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 BLOCK = 16  # rows of every call of `act`; env i is row i % 16 of block i // 16
+_FEW = 64  # numbers that Python looks at faster than numpy
 _ALIGN = 64  # bytes; where a block begins decides how its products are cut into vectors
 
 
@@ -368,6 +369,10 @@ def _aligned(rows: int, spec: RowSpec | Leaf) -> NDArray[Any]:
 def _has_nan(column: NDArray[Any]) -> bool:
     if column.dtype.kind != "f" or not column.size:
         return False
+    if column.ndim == 1 and len(column) <= _FEW:  # in a fifth of the time
+        total = sum(column.tolist())
+        if total == total:
+            return False
     least = np.minimum.reduce(column, axis=None)  # NaN, if any is
     return bool(least != least)
 
@@ -385,6 +390,9 @@ class Bounds(NamedTuple):
         """Whether all values are inside. Looked at for every row: one reduction in the usual case, Discrete."""
         if not column.size:
             return True
+        if self.unsigned is not None and column.ndim == 1 and len(column) <= _FEW:
+            numbers = column.tolist()
+            return bool(min(numbers) >= 0 and max(numbers) <= self.high)
         if self.unsigned is not None:
             return bool(np.maximum.reduce(column.view(self.unsigned), axis=None) <= self.high)
         return not self.outside(column).any()

@@ -17,7 +17,7 @@ from ..core.env_state import EnvState
 from ..core.framing import HEADER_BYTES, Kind, Message, new_message
 from ..core.layout import AT_WORK, LAST_ROW_NS, POLICY_NS, ROWS_DONE, Field, Slab
 from ..core.limits import RestartBudget, RestartLog, Timeouts
-from ..core.messages import Attachment, Setup, Spaces, Unrolling, decode_notes
+from ..core.messages import Attachment, Setup, Spaces, Unrolling, decode_joined, decode_notes
 from ..core.report import ErrorReport, describe
 from ..core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
 from ..errors import VecEnvError, WorkerLost, WorkerTimeout
@@ -512,7 +512,8 @@ class Supervisor:
 def _read(command: Command, message: Message) -> None:
     """Add the notes of a reply, or of a part of one."""
     try:
-        notes = decode_notes(message.payload)
+        decode = decode_joined if type(command) is Unroll else decode_notes
+        notes = decode(message.payload)
     except Exception as error:  # whatever unpickling runs
         of = "the result of a call" if command.kind is Kind.CALL else "the infos of its worker"
         command.unread = describe(error, f"reading {of}")

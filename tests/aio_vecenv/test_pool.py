@@ -34,7 +34,7 @@ from aio_vecenv.core.command import Unroll
 from aio_vecenv.core.episodes import EpisodeTracker
 from aio_vecenv.core.framing import Message, dumps
 from aio_vecenv.core.layout import ChunkRows, RowSpec, Slab, SpaceTree, layout
-from aio_vecenv.core.messages import ERROR, decode_notes
+from aio_vecenv.core.messages import ERROR, decode_joined, decode_notes
 from aio_vecenv.core.options import Settings
 from aio_vecenv.core.policy import PolicyRunner
 from aio_vecenv.core.pool import Command, Event, IllegalMove, Phase, Pool, derive_seed, moves
@@ -266,7 +266,7 @@ class Hall:
         while under_way.row():
             pass
         for payload in under_way.reply():
-            command.notes = [*command.notes, *decode_notes(payload)]
+            command.notes = [*command.notes, *decode_joined(payload)]
         self.chunks.replied(command)
         if self.settings.on_env_error == "reset":
             for env_id, row, report in self.chunks.failed(command):
