@@ -1,4 +1,4 @@
-"""`python -m benchmarks.frozenlake`: the default preset over ten seeds, with the curriculum and without."""
+"""`python -m benchmarks.frozenlake`: the default preset over ten seeds, with the curriculum and without; by unrolls."""
 # edge: trains, prints a Markdown table
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Arguments:
     """Seeds 0, 1, 2 …"""
     only: str | None = None
     """with, or without: just that half."""
+    unrolls: tuple[int, ...] = ()
+    """Instead of both: with the curriculum, collected by unrolls of so many steps; a row for each."""
     json: bool = False
     """Machine-readable output instead of a table."""
 
@@ -44,9 +46,12 @@ class Result:
     wall_s: float  # from nothing to closed: workers' start and their end included, the import of torch not
     lag_p99_s: float  # how late a 1 ms ticker on the training's event loop was
     stages: tuple[tuple[str, int], ...]  # stage, env steps when it was entered
+    unroll: int | None  # None: lockstep
+    late_episodes: int  # that began after a decision and under the directive before
+    directives: int
 
 
-def one(seed: int, curriculum: bool, folder: Path) -> Result:
+def one(seed: int, curriculum: bool, folder: Path, unroll: int | None = None) -> Result:
     config: TrainConfig = replace(
         load_preset("frozenlake").config,
         seed=seed,
@@ -54,10 +59,12 @@ def one(seed: int, curriculum: bool, folder: Path) -> Result:
         total_steps=WITH_LIMIT if curriculum else WITHOUT_LIMIT,
         deterministic=True,  # the same figures on every run
         runs=folder,
-        name=f"{'with' if curriculum else 'without'}-{seed}",
+        name=f"{'with' if curriculum else 'without'}-{unroll}-{seed}",
     )
+    if unroll is not None:
+        config = replace(config, collect="unroll", unroll=unroll)
     began = time.monotonic()
-    summary, lag_p99_s = av.run(_train_beside_a_ticker(config))
+    summary, late, lag_p99_s = av.run(_train_beside_a_ticker(config))
     within = summary.solved_at is not None and summary.solved_at <= config.total_steps
     return Result(
         seed=seed,
@@ -67,10 +74,13 @@ def one(seed: int, curriculum: bool, folder: Path) -> Result:
         wall_s=time.monotonic() - began,
         lag_p99_s=lag_p99_s,
         stages=tuple((entry.stage, entry.env_steps) for entry in summary.timeline),
+        unroll=unroll,
+        late_episodes=late,
+        directives=summary.published,
     )
 
 
-async def _train_beside_a_ticker(config: TrainConfig) -> tuple[Summary, float]:
+async def _train_beside_a_ticker(config: TrainConfig) -> tuple[Summary, int, float]:
     late: list[float] = []
     loop = asyncio.get_running_loop()
 
@@ -82,13 +92,17 @@ async def _train_beside_a_ticker(config: TrainConfig) -> tuple[Summary, float]:
 
     async with training(config) as run:
         task = asyncio.create_task(ticker())
+        episodes = [report.timing.late_episodes async for report in run.reports()]
         summary = await run.wait()
         task.cancel()
-    return summary, float(np.percentile(late, 99))
+    return summary, sum(episodes), float(np.percentile(late, 99))
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.frozenlake")
+    if arguments.unrolls:
+        knob(arguments)
+        return
     halves = [half for half in ("with", "without") if arguments.only in (None, half)]
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -106,6 +120,19 @@ def main() -> None:
         print(json.dumps([asdict(result) for result in results]))
         return
     print("\n".join(table(results)))
+
+
+def knob(arguments: Arguments) -> None:
+    """Markdown: a row per length of the unrolls."""
+    print("| steps of an unroll | solved | at, median (lowest … highest) | late episodes per directive |")
+    print("|--:|--:|--:|--:|")
+    for length in arguments.unrolls:
+        with tempfile.TemporaryDirectory() as folder:
+            found = [one(seed, True, Path(folder), length) for seed in range(arguments.seeds)]
+        solved = sorted(result.solved_at for result in found if result.solved_at is not None)
+        spread = f"{np.median(solved):,.0f} ({solved[0]:,} … {solved[-1]:,})" if solved else "–"
+        late = sum(result.late_episodes for result in found) / sum(result.directives for result in found)
+        print(f"| {length} | {len(solved)} of {len(found)} | {spread} | {late:.1f} |", flush=True)
 
 
 def table(results: list[Result]) -> list[str]:

@@ -56,7 +56,7 @@ class Learner:
 
 class Ours(Learner):
     title = "trainers, lockstep"
-    collect: ClassVar[Literal["lockstep", "first_ready"]] = "lockstep"
+    collect: ClassVar[Literal["lockstep", "first_ready", "unroll"]] = "lockstep"
     backend: ClassVar[Literal["process", "inline"]] = "process"
 
     def train(self, job: Job) -> Result:
@@ -93,6 +93,11 @@ class Ours(Learner):
             "learn_s": sum(report.timing.learn_s for report in timed),
             "parameters": parameters,
         }
+
+
+class OursUnroll(Ours):
+    title = "trainers, unrolls of 8"  # the default
+    collect = "unroll"
 
 
 class OursFirstReady(Ours):
@@ -334,6 +339,7 @@ def _cleanrl(torch: Any, envs: Any, job: Job) -> Result:
 
 LEARNERS: dict[str, type[Learner]] = {
     "ours": Ours,
+    "ours-unroll": OursUnroll,
     "ours-first": OursFirstReady,
     "ours-inline": OursInline,
     "sb3-subproc": SB3,
