@@ -119,7 +119,8 @@ class Run:
             raise
 
     async def stop(self) -> Summary:
-        """Finish the env step, write checkpoint and summary, and end the run; leaving the context closes it.
+        """Finish the env step, or with unrolls the chunk, write checkpoint and summary, and end the run; leaving the
+        context closes it.
 
         May be called again, and after the run has ended. Cancelling it does not take the request back.
         """
