@@ -215,6 +215,14 @@ def test_every_door_names_it(tmp_path: Path) -> None:
         assert command.settings.network == NetworkConfig(factory=given, hidden=(8,))
 
 
+def test_observations_that_are_no_numbers_are_named() -> None:
+    space = gym.spaces.Dict({"words": gym.spaces.Text(5), "x": gym.spaces.Box(0, 1, (4,))})
+    with pytest.raises(
+        ConfigError, match=r"my_net:Net: the observation space Text\(.* at 'words' is none of numbers"
+    ):
+        make_network(space, action_head(gym.spaces.Discrete(2)), NetworkConfig(factory="my_net:Net"), seed=0)
+
+
 def test_the_start_depends_on_the_seed_alone() -> None:
     space, head = gym.spaces.Box(-1, 1, (4,)), action_head(gym.spaces.Discrete(2))
     made = []

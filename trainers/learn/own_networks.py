@@ -12,6 +12,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import nn
 
@@ -34,6 +35,11 @@ def make_network(space: gym.Space[Any], head: ActionHead, config: NetworkConfig,
         return ActorCritic(space, head, config, seed=seed)
     name = f"network {config.factory}"
     factory = named("network", config.factory)
+    for path, leaf in leaf_spaces(space).items():
+        if not isinstance(leaf, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise ConfigError(
+                f"{name}: the observation space {leaf}{path and f' at {path!r}'} is none of numbers"
+            )
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation depends on the seed alone
         torch.manual_seed(seed)
         try:
