@@ -22,6 +22,7 @@ from .fleet_helpers import LocalHandle, LocalTransport
 from .harness import until
 from .test_unrolls import Follows, same
 
+pytestmark = pytest.mark.alternate_loops
 QUICK = av.Liveness(ping=0.1, suspect=0.5, replace=2.0, lease=3.0)
 LENGTHS = (3, 5, 8)
 
