@@ -13,6 +13,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+from ..core import framing as wire
+from ..core.env_state import EnvState
 from ..core.updates import Apply
 from ..errors import ClosedError, WorkerLost, WrongLoopError
 from .messages import Kill, Liveness, Report, Run, Start, Tell
@@ -20,16 +22,30 @@ from .node_host import Failed, HostSetup, Opened, Said, unpacked_error
 from .state import FleetState, Phase, Sent
 from .transport import Gone, Handle, Node, Transport, Unreachable
 
-__all__ = ["Hosts", "Made"]
+__all__ = ["Hosts", "Recipe"]
 
 _AGAIN_S = 0.2  # until a call that failed is made again
 
 
-class Made(NamedTuple):
-    """What every host is made of; each is told its part."""
+class Recipe:
+    """What hosts are made of: the factories of each slot's envs, the options of its vec env, and a state for them."""
 
-    made_of: Callable[[int], Awaitable[bytes]]  # by slot
-    state: Callable[[], Any]  # what wrappers have learned
+    def __init__(
+        self, slots: Sequence[range], makers: Sequence[Any], settings: dict[str, Any], transport: Transport
+    ) -> None:
+        self.state: tuple[EnvState, int, bool] | None = None  # what wrappers in the envs have learned
+        self._slots, self._makers, self._settings, self._transport = slots, makers, settings, transport
+
+    def of(self, slot: int) -> Awaitable[bytes]:
+        """Pickled, where the hosts can fetch it."""
+        own = self._slots[slot]
+        workers = min(self._settings["num_workers"], len(own))
+        made_of = (self._makers[own.start : own.stop], {**self._settings, "num_workers": workers})
+        return self._transport.put(wire.dumps(made_of, "envs"))
+
+    def carry(self, state: tuple[EnvState, int, bool]) -> None:
+        """Hosts that are replaced begin with this."""
+        self.state = state
 
 
 class _Payload(NamedTuple):
@@ -42,14 +58,14 @@ class _Payload(NamedTuple):
 class Hosts:
     """The shell around a `FleetState`. Everything but `publish` belongs to the loop that made it."""
 
-    def __init__(self, state: FleetState, transport: Transport, liveness: Liveness, made: Made) -> None:
+    def __init__(self, state: FleetState, transport: Transport, liveness: Liveness, recipe: Recipe) -> None:
         self.state, self.closed = state, False
         self.opened: dict[int, Opened] = {}  # by slot, the newest
         self.said: dict[int, Said] = {}  # by slot
         self.failures: dict[int, list[Exception]] = {}  # of hosts that could not make their envs
         self.errors: dict[int, list[Exception]] = {}  # that commands not collected brought, by slot
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self._transport, self._liveness, self._made = transport, liveness, made
+        self._transport, self._liveness, self._recipe = transport, liveness, recipe
         self._handles: dict[tuple[int, int], Handle] = {}
         self._payloads: dict[int, _Payload] = {}
         self._lock = threading.Lock()  # of the two that follow
@@ -103,6 +119,8 @@ class Hosts:
         self.post()
 
     def _tick(self) -> None:
+        if self._stop.is_set():  # it was dropped
+            return
         now = time.monotonic()
         for (slot, incarnation), at in list(self._heard.items()):
             self.state.heard(slot, incarnation, at)
@@ -278,7 +296,7 @@ class Hosts:
         env_ids = self.state.slots[slot]
         setup = HostSetup(
             slot, incarnation, env_ids.start, len(env_ids), self.state.num_envs, start.next_index,
-            self._made.made_of(slot), self._liveness.lease, tuple(sys.path), self._made.state(),
+            self._recipe.of(slot), self._liveness.lease, tuple(sys.path), self._recipe.state,
         )  # fmt: skip
         try:
             opened = await handle.ask("open", setup)
@@ -343,6 +361,12 @@ class Hosts:
             handle.kill()
 
     # -- closing ---------------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """Nobody holds the fleet any more. Allowed from any thread."""
+        self._stop.set()
+        for handle in list(self._handles.values()):
+            handle.kill()
 
     async def close(self, grace_s: float) -> list[Exception]:
         """Close all envs, kill all hosts; what could not be closed. Always ends."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -40,7 +41,7 @@ from ..runtime.events import EventHub, EventStream
 from ..runtime.policies import ParentPolicy
 from ..runtime.publisher import Receipt
 from .columns import Columns
-from .hosts import Hosts, Made
+from .hosts import Hosts, Recipe
 from .messages import Liveness
 from .opening import agreed, check_room, gather
 from .state import Collected, FleetState, Sent, split
@@ -145,14 +146,14 @@ class RayFleet:
             raise ClosedError("this fleet was opened already: construct a new one")
         self._opened = True
         self._hub, self._receiving = EventHub(), False
-        self._carried: Any = None  # what wrappers in the envs have learned, for hosts that are replaced
         try:
             own_workers = self._options["num_workers"]
             hosts = await self._transport.open(self._wanted, own_workers + 1)
             self._slots, self.num_workers = split(self.num_envs, hosts, BLOCK), own_workers * hosts
             state = FleetState(self._slots, self._liveness, self._restart, min_hosts=self._min_hosts)
-            made = Made(self._made_of, lambda: self._carried)
-            self._hosts = Hosts(state, self._transport, self._liveness, made)
+            self._recipe = Recipe(self._slots, self._makers, self._options, self._transport)
+            # Nothing there holds this object: dropping it ends it all, see __del__.
+            self._hosts = Hosts(state, self._transport, self._liveness, self._recipe)
         except BaseException:
             await self._close_transport()
             raise
@@ -163,12 +164,6 @@ class RayFleet:
             raise
         self.closed = False
         return self
-
-    def _made_of(self, slot: int) -> Any:
-        own = self._slots[slot]
-        workers = min(self._options["num_workers"], len(own))
-        made_of = (self._makers[own.start : own.stop], {**self._options, "num_workers": workers})
-        return self._transport.put(wire.dumps(made_of, "envs"))
 
     async def _agree(self) -> None:
         """Start the hosts that have a place, and agree with them on spaces and room."""
@@ -190,7 +185,7 @@ class RayFleet:
         self._columns = Columns(
             self._slots, first.observation_space, first.action_space, self._policy.outputs
         )
-        self._states = EnvStates(self, self.num_envs)
+        self._states = EnvStates(self._recipe, self.num_envs)
         await check_room(self._hosts, self._transport, slots, self._columns, self._unroll)
 
     async def __aexit__(
@@ -227,6 +222,12 @@ class RayFleet:
         while not closing.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([closing])
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True):
+            self._hosts.abandon()
+            unclosed = f"{self!r} was not closed: use `async with`, or aclose()"
+            warnings.warn(unclosed, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -441,10 +442,6 @@ class RayFleet:
     async def _apply_where_live(self, function: Callable[[Any], Any]) -> tuple[Any, ...]:
         live = [env for slot in self._hosts.state.live for env in self._slots[slot]]
         return await self.apply(function, env_ids=live) if live else ()
-
-    def carry(self, state: Any) -> None:
-        """Hosts that are replaced begin with this; for `EnvStates`."""
-        self._carried = state
 
     async def _ask(
         self, op: str, name: str, env_ids: Sequence[int] | EnvIds | None, values: Callable[[list[int]], Any]

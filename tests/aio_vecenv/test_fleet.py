@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import subprocess
 import sys
 import threading
@@ -303,3 +304,20 @@ def test_ray_is_loaded_once_a_fleet_is_constructed_and_named_where_it_is_missing
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("RayFleet needs the extra: pip install 'aio-vecenv[ray]'")
+
+
+@pytest.mark.asyncio
+async def test_a_fleet_that_is_dropped_says_so_and_ends_its_hosts() -> None:
+    """Nobody closed it: a ResourceWarning, and no host lives on."""
+    transport = LocalTransport()
+    held = [await av.RayFleet.open(make, 32, **settings(transport=transport))]
+    await held[0].reset(seed=1)
+
+    def drop() -> None:
+        held.clear()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="RayFleet 32 envs on 2 hosts, open> was not closed"):
+        drop()
+    assert all(handle.dead.is_set() for handle in transport.handles)
+    await transport.close()
