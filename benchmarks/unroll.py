@@ -239,7 +239,7 @@ async def peer(
     makers: list[Any] = [partial(make_env, env) for _ in range(n)]
     envs: Any
     if kind.startswith("gymnasium"):
-        vector = gym.vector.SyncVectorEnv if kind.endswith("sync") else gym.vector.AsyncVectorEnv
+        vector = gym.vector.SyncVectorEnv if kind == "gymnasium-sync" else gym.vector.AsyncVectorEnv
         envs = vector(makers)
         obs, _ = envs.reset(seed=0)
     else:
