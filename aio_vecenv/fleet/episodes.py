@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from itertools import chain
 
 from ..core.batch import Episode, EpisodeStarted, EventBatch, Outcome
 from .messages import Event, Report
@@ -26,7 +27,9 @@ class FleetEpisodes:
         self._next_index = [0] * num_envs  # as far as reports were announced
         self._open: dict[int, int] = {}  # env → order of its episode that runs or is about to begin
         self._heap: list[tuple[int, int]] = []  # (order, env): the open ones, and some that were
-        self._beginning: dict[int, int] = {}  # env → order of the episode that a command under way begins
+        self._beginning: dict[
+            int, list[int]
+        ] = {}  # env → orders that commands begin whose reports are not read
 
     def next_index(self, env_ids: Iterable[int]) -> tuple[int, ...]:
         """Where the episodes of these envs go on counting."""
@@ -41,16 +44,16 @@ class FleetEpisodes:
 
     def about_to_begin(self, env: int, number: int) -> None:
         """A command of that number begins an episode of this env with its first row."""
-        self._beginning[env] = order = number * self._num_envs + env
-        if env not in self._running:  # else that one is open, and older
+        order = number * self._num_envs + env
+        self._beginning.setdefault(env, []).append(order)
+        if env not in self._open:  # else an older one runs, or begins in a report that is not read yet
             self._opens(env, order)
 
     def note(self, event: Event) -> Event:
         """An episode began or ended."""
         env = event.env_id
         if isinstance(event, EpisodeStarted):
-            if self._beginning.get(env) == event.order:
-                del self._beginning[env]
+            self._no_more(env, event.order)
             self._running[env] = event
             self._so_far.pop(env, None)
             self._opens(env, event.order)
@@ -60,8 +63,8 @@ class FleetEpisodes:
             assert started.index == event.index, event
             self.outcomes[event.outcome] += 1
             self._open.pop(env, None)
-            if env in self._beginning:  # a command under way begins the next one
-                self._opens(env, self._beginning[env])
+            if env in self._beginning:  # a command begins the next one
+                self._opens(env, self._beginning[env][0])
         return event
 
     def sum_up(self, report: Report, env_ids: Iterable[int]) -> set[int]:
@@ -76,10 +79,12 @@ class FleetEpisodes:
     def forget(self, env_ids: Iterable[int], number: int) -> None:
         """What the command of that number was about to begin in these envs does not begin."""
         for env in env_ids:
-            if self._beginning.get(env) == number * self._num_envs + env:
-                order = self._beginning.pop(env)
-                if self._open.get(env) == order:
-                    del self._open[env]
+            order = number * self._num_envs + env
+            self._no_more(env, order)
+            if self._open.get(env) == order:
+                del self._open[env]
+                if env in self._beginning:
+                    self._opens(env, self._beginning[env][0])
 
     def read(self, report: Report, env_ids: Iterable[int]) -> set[int]:
         """A report that stands in nobody's rows: its events come with the next command's. As `sum_up`."""
@@ -126,7 +131,12 @@ class FleetEpisodes:
                 batch[:0] = [e._replace(batch=first_batch) if isinstance(e, Episode) else e for e in early]
             watermarks.append(self.watermark(following))
             released.append(
-                EventBatch(first_batch + row, watermarks[-1], tuple(batch), tuple(self._beginning.values()))
+                EventBatch(
+                    first_batch + row,
+                    watermarks[-1],
+                    tuple(batch),
+                    tuple(chain.from_iterable(self._beginning.values())),
+                )
             )
         return tuple(released), watermarks
 
@@ -142,6 +152,13 @@ class FleetEpisodes:
             heappop(heap)
         limit = next_number * self._num_envs
         return min(heap[0][0], limit) if heap else limit
+
+    def _no_more(self, env: int, order: int) -> None:
+        orders = self._beginning.get(env, [])
+        if order in orders:
+            orders.remove(order)
+            if not orders:
+                del self._beginning[env]
 
     def _opens(self, env: int, order: int) -> None:
         self._open[env] = order
