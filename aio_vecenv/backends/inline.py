@@ -127,11 +127,14 @@ class InlineWorker:
         if message.kind is Kind.UNROLL:
             self._row(message)
             return True
-        self._queue.popleft()
         if message.kind is Kind.POLICY:
             assert self._unroller is not None
-            self._unroller.load(message.number, message.payload)
+            self._unroller.load(
+                message.number, message.payload
+            )  # before popleft: after a Ctrl-C in it, once more
+            self._queue.popleft()
             return True
+        self._queue.popleft()
         if message.version > self._inbox.taken_up_to:
             self._catch_up(message.version)
         try:

@@ -195,7 +195,8 @@ class Pool:
         """Raise BusyError or BadActions unless every env of `selection` may be sent an action now."""
         if self.owed and b"\1" in self.owes[selection.rows].tobytes():
             busy = selection.env_ids[self.owes[selection.env_ids]]
-            raise BusyError(f"envs {_list(busy)} still owe a reply: recv() them before the next send()")
+            how = "recv_unroll()" if self.columns else "recv()"
+            raise BusyError(f"envs {_list(busy)} still owe a reply: {how} them before the next send()")
         if self.shut:
             for env_id in selection.env_ids.tolist():
                 if (phase := self.phases[env_id]) in _SHUT:
@@ -391,6 +392,7 @@ class Pool:
         for command, env_id, report in errors:
             if self.episodes.runs(env_id):
                 self._end_failed(command, env_id)
+            self.episodes.forget(env_id)  # not in `fail`: rows of a chunk that stand may begin one yet
             self.fail(env_id, report)
         gone = np.array([env_id for _, env_id, _ in errors], np.int64)
         self._remove_ready(gone)
@@ -400,7 +402,6 @@ class Pool:
 
     def fail(self, env_id: int, report: ErrorReport) -> None:
         """The caller is told that this env raised: it accepts only a reset."""
-        self.episodes.forget(env_id)
         self._move(env_id, Event.ERROR)
         self._begins.pop(env_id, None)
         self._failures[env_id] = f"raised {report.type_name} in {report.op}"

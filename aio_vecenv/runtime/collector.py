@@ -72,7 +72,11 @@ class Collector:
             while True:
                 owed = pool.owed - pool.columns
                 if not owed:
-                    raise ValueError("recv() with nothing owed: send() first")
+                    raise ValueError(
+                        "recv() where a chunk is owed: recv_unroll() returns it"
+                        if pool.columns
+                        else "recv() with nothing owed: send() first"
+                    )
                 need = owed if min_envs is None else min(min_envs, owed)
                 if pool.ready_rows >= need:
                     break

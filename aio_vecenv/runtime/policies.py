@@ -23,7 +23,7 @@ from ..core.policy import (
     fixed_tree,
     rows_in_blocks,
 )
-from ..errors import BadActions, PolicyError
+from ..errors import BadActions
 
 __all__ = ["ParentPolicy"]
 
@@ -77,7 +77,7 @@ class ParentPolicy:
         version = self.version + 1
         try:
             self._runner.load(version, pickled)
-        except PolicyError:
+        except BaseException:  # a Ctrl-C, too
             self._runner = PolicyRunner(self.pickled, *self._spaces)  # what was loaded in part is dropped
             if self.params is not None:
                 self._runner.load(version - 1, self.params)

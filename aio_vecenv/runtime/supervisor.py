@@ -171,6 +171,7 @@ class Supervisor:
         if type(command) is Unroll and command.policy_version != slot.policy_version:
             slot.policy_version = command.policy_version
             assert command.params is not None  # only a version that was set has a number
+            self._recorder.bytes_sent += HEADER_BYTES + len(command.params)
             policy = (Kind.POLICY, command.policy_version, 0, command.params, 0, slot.incarnation)
             slot.worker.send(new_message(policy))  # type: ignore[union-attr]
         slot.worker.send(  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -82,7 +83,13 @@ class Unrolls:
                 "send_unroll() without unroll=: construct the vec env with the most rows of a chunk"
             )
         n, spec = len(selection.env_ids), policy.noise
-        length = noise.shape[0] if getattr(noise, "ndim", 0) else 0
+        if not isinstance(noise, np.ndarray) or not noise.ndim:
+            raise BadActions(
+                f"noise: an array (T, n, …) is needed, not {type(noise).__name__}; nothing was sent",
+                expected="an array (T, n, …)",
+                got=type(noise).__name__,
+            )
+        length = len(noise)
         if not 1 <= length <= self.length:
             raise BadActions(
                 f"noise: {length} rows, where unroll={self.length} is the most and 1 the least; nothing was sent",
@@ -164,5 +171,6 @@ class Acting:
 
 def check_min_envs(min_envs: int | None) -> None:
     """Raises ValueError."""
-    if min_envs is not None and (isinstance(min_envs, bool) or min_envs < 1):
+    whole = isinstance(min_envs, (int, np.integer)) and not isinstance(min_envs, bool)
+    if min_envs is not None and not (whole and min_envs >= 1):
         raise ValueError(f"min_envs is {min_envs!r}, not a whole number ≥ 1")

@@ -78,6 +78,7 @@ class Unroller:
 
     def load(self, version: int, params: bytes | bytearray) -> None:
         """Take the policy's parameters. What goes wrong is reported by the unrolls that are to act under them."""
+        self.progress[ROWS_DONE], self.progress[AT_WORK] = 0, POLICY_AT_WORK
         try:
             if self.broken is not None:  # what was loaded in part is dropped
                 self.runner = self._new_runner()
@@ -152,13 +153,14 @@ class UnrollUnderWay:
         self._payloads: list[bytes] = []
         progress = unroller.progress
         progress[ROWS_DONE], progress[POLICY_NS], progress[LAST_ROW_NS] = 0, 0, time.monotonic_ns()
-        unroller.group.begin_chunk(unroller.watched)
 
     def row(self) -> bool:
         """Act and step once; whether there is another row to do."""
         unroller, t = self._unroller, self._t
         progress, group, row = unroller.progress, unroller.group, self._columns.row(t)
         group.rows.t = t
+        if t == 0:
+            group.begin_chunk(unroller.watched)
         progress[AT_WORK] = POLICY_AT_WORK
         began_ns = time.perf_counter_ns()
         try:

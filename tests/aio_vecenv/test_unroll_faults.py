@@ -46,6 +46,8 @@ class Scripted(gym.Env[Any, Any]):
         (folder / f"life-{index}-{self.life}").touch()
 
     def on_broadcast(self, payload: Any, version: int) -> None:
+        if payload == "Ctrl-C":
+            raise KeyboardInterrupt
         self.version = version
         self.told.append((version, self.episode, self.t))
 
@@ -688,3 +690,106 @@ async def test_what_was_not_received_is_reported_at_the_end(make: Any) -> None:
             (1, 0, "terminated", 2),
             (1, 1, "aborted", 3),
         ]
+
+
+@pytest.mark.asyncio
+async def test_a_watermark_waits_for_an_episode_of_a_chunk_whose_error_was_raised(
+    make: Callable[..., av.AsyncVecEnv],
+) -> None:
+    """Its chunk is not returned yet: what other workers' rows release meanwhile must not pass its beginning."""
+    script = {i: {(0, 1): "terminates", (1, 1): "raises" if i == 0 else ""} for i in range(ENVS)}
+    async with make("inline", script, num_workers=ENVS) as envs:
+        stream = envs.events()
+        await envs.reset(seed=1)
+        await envs.step(np.zeros(ENVS, np.int64))  # all have ended: their next rows begin episode 1
+        envs.send_unroll(np.zeros((3, 1), np.float32), env_ids=[0])
+        with pytest.raises(av.EnvError, match="row 1 of the unroll"):
+            await envs.recv_unroll()
+        envs.send(np.zeros(3, np.int64), env_ids=[1, 2, 3])
+        await envs.recv()
+        await envs.recv_unroll()
+    watermark = 0
+    while True:
+        try:
+            batch = await stream.next_batch()
+        except StopAsyncIteration:
+            break
+        began = [event.order for event in batch.events if isinstance(event, av.EpisodeStarted)]
+        assert all(order >= watermark for order in began), (watermark, began)
+        assert batch.watermark >= watermark
+        watermark = batch.watermark
+    assert watermark
+
+
+class Interrupted(Acts):
+    """Ctrl-C comes in the `at`-th call of `load` of all its copies, half way through it."""
+
+    def __init__(self, folder: Path, at: int) -> None:
+        self.folder, self.at = folder, at
+
+    def load(self, params: Any) -> None:
+        calls = len(list(self.folder.glob("load-*"))) + 1
+        (self.folder / f"load-{calls}").touch()
+        if calls == self.at:
+            self.params = -7
+            raise KeyboardInterrupt
+        self.params = params
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.asyncio
+async def test_ctrl_c_while_parameters_are_loaded_leaves_one_policy(
+    make: Callable[..., av.AsyncVecEnv], tmp_path: Path, at: int
+) -> None:
+    """In the parent: the old one everywhere. In an inline worker: the new one everywhere, once it goes on."""
+    noise = np.zeros((2, ENVS), np.float32)
+    async with make("inline", {}, policy=Interrupted(tmp_path, at)) as envs:
+        obs, _ = await envs.reset(seed=1)
+        if at == 1:
+            with pytest.raises(KeyboardInterrupt):
+                envs.set_policy(5)
+            chunk = await envs.unroll(noise)
+        else:
+            envs.set_policy(5)
+            with pytest.raises(KeyboardInterrupt):
+                await envs.unroll(noise)
+            chunk = await envs.recv_unroll()
+        said = 0 if at == 1 else 5
+        assert (chunk.policy_version, chunk.outputs["params"].tolist()) == (at - 1, [[said] * ENVS] * 2)
+        assert envs.act(obs, noise[0])[1]["params"].tolist() == [said] * ENVS
+
+
+@pytest.mark.asyncio
+async def test_ctrl_c_in_an_update_before_a_chunk_fails_its_envs_as_in_a_step(
+    make: Callable[..., av.AsyncVecEnv],
+) -> None:
+    """The chunk does not run as if its envs had heard of the update."""
+    async with make("inline", {}, num_workers=1) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast("Ctrl-C", apply="now")
+        envs.send_unroll(np.zeros((2, ENVS), np.float32))
+        with pytest.raises(KeyboardInterrupt):
+            await envs.recv_unroll()
+        with pytest.raises(ExceptionGroup, match="4 envs raised"):
+            await envs.recv_unroll()
+
+
+@pytest.mark.asyncio
+async def test_u4_parameters_that_never_load_are_named(make: Callable[..., av.AsyncVecEnv]) -> None:
+    """Not the row and the env that the chunk before ended with; and what was sent is counted."""
+
+    class Hangs(Acts):
+        def load(self, params: Any) -> None:
+            if params == "hangs" and os.getpid() != parent:
+                time.sleep(3600)
+
+    parent = os.getpid()
+    noise = np.zeros((2, ENVS), np.float32)
+    async with make("process", {}, policy=Hangs(), timeouts=av.Timeouts(step=1.0), restart=None) as envs:
+        await envs.reset(seed=1)
+        await envs.unroll(noise)
+        sent = envs.statistics().bytes_sent
+        envs.set_policy("hangs")
+        with pytest.raises(av.WorkerLost, match=r"row 0, the policy at work"):
+            await envs.unroll(noise)
+        assert envs.statistics().bytes_sent - sent > 100
