@@ -115,7 +115,9 @@ FOLDERS: dict[str, set[str]] = {
     "trainers": {"trainers/collect", "trainers/learn", "trainers/presets", "trainers/record", "trainers/service"},
     "trainers/collect": {"trainers.config", "trainers/learn"},
     "trainers/learn": {"trainers.config", "trainers.names", "trainers.twin", "trainers.record.checkpoint"},
-    "trainers/record": {"trainers.config", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread"},
+    "trainers/record": {
+        "trainers.config", "trainers.names", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread",
+    },
     "trainers/presets": {"trainers.config"},
     "trainers/service": {
         "trainers.config", "trainers.run", "trainers.record.metrics", "trainers.record.pictures",

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from trainers.config import ConfigError
+from trainers.names import raised_by
 from trainers.run import CALLBACK, Run
 
 __all__ = ["CallbackError", "Callbacks"]
@@ -65,9 +64,7 @@ async def _run(name: str, function: Callable[[Run], Awaitable[Any]], run: Run) -
     except Exception as error:
         if error is run.error:  # what ended the run, on its way through here: that is told anyway
             return
-        frames = traceback.extract_tb(error.__traceback__)
-        at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
-        raise CallbackError(f"callback {name}: {type(error).__name__}: {error}{at}") from error
+        raise CallbackError(raised_by(f"callback {name}", error)) from error
 
 
 def _error(task: asyncio.Task[None]) -> BaseException | None:

@@ -89,7 +89,7 @@ class Export:
     """Write a run's policy as one file that plays without torch: policy.npz (numpy) or policy.onnx (extra `onnx`)."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or a checkpoint file in one."""
     out: Annotated[Path, tyro.conf.Positional]
     """The file to write; its ending says which kind."""
     debug: bool = False

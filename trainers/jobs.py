@@ -62,7 +62,7 @@ def resolve_job(config: TrainConfig, *, render: bool = False) -> Job:
         if render and "rgb_array" in _render_modes(config.env):
             kwargs = {"render_mode": "rgb_array", **kwargs}  # some envs need to know when they are made
         make_env = _with_curriculum(_factory(config.env, kwargs), levels, plan)
-        job = Job(plan if plan is not None else cu.StagePlan([cu.Stage(NO_STAGES)]), make_env)
+        job = Job(plan if plan is not None else NO_PLAN, make_env)
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
     assert job is not None
@@ -154,7 +154,7 @@ async def levels_of(envs: av.AsyncVecEnv) -> Any:
 
 def has_no_plan(job: Job) -> bool:
     """Nobody has said which stages there are; the envs' own levels may."""
-    return bool(job.plan.names == (NO_STAGES,))
+    return job.plan is NO_PLAN
 
 
 def planned(job: Job, config: TrainConfig, levels: Any = None) -> Job:
@@ -163,7 +163,7 @@ def planned(job: Job, config: TrainConfig, levels: Any = None) -> Job:
     if has_no_plan(job) and isinstance(levels, cu.LevelSet) and NO_STAGES not in levels.stages:
         plan = levels.plan or cu.StagePlan([cu.Stage(name) for name in levels.stages])
         job = replace(job, plan=plan)
-    if config.curriculum:
+    if config.curriculum or has_no_plan(job):
         return job
     return replace(job, plan=cu.StagePlan([job.plan.stages[-1]], success=job.plan.success))
 
@@ -184,6 +184,15 @@ def make_strategy(config: TrainConfig, job: Job, levels: Any = None) -> Any:
 
     Raises `ConfigError` where the levels are not those of the plan.
     """
+    try:
+        return _strategy(config, job, levels)
+    except cu.CurriculumError as error:
+        if any(name in str(error) for name in config.strategy_options):
+            raise ConfigError(f"strategy_options: {error}") from None
+        raise
+
+
+def _strategy(config: TrainConfig, job: Job, levels: Any) -> Any:
     success = success_of(job, config)
     if job.strategy is not None:
         if config.strategy != "staged" or not config.curriculum:
@@ -253,6 +262,7 @@ def _options(kind: Any, config: TrainConfig, own: dict[str, Any]) -> dict[str, A
 
 
 NO_STAGES = "all"  # the one stage of an env that was given no plan
+NO_PLAN = cu.StagePlan([cu.Stage(NO_STAGES)])  # this very object: a plan of the user's may look the same
 
 
 def _with_curriculum(factory: Callable[..., Any], levels: Any, plan: Any) -> Callable[[], Any]:
@@ -324,6 +334,7 @@ def _drawing(make_env: Callable[[], Any]) -> Callable[[], Any]:
     def make() -> Any:  # travels by value: what it needs it imports where it runs
         import os
 
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are wanted, no window
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it would greet on stdout
         env = make_env()
         inner = getattr(env, "unwrapped", env)

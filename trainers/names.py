@@ -12,7 +12,7 @@ from typing import Any
 
 from trainers.config import ConfigError
 
-__all__ = ["imported", "named"]
+__all__ = ["imported", "named", "raised_by"]
 
 
 def named(
@@ -55,3 +55,9 @@ def _import_failed(kind: str, module_name: str, attribute: str, error: Exception
     return ConfigError(
         f"{kind} {module_name}:{attribute}: importing it failed: {type(error).__name__}: {error}{at}"
     )
+
+
+def raised_by(who: str, error: BaseException) -> str:
+    """What somebody's own code raised, in words: who, what and where."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{who}: {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})"

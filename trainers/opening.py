@@ -84,7 +84,9 @@ async def training(
     start = _start(config, folder)
     job = resolve_job(config) if job is None else job
     check_extras(config)
-    own_loggers = [named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN]
+    own_loggers = {
+        name: named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN
+    }
     callbacks = Callbacks({name: named("callback", name) for name in config.callback})
     async with contextlib.AsyncExitStack() as stack:
         saved = None
@@ -120,6 +122,9 @@ async def training(
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
+        if config.eval.every is not None and config.eval.every > config.num_updates:
+            every, has = config.eval.every, config.num_updates
+            warn(warned, f"eval.every={every} updates, and the run has {has}: nothing is evaluated")
         loggers += await open_loggers(config, folder, stack, thread, own_loggers)
         run = Run(
             config,

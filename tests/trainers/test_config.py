@@ -172,6 +172,9 @@ def test_run_folders_are_made_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such run folder"):
         RunFolder.open(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(ConfigError, match=r"best\.pt: neither a run folder nor a checkpoint in one"):
+        RunFolder.around(tmp_path / "best.pt")
     with pytest.raises(ConfigError, match=r"not a run folder: it has no config\.toml"):
         RunFolder.open(tmp_path / "empty")
 

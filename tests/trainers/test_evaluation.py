@@ -172,7 +172,9 @@ def test_what_cannot_be_evaluated_is_one_clear_error(changes: dict[str, Any], me
 
 
 @pytest.mark.asyncio
-async def test_without_a_plan_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
+async def test_without_a_plan_there_is_nothing_to_evaluate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One clear error, and nothing left; a plan of one stage is enough."""
     config = tiny(tmp_path, env="CartPole-v1", total_steps=64, eval=EvalConfig(every=1, episodes=1))
     with pytest.raises(
@@ -180,11 +182,15 @@ async def test_without_a_plan_there_is_nothing_to_evaluate(tmp_path: Path) -> No
     ):
         await finish(config, resolve_job(config))
     assert os.listdir(tmp_path) == []
-    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "balance"\n')
+    (tmp_path / "plan.toml").write_text(
+        '[[stage]]\nname = "all"\n'
+    )  # as the one stage without a plan is called
     config = replace(config, plan=tmp_path / "plan.toml")
     _, folder = await finish(config, resolve_job(config))
     (line,) = read_metrics(folder.evaluations)
-    assert [stage["stage"] for stage in line["stages"]] == ["balance"]
+    assert [stage["stage"] for stage in line["stages"]] == ["all"]
+    await finish(replace(config, eval=EvalConfig(every=9)), resolve_job(config))
+    assert "eval.every=9 updates, and the run has 1: nothing is evaluated" in caplog.text
 
 
 def test_cvar_is_the_mean_of_the_worst_tenth() -> None:

@@ -15,6 +15,7 @@ from tests.trainers.helpers import corridor_job, tiny
 from trainers import CallbackError, ConfigError, training
 from trainers.cli import _parse
 from trainers.record.folder import load_config
+from trainers.record.loggers import LoggerError
 from trainers.record.metrics import read_metrics
 
 MINE = """
@@ -30,6 +31,8 @@ class Dots:
         self.file.close()
         closed.append(self.seed)
 number = 3
+def nothing(folder, config):
+    return number
 """
 BESIDE = """
 import asyncio
@@ -86,10 +89,22 @@ async def test_a_logger_of_the_user_s_own_gets_every_report_and_is_closed(mine: 
 @pytest.mark.asyncio
 async def test_what_a_logger_raises_ends_the_run_and_it_is_closed(mine: Path) -> None:
     config = tiny(mine / "runs", logger=("logging_of_mine:Dots",), seed=7)
-    with pytest.raises(OSError, match="no connection"):
+    with pytest.raises(
+        LoggerError, match=r"logger logging_of_mine:Dots: OSError: no connection \(logging_of_mine"
+    ):
         async with training(config, job=corridor_job()) as run:
             await run.wait()
     assert sys.modules["logging_of_mine"].closed == [7]
+
+
+@pytest.mark.asyncio
+async def test_a_logger_that_is_none_is_named(mine: Path) -> None:
+    config = tiny(mine / "runs", logger=("logging_of_mine:nothing",))
+    with pytest.raises(
+        ConfigError, match=r"logger logging_of_mine:nothing: expected .* write and close\(\), got int"
+    ):
+        async with training(config, job=corridor_job()):
+            pass
 
 
 @pytest.mark.asyncio
@@ -123,7 +138,7 @@ async def test_what_a_callback_raises_ends_the_run_and_names_it(mine: Path) -> N
 async def test_a_callback_may_stop_the_run_and_hides_none_of_its_errors(mine: Path) -> None:
     """An error of the run passes through a reader's `reports()`: it is the run's, and whoever opened it sees it."""
     config = tiny(mine / "runs", callback=["beside:watch"], logger=["logging_of_mine:Dots"], seed=7)
-    with pytest.raises(OSError, match="no connection"):
+    with pytest.raises(LoggerError, match="no connection"):
         async with training(config, job=corridor_job()) as run:
             await asyncio.wait([run._task])
     config = tiny(mine / "runs", callback=["beside:stops"], total_steps=10**6)

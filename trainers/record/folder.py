@@ -65,7 +65,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run's folder. Raises `ConfigError` if there is none."""
         if not path.is_dir():
-            raise ConfigError(f"{path}: no such run folder")
+            raise ConfigError(f"{path}: no such run folder{' or checkpoint' if path.suffix == '.pt' else ''}")
         if not (path / "config.toml").is_file():
             if (path / SEEDS).is_file():
                 raise ConfigError(f"{path} holds the runs of several seeds: name one of its folders seed-…")
@@ -76,7 +76,15 @@ class RunFolder:
     def around(cls, path: Path | str) -> RunFolder:
         """The run folder that `path` is, or that the checkpoint file `path` lies in. Raises `ConfigError`."""
         path = Path(path)
-        return cls.open(path.absolute().parent.parent if path.is_file() else path)
+        if not path.is_file():
+            return cls.open(path)
+        folder = path.absolute().parent.parent
+        if path.suffix != ".pt" or not (folder / "config.toml").is_file():
+            raise ConfigError(
+                f"{path}: neither a run folder nor a checkpoint in one; a checkpoint is read where it lies, as "
+                "RUN/checkpoints/NAME.pt"
+            )
+        return cls.open(folder)
 
     @property
     def checkpoints(self) -> Path:

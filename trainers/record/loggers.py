@@ -8,13 +8,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
 from trainers.config import ConfigError, TrainConfig, to_mapping
 from trainers.learn.thread import LearnerThread
+from trainers.names import raised_by
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import EvalReport, Report
 
@@ -121,6 +123,39 @@ class WandB:
         self._run.finish()
 
 
+class LoggerError(RuntimeError):
+    """A logger of the user's raised; the message names it, and says what and where."""
+
+
+class OwnLogger:
+    """A logger of the user's own; its errors name it."""
+
+    def __init__(
+        self, name: str, factory: Callable[[Path, TrainConfig], Logger], folder: Path, config: TrainConfig
+    ) -> None:
+        self._name = name
+        self._logger: Any = self._call(factory, folder, config)
+        if lacking := [
+            method for method in ("write", "close") if not callable(getattr(self._logger, method, None))
+        ]:
+            kind = type(self._logger).__name__
+            raise ConfigError(f"logger {name}: expected an object with {' and '.join(lacking)}(), got {kind}")
+        if callable(evaluated := getattr(self._logger, "evaluated", None)):
+            self.evaluated = partial(self._call, evaluated)
+
+    def write(self, report: Report) -> None:
+        self._call(self._logger.write, report)
+
+    def close(self) -> None:
+        self._call(self._logger.close)
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except Exception as error:
+            raise LoggerError(raised_by(f"logger {self._name}", error)) from error
+
+
 BUILT_IN: Mapping[str, Callable[[Path, TrainConfig], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
@@ -156,7 +191,7 @@ async def open_loggers(
     folder: RunFolder,
     stack: contextlib.AsyncExitStack,
     thread: LearnerThread,
-    factories: Sequence[Callable[[Path, TrainConfig], Logger]] = (),
+    factories: Mapping[str, Callable[[Path, TrainConfig], Logger]] = MappingProxyType({}),
 ) -> list[Logger]:
     """Those that `config` asks for, and what the user's own `factories` make; `stack` closes them. Others than the
     user's are opened and closed in `thread`: they import much, and may wait for a server."""
@@ -172,7 +207,7 @@ async def open_loggers(
         stack.push_async_callback(thread.run, close)
         await thread.run(lambda name=name, to=opened: to.append(BUILT_IN[name](folder.path, config)))
         loggers += opened
-    for factory in factories:
-        loggers.append(factory(folder.path, config))
+    for name, factory in factories.items():
+        loggers.append(OwnLogger(name, factory, folder.path, config))
         stack.callback(loggers[-1].close)
     return loggers
