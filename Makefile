@@ -1,6 +1,7 @@
 # Everything starts from a machine with Python >= 3.11 and make; each target sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")  # tests often wait
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: train test lint types pytest soak bench clean
@@ -18,7 +19,7 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 pytest: .venv/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 soak: .venv/.installed-dev        ## ten minutes of random faults; the table must add up
 	$(BIN)/python -m aio_vecenv.chaos --seconds 600
