@@ -377,24 +377,9 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
         reader = asyncio.create_task(run_.read(envs.events()))
         stepping = run_.unroll() if options.unroll else run_.step()
         tasks = [asyncio.create_task(part) for part in (stepping, run_.publish(), run_.break_things())]
-        warm = False
         try:
             began = time.monotonic()  # opening does not count
-            end, next_line = began + options.seconds, began + 10
-            while (now := time.monotonic()) < end:
-                if not warm and now - began >= min(60.0, options.seconds / 4):
-                    warm = True
-                    table.memory_mb = (_memory_mb(envs), 0.0)
-                done, _ = await asyncio.wait(
-                    tasks, timeout=min(1.0, end - now), return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:  # none of them ends by itself
-                    task.result()
-                if now >= next_line:
-                    next_line += 10
-                    report(
-                        f"{now - began:5.0f} s  {table.batches:,} batches, {sum(table.faults.values())} faults"
-                    )
+            await _look_on(began, options, envs, table, tasks, report)
             run_.stopping = True
             async with asyncio.timeout(_HANG_S):
                 await tasks[0]
@@ -434,6 +419,28 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
         table.failures.append(f"left behind: descriptors {table.descriptors}, processes {table.processes}")
     table.seconds = time.monotonic() - began
     return table
+
+
+async def _look_on(
+    began: float,
+    options: Options,
+    envs: AsyncVecEnv,
+    table: Table,
+    tasks: Sequence[asyncio.Task[None]],
+    report: Callable[[str], None],
+) -> None:
+    """Until the time is over; raises what one of the tasks raised."""
+    warm, end, next_line = False, began + options.seconds, began + 10
+    while (now := time.monotonic()) < end:
+        if not warm and now - began >= min(60.0, options.seconds / 4):
+            warm = True
+            table.memory_mb = (_memory_mb(envs), 0.0)
+        done, _ = await asyncio.wait(tasks, timeout=min(1.0, end - now), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:  # none of them ends by itself
+            task.result()
+        if now >= next_line:
+            next_line += 10
+            report(f"{now - began:5.0f} s  {table.batches:,} batches, {sum(table.faults.values())} faults")
 
 
 async def _all_answer(envs: AsyncVecEnv) -> None:

@@ -88,7 +88,6 @@ class Coordinator:
         self._started = self._optional("started")
         self._beginning = self._optional("beginning")
         self._settle = self._optional("settle")
-        self._published = self._optional("published")
         self._result: Callable[[Any], Any] | None = self._optional("success") or self._optional("score")
         self._warn = _warn if warn is None else warn
         last = (
@@ -120,6 +119,12 @@ class Coordinator:
         _owners[envs] = weakref.ref(self)
         self._publish(note=False)
         self._note_run()
+
+    def _tell_version(self) -> None:
+        """Give the strategy the version under which its directive was published, if it wants it."""
+        published = self._optional("published")
+        if published is not None:
+            published(self._receipt.version)
 
     def _optional(self, name: str) -> Callable[..., Any] | None:
         found = getattr(self.strategy, name, None)
@@ -278,8 +283,7 @@ class Coordinator:
                     ratios=dict(zip(directive.stages, directive.ratios)),
                     mix=directive.mix,
                 )
-            if self._published is not None:
-                self._published(self._receipt.version)
+            self._tell_version()
         self._directive = directive
         return self._receipt
 
@@ -459,8 +463,7 @@ class Coordinator:
         if attached is not None:
             attached(self._envs.num_envs)
         self._publish(note=False)
-        if self._published is not None:
-            self._published(self._receipt.version)
+        self._tell_version()
         self._note_run()
 
 

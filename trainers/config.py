@@ -449,16 +449,7 @@ class TrainConfig:
             "deterministic=True needs collect='lockstep' or 'unroll': who is ready first depends on time",
         )
         _require(self.unroll >= 1, f"unroll must be at least 1, got {self.unroll}")
-        _require(
-            not self.fleet.on or self.collect in (None, "unroll"),
-            f"a fleet collects by unrolls, not by {self.collect}: say collect='unroll' (--collect unroll)",
-        )
-        least = FLEET_BLOCK * ((self.fleet.hosts or 1) - 1)
-        _require(
-            self.num_envs > least,
-            f"fleet.hosts={self.fleet.hosts} needs num_envs above {least}: every host has at least one block of "
-            f"{FLEET_BLOCK}, got {self.num_envs}",
-        )
+        self._check_fleet()
         _require(
             not (self.rules == "sequential" and self.window == "completed"),
             "rules='sequential' needs window='started'",
@@ -472,6 +463,18 @@ class TrainConfig:
                 self.ppo.minibatches <= self.batch_size,
                 f"ppo.minibatches ({self.ppo.minibatches}) exceeds the rows of an update ({self.batch_size})",
             )
+
+    def _check_fleet(self) -> None:
+        _require(
+            not self.fleet.on or self.collect in (None, "unroll"),
+            f"a fleet collects by unrolls, not by {self.collect}: say collect='unroll' (--collect unroll)",
+        )
+        least = FLEET_BLOCK * ((self.fleet.hosts or 1) - 1)
+        _require(
+            self.num_envs > least,
+            f"fleet.hosts={self.fleet.hosts} needs num_envs above {least}: every host has at least one block of "
+            f"{FLEET_BLOCK}, got {self.num_envs}",
+        )
 
     def _check_faults(self) -> None:
         _require(

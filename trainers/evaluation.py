@@ -45,6 +45,14 @@ class Evaluation:
         self._path, self._tell = folder.evaluations, tell
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def never(self) -> str:
+        """Why nothing is ever evaluated, in words; empty if something is."""
+        every, has = self._config.eval.every or 0, self._config.num_updates
+        return (
+            f"eval.every={every} updates, and the run has {has}: nothing is evaluated" if every > has else ""
+        )
+
     def knows(self, update: int) -> bool:
         """Whether eval.jsonl has the evaluation of this update."""
         return any(line["update"] == update for line in self._lines())

@@ -1,10 +1,11 @@
-"""How late the event loop is: a ticker, and what it saw."""
+"""The run's clock: how long it has taken, and how late the event loop is."""
 # async: one task that sleeps
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -16,11 +17,20 @@ log = logging.getLogger("trainers")
 
 
 class LoopMonitor:
-    """Lateness of a 10 ms ticker, in seconds; the newest 65,536 ticks are kept."""
+    """Lateness of a 10 ms ticker, in seconds, of which the newest 65,536 ticks are kept; and the run's wall time."""
 
     def __init__(self) -> None:
         self.all: deque[float] = deque(maxlen=65_536)
         self._since: list[float] = []
+        self._began_s = time.monotonic()  # earlier parts of the run are as if they had run just before
+
+    def began_before(self, seconds: float) -> None:
+        """Earlier parts of the run have taken that long."""
+        self._began_s -= seconds
+
+    def wall_s(self) -> float:
+        """How long the run has taken, all its parts together."""
+        return time.monotonic() - self._began_s
 
     async def run(self) -> None:
         """Tick until cancelled."""

@@ -26,7 +26,7 @@ from trainers.learn.twins import TwinMaker
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load_saved
 from trainers.record.folder import RunFolder, anchored
-from trainers.record.loggers import BUILT_IN, Logger, check_extras, open_loggers
+from trainers.record.loggers import Logger, check_extras, open_loggers, own_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import Summary
@@ -75,36 +75,29 @@ async def training(
     `ConfigError`, `CheckpointError` or what the other packages raise, and leaves nothing open. Leaving raises what
     ended the run, if that was an error that nobody has seen. Cancelling closes everything, too.
     """
-    if config is None and resume is None:
-        raise ConfigError("training() needs a config, or a run folder to resume")
     folder = RunFolder.open(Path(resume)) if resume is not None else None
-    if config is None and folder is not None:
+    if config is None:
+        if folder is None:
+            raise ConfigError("training() needs a config, or a run folder to resume")
         config = folder.config()
-    assert config is not None
     start = _start(config, folder)
     job = resolve_job(config) if job is None else job
     check_extras(config)
-    own_loggers = {
-        name: named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN
-    }
+    own = own_loggers(config)
     callbacks = Callbacks({name: named("callback", name) for name in config.callback})
     async with contextlib.AsyncExitStack() as stack:
         saved = None
         if folder is not None:
             stack.enter_context(folder.held())
             saved = Checkpoints(folder.checkpoints).load_newest()
-        if config.fleet.on:
-            config = dataclasses.replace(config, collect="unroll")
+        config = dataclasses.replace(config, collect="unroll") if config.fleet.on else config
         maker = TwinMaker(config)
-        unroll = min(config.unroll, config.ppo.num_steps or config.unroll)
-        envs = make_envs(config, job, copy=False, policy=maker, unroll=unroll)  # the rollout keeps copies
-        await stack.enter_async_context(envs)
+        envs = await stack.enter_async_context(_envs_of(config, job, maker))
         spaces = envs.single_observation_space, envs.single_action_space
         choices, config = in_words(config, *spaces), for_spaces(config, *spaces)
         asked = config.strategy != "staged" or job.strategy is not None or has_no_plan(job)
         levels = await levels_of(envs) if asked else None
-        whole = job
-        job = planned(job, config, levels)
+        whole, job = job, planned(job, config, levels)
         if config.eval.every is not None and has_no_plan(job):
             raise ConfigError(NO_PLAN)
         strategy = make_strategy(config, job, levels)
@@ -122,24 +115,12 @@ async def training(
         stack.callback(journal.close)
         warned: list[str] = []
         coordinator = cu.Coordinator(strategy, envs, journal=journal, warn=partial(warn, warned))
-        if config.eval.every is not None and config.eval.every > config.num_updates:
-            every, has = config.eval.every, config.num_updates
-            warn(warned, f"eval.every={every} updates, and the run has {has}: nothing is evaluated")
-        loggers += await open_loggers(config, folder, stack, thread, own_loggers)
+        if evaluation is not None and evaluation.never:
+            warn(warned, evaluation.never)
+        loggers += await open_loggers(config, folder, stack, thread, own)
         run = Run(
-            config,
-            job,
-            levels,
-            folder,
-            checkpoints,
-            envs,
-            coordinator,
-            thread,
-            reports,
-            warned,
-            evaluation,
-            maker.twin,
-        )
+            config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation, maker.twin
+        )  # fmt: skip
         run.choices = choices
         stack.push_async_callback(run._quiet)
         await run._open(saved, start)
@@ -154,6 +135,13 @@ async def training(
         async with _going_on(run):
             yield run
         await callbacks.finish()
+
+
+def _envs_of(config: TrainConfig, job: Job, maker: TwinMaker) -> av.AsyncVecEnv:
+    """The envs that are trained in, to be opened; the rollout keeps copies of their rows."""
+    unroll = min(config.unroll, config.ppo.num_steps or config.unroll)
+    envs: av.AsyncVecEnv = make_envs(config, job, copy=False, policy=maker, unroll=unroll)
+    return envs
 
 
 @contextlib.asynccontextmanager

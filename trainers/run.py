@@ -75,7 +75,7 @@ class Run:
         self.choices: tuple[str, ...] = ()  # how observations are read, which settings the spaces decided
         self.warnings = warned  # what went wrong without ending the run
         self._job, self._levels, self._evaluation = job, levels, evaluation
-        self._twin, self._late = twin, 0  # what acts in the workers; late episodes by the update before
+        self._twin = twin  # what acts in the workers
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
         self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
         self._outcomes = Outcomes(
@@ -89,7 +89,6 @@ class Run:
         self._receipts: list[Any] = []  # of directives that some worker may not have taken yet
         self._wanted: list[asyncio.Future[Path | OSError]] = []  # checkpoints that someone waits for
         self._summary: Summary | None = None
-        self._began_s = time.monotonic()  # earlier parts of the run are as if they had run just before
 
     # ---- what its owner does with it
 
@@ -212,7 +211,7 @@ class Run:
             if not self._reached_goal():  # the goal may be another one now
                 tally.solved_at = None
             self._outcomes.restart()
-            self._began_s -= state.train_time_s
+            self._monitor.began_before(state.train_time_s)
             self._env_state = await restore_envs(self.envs, state, path, frozen=False)
         else:
             left = [] if start is None else await restore_what_fits(self.envs, start[0].envs)
@@ -444,7 +443,7 @@ class Run:
             curriculum=self.coordinator.state_dict(),
             tally={**self._tally.state_dict(), "outcomes": self._outcomes.state_dict()},
             env_steps=self._tally.env_steps,
-            train_time_s=time.monotonic() - self._began_s,
+            train_time_s=self._monitor.wall_s(),
             sizes=self.folder.log_sizes(),
             envs=self._env_state,
         )
@@ -461,9 +460,8 @@ class Run:
     def _timing(self, began: float, collected: float, learned: float) -> Timing:
         lags = self._monitor.take()
         published, applied = self._versions()
-        late, self._late = self.coordinator.late - self._late, self.coordinator.late
         return Timing(
-            wall_s=learned - self._began_s,
+            wall_s=self._monitor.wall_s(),
             steps_per_s=self.config.batch_size / (learned - began),
             collect_s=collected - began,
             learn_s=learned - collected,
@@ -472,7 +470,7 @@ class Run:
             loop_lag_max_s=max(lags, default=0.0),
             published=published,
             applied=applied,
-            late_episodes=late,
+            late_episodes=self._tally.late_since(self.coordinator.late),
         )
 
     def _versions(self) -> tuple[int, int]:
@@ -487,7 +485,7 @@ class Run:
         return self._tally.summary(
             reason=reason,
             stages=self._stages(),
-            wall_s=time.monotonic() - self._began_s,
+            wall_s=self._monitor.wall_s(),
             loop_lag_p99_s=percentile(self._monitor.all, 99),
             published=published,
             applied=applied,

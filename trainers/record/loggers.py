@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 
 from trainers.config import ConfigError, TrainConfig, to_mapping
 from trainers.learn.thread import LearnerThread
-from trainers.names import raised_by
+from trainers.names import named, raised_by
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import EvalReport, Report
 
@@ -171,6 +171,11 @@ def built_in(config: TrainConfig) -> list[str]:
     return [
         name for name in BUILT_IN if name in config.logger or (name == "tensorboard" and config.tensorboard)
     ]
+
+
+def own_loggers(config: TrainConfig) -> dict[str, Callable[..., Any]]:
+    """The factories of the user's own, by name. Raises `ConfigError`."""
+    return {name: named("logger", name, known=BUILT_IN) for name in config.logger if name not in BUILT_IN}
 
 
 def _scalars(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -79,6 +79,7 @@ class RunTally:
         self.timeline: list[StageEntry] = []
         self._ended = self._aborted = self._steps = 0  # of this update
         self._return = 0.0
+        self._late = 0
 
     def batch(self, batch: Any) -> list[str]:
         """Take in a `Batch` or `Chunk`; returns the levels that failed with an error of their env for the first time.
@@ -105,6 +106,11 @@ class RunTally:
         """Note the current stage, if it is not the one noted last."""
         if not self.timeline or self.timeline[-1].stage != stage:
             self.timeline.append(StageEntry(stage, self.env_steps, self.updates))
+
+    def late_since(self, late: int) -> int:
+        """How many of the `late` episodes of this part of the run are new since the last call."""
+        new, self._late = late - self._late, late
+        return new
 
     def report(self, stats: UpdateStats, stages: Sequence[StageReport], stage: str, timing: Timing) -> Report:
         """One update is learned: its report; the counts per update start anew."""
