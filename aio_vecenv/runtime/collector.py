@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -262,8 +263,9 @@ class Collector:
         raised = [(env_id, report) for env_id, _, kind, report in command.notes if kind == ERROR]
         for together in [raised] if self._whole else [[one] for one in raised]:
             for env_id, report in together:
-                if report not in counted:
-                    counted.add(report)
+                what = replace(report, task="")  # each row has an episode of its own
+                if what not in counted:
+                    counted.add(what)
                     if not self._supervisor.may_retry(
                         slot, env_id, self._pool.episodes.index(env_id), report
                     ):

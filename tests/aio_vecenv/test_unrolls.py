@@ -227,7 +227,7 @@ async def test_what_is_asked_of_an_unroll_is_checked() -> None:
             envs.send(np.zeros(4, np.int64))
         with pytest.raises(av.BusyError, match="still owe"):
             envs.send_unroll(noise)
-        with pytest.raises(ValueError, match="nothing owed"):
+        with pytest.raises(ValueError, match="a chunk is owed: recv_unroll"):
             await envs.recv()
         envs.send(np.zeros(2, np.int64), [0, 1])
         assert (await envs.recv()).env_ids.tolist() == [0, 1]

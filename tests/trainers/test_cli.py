@@ -352,11 +352,8 @@ def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["presets"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "preset",
-        "frozenlake",
-        "doorkey",
-    ]
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert named == ["preset", "frozenlake", "doorkey", "doorkey16", "pendulum", "mazes", "atari"]
 
 
 LONG = ("train", "--num-workers", "2", "--solve-rate", "None", "--total-steps", "50000000", "--name", "long")

@@ -41,7 +41,7 @@ async def begun(config: TrainConfig, job: Job) -> tuple[Checkpoint, str]:
         await run.checkpoint()
         await run.stop()
     first = Checkpoints(run.folder.checkpoints)
-    return load(first.paths()[0]), run.choices[-1]
+    return load(first.paths()[0]), next(said for said in run.choices if "left out" in said)
 
 
 def counts(state: Checkpoint) -> list[float]:
