@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,8 +117,18 @@ class Parent:
 
     def end(self, limit_s: float = 20.0) -> tuple[int, str, str]:
         """Wait for its end; exit code, stdout, stderr."""
-        out, err = self.process.communicate(timeout=limit_s)
-        return self.process.returncode, out, err
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        late = threading.Timer(limit_s, self.process.kill)
+        late.start()
+        with ThreadPoolExecutor(1) as reader:  # not communicate(): it loses what was read ahead by `ready`
+            err = reader.submit(self.process.stderr.read)
+            out = self.process.stdout.read()
+        status = self.process.wait()
+        assert late.is_alive(), f"not ended within {limit_s} s: {out} {err.result()}"
+        late.cancel()
+        late.join()
+        return status, out, err.result()
 
     def left(self) -> list[int]:
         """Processes of its session that live, itself excluded."""
