@@ -22,6 +22,7 @@ class FleetEpisodes:
         self.unreleased: list[Event] = []  # what happened outside of any command's rows
         self.aborted: set[int] = set()  # envs whose episode was cut off; its reader clears it
         self._num_envs = num_envs
+        self._watermark = 0  # of the newest batch
         self._running: dict[int, EpisodeStarted] = {}
         self._so_far: dict[int, tuple[int, float]] = {}  # executed steps and return, of those that run
         self._next_index = [0] * num_envs  # as far as reports were announced
@@ -151,7 +152,10 @@ class FleetEpisodes:
         while heap and self._open.get(heap[0][1]) != heap[0][0]:
             heappop(heap)
         limit = next_number * self._num_envs
-        return min(heap[0][0], limit) if heap else limit
+        reached = min(heap[0][0], limit) if heap else limit
+        # Rows of a host that was lost may be returned after those of later commands: nothing begins in them.
+        self._watermark = max(self._watermark, reached)
+        return self._watermark
 
     def _no_more(self, env: int, order: int) -> None:
         orders = self._beginning.get(env, [])
