@@ -61,7 +61,7 @@ def resolve_job(config: TrainConfig, *, render: bool = False) -> Job:
         kwargs = config.env_kwargs
         if render and "rgb_array" in _render_modes(config.env):
             kwargs = {"render_mode": "rgb_array", **kwargs}  # some envs need to know when they are made
-        make_env = _with_curriculum(_factory(config.env, kwargs), levels, plan)
+        make_env = _with_curriculum(config.env, _factory(config.env, kwargs), levels, plan)
         job = Job(plan if plan is not None else NO_PLAN, make_env)
     elif levels is not None:
         raise ConfigError("--levels needs --env: a preset brings its own levels")
@@ -265,18 +265,22 @@ NO_STAGES = "all"  # the one stage of an env that was given no plan
 NO_PLAN = cu.StagePlan([cu.Stage(NO_STAGES)])  # this very object: a plan of the user's may look the same
 
 
-def _with_curriculum(factory: Callable[..., Any], levels: Any, plan: Any) -> Callable[[], Any]:
-    """`factory`, wrapped in a `CurriculumEnv` unless it makes one itself."""
+def _with_curriculum(name: str, factory: Callable[..., Any], levels: Any, plan: Any) -> Callable[[], Any]:
+    """`factory`, that of env `name`, wrapped in a `CurriculumEnv` unless it makes one itself."""
     plain = levels is None and plan is None
     if levels is None:
         names = [NO_STAGES] if plan is None else plan.names
-        levels = cu.LevelSet([cu.Level(id=name, stage=name, data={"stage": name}) for name in names])
+        levels = cu.LevelSet([cu.Level(id=stage, stage=stage, data={"stage": stage}) for stage in names])
 
     def make_env(*index: int) -> Any:  # travels by value: what it needs it imports where it runs
+        import gymnasium
+
         import curriculum
 
         env = factory(*index)
-        inner = env
+        if not isinstance(env, gymnasium.Env):
+            raise TypeError(f"env {name!r} made {type(env).__name__}, not a gymnasium.Env")
+        inner: Any = env
         while inner is not None:
             if isinstance(inner, curriculum.CurriculumEnv):
                 return env

@@ -42,6 +42,8 @@ class Outer(gym.Wrapper):
         assert deep in (None, {"a": [1, "x"]})
 def make(size=3):
     return Outer(size)
+def forgets(size=3):
+    Outer(size)
 """,
 }
 
@@ -109,6 +111,14 @@ def test_an_id_that_its_module_does_not_register_is_named(package: str) -> None:
         resolve_job(TrainConfig(env=f"{package}:Registerd-v0"))
     with pytest.raises(ConfigError, match="no module named 'nowhere'"):
         resolve_job(TrainConfig(env="nowhere:Registered-v0"))
+
+
+def test_a_factory_that_makes_no_env_is_named(package: str) -> None:
+    make_env = resolve_job(TrainConfig(env=f"{package}.envs:forgets")).make_env
+    with pytest.raises(
+        TypeError, match=r"env 'registering.envs:forgets' made NoneType, not a gymnasium\.Env"
+    ):
+        make_env()
 
 
 @pytest.mark.timeout(180)
