@@ -8,7 +8,7 @@ or ends and no env says anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = ["Chunks"]
 _NOTHING_SAID = by_kind([])  # never written to
 _ENDS = TERMINATED | TRUNCATED
 _ANY = 1 << 62  # as the number of a call: larger than any
+_Turn = Any  # position, env id, flags, length, return and version of one column of a row
 
 
 class Chunks:
@@ -317,7 +318,7 @@ class _Fold:
         self._failed: dict[int, int] = {}  # env → the row in which it failed
         self.index: NDArray[np.int64] = np.empty(flags.shape, np.int64)
         self.infos: list[tuple[int, int, dict[str, Any]]] = []
-        self.over: list[int] = []  # envs whose last episode has ended, and no other begun
+        self.over: dict[int, None] = {}  # envs whose last episode has ended, and no other begun
         self.executed = 0
         self.episodes_ended: tuple[Episode, ...] = ()
         self.watermarks: NDArray[np.int64] = np.empty(len(flags), np.int64)
@@ -361,43 +362,56 @@ class _Fold:
         `unreleased` go with row 0.
         """
         length = len(self._flags)
-        ids, episodes = self._ids, self._episodes
-        done = self._flags & (BEGAN | IDLE) == 0
-        self.executed = int(np.count_nonzero(done))
-        lengths, returns = episodes.totals_of(ids)
-        self._lengths = done.cumsum(0)  # executed so far in the chunk
-        self._carried = lengths
-        self._returns = np.add.accumulate(np.vstack([returns[None], self._rewards]), 0)[1:]  # row after row
-        self._begun: dict[int, int] = {}  # position → the row in which its episode began
-        self.index[:] = np.array([episodes.index(env_id) for env_id in ids.tolist()], np.int64)
+        episodes, watermarks = self._episodes, self.watermarks
+        self._total_up()
         batches: list[EventBatch] = []
         ended: list[Episode] = []
-        at, call = 0, self._call
+        at = 0
         turning = self._turning()
         if unreleased:
             turning = {0: turning.pop(0, []), **turning}
-        for t, positions in turning.items():
+        for t, turns in turning.items():
             if t > at:
-                self.watermarks[at:t] = episodes.watermark(_ANY)
+                watermarks[at:t] = episodes.watermark(_ANY)
             at = t
             row: list[EpisodeStarted | Episode] = [*unreleased] if t == 0 else []
-            for j in positions:
-                row += self._turn(t, j)
-            bound = next_call if t == length - 1 else call + t + 1
+            for turn in turns:
+                self._turn(t, turn, row)
             if row:
-                watermark = episodes.watermark(bound)
+                watermark = episodes.watermark(next_call if t == length - 1 else self._call + t + 1)
                 batches.append(EventBatch(self._number + t, watermark, tuple(row), episodes.beginning))
                 ended += [event for event in row if type(event) is Episode]
-        self.watermarks[at:] = episodes.watermark(_ANY)
-        bounds = np.arange(call + 1, call + length + 1)
+        watermarks[at:] = episodes.watermark(_ANY)
+        bounds = np.arange(self._call + 1, self._call + length + 1)
         bounds[-1] = next_call
-        np.minimum(self.watermarks, bounds * episodes.num_envs, out=self.watermarks)
+        np.minimum(watermarks, bounds * episodes.num_envs, out=watermarks)
         self.episodes_ended = tuple(ended)
-        self._put_totals(length - 1)
+        episodes.put_totals(self._ids, self._lengths[-1], self._last_returns)
         return batches
 
-    def _turning(self) -> dict[int, list[int]]:
-        """The rows in which something begins or ends, and in which columns, both ascending."""
+    def _total_up(self) -> None:
+        """What the episodes add up to, row by row; counts the steps and the episodes."""
+        flags, rewards, episodes = self._flags, self._rewards, self._episodes
+        done = flags & (BEGAN | IDLE) == 0
+        self.executed = int(np.count_nonzero(done))
+        begins = (flags & BEGAN).view(np.bool_)
+        np.add.accumulate(begins, 0, np.int64, self.index)
+        self.index += episodes.indices_of(self._ids)
+        carried, total = episodes.totals_of(self._ids)
+        so_far = done.cumsum(0)  # of the chunk; what it was at the begin of an episode does not belong to it
+        not_mine = np.maximum.accumulate(np.where(begins, so_far, -carried), 0)
+        returns = np.empty(flags.shape)
+        for t, begins_in_row in enumerate(
+            begins.any(1).tolist()
+        ):  # row after row, as single steps add them up
+            total = np.add(total, rewards[t], out=returns[t])
+            if begins_in_row:
+                total = np.where(begins[t], 0.0, total)
+        self._lengths, self._returns = so_far - not_mine, returns
+        self._carried, self._last_returns = carried, total
+
+    def _turning(self) -> dict[int, list[_Turn]]:
+        """The rows in which something begins or ends, ascending, and what does, column by column."""
         flags = self._flags
         turns = flags & (BEGAN | _ENDS)
         if self._failed:
@@ -405,25 +419,33 @@ class _Fold:
                 if env_id in self._failed:
                     turns[self._failed[env_id], j] |= IDLE
         rows, columns = np.nonzero(turns)
-        found: dict[int, list[int]] = {}
-        for t, j in zip(rows.tolist(), columns.tolist()):
-            found.setdefault(t, []).append(j)
+        here = (rows, columns)
+        found: dict[int, list[_Turn]] = {}
+        for t, *turn in zip(
+            rows.tolist(),
+            columns.tolist(),
+            self._ids[columns].tolist(),
+            flags[here].tolist(),
+            self._lengths[here].tolist(),
+            self._returns[here].tolist(),
+            self._versions[here].tolist(),
+        ):
+            found.setdefault(t, []).append(turn)
         return found
 
-    def _turn(self, t: int, j: int) -> Iterator[EpisodeStarted | Episode]:
-        """What happens in row t of column j."""
-        env_id, flags = self._ids.item(j), self._flags.item(t, j)
-        episodes, number = self._episodes, self._number + t
-        cut = self._failed.get(env_id) == t
-        noted = self._noted.get(t, _NOTHING_SAID)
-        if flags & BEGAN or cut:
+    def _turn(self, t: int, turn: _Turn, row: list[EpisodeStarted | Episode]) -> None:
+        """Add to the row's events what begins or ends in one column of it."""
+        j, env_id, flags, length, episode_return, version = turn
+        episodes, noted = self._episodes, self._noted.get(t, _NOTHING_SAID)
+        if flags & BEGAN or self._failed.get(env_id) == t:
             if episodes.runs(env_id):
-                self._put_total(t, j, env_id)
-                yield episodes.end(env_id, "aborted", {}, number)
+                if flags & BEGAN:  # the length is the new one's
+                    length = int(self._lengths[t - 1, j] if t else self._carried[j])
+                episodes.put_total(env_id, length, episode_return)
+                row.append(episodes.end(env_id, "aborted", {}, self._number + t))
+            self.over.pop(env_id, None)
             if not flags & BEGAN:
                 episodes.forget(env_id)
-                if env_id in self.over:
-                    self.over.remove(env_id)
                 return
             info = noted[INFO].get(env_id, {})
             task = noted[TASK][env_id] if env_id in noted[TASK] else info.get("task")
@@ -431,34 +453,10 @@ class _Fold:
             seed = None if begin is None else begin.seed
             if env_id in self._seeds and t == len(self._flags) - 1:
                 seed = self._seeds[env_id]
-            version = self._versions.item(t, j)
-            started = episodes.begin(env_id, self._call + t, version, task, seed)
-            self._begun[j] = t
-            self.index[t:, j] = started.index
-            if env_id in self.over:
-                self.over.remove(env_id)
-            yield started
+            row.append(episodes.begin(env_id, self._call + t, version, task, seed))
             return
-        outcome: Outcome = "terminated" if flags & TERMINATED else "truncated"
-        self._put_total(t, j, env_id)
+        episodes.put_total(env_id, length, episode_return)
         info = noted[END_INFO].get(env_id) or noted[INFO].get(env_id, {})
-        self.over.append(env_id)
-        yield episodes.end(env_id, outcome, info, number)
-
-    def _put_total(self, t: int, j: int, env_id: int) -> None:
-        self._episodes.put_total(env_id, *self._total(t, j))
-
-    def _total(self, t: int, j: int) -> tuple[int, float]:
-        """Executed steps, up to row t, of the episode that runs in column j, and the sum of their rewards."""
-        begun = self._begun.get(j)
-        if begun is None:
-            return self._carried.item(j) + self._lengths.item(t, j), self._returns.item(t, j)
-        steps = self._lengths.item(t, j) - self._lengths.item(begun, j)
-        return steps, float(np.add.accumulate(self._rewards[begun : t + 1, j])[-1])
-
-    def _put_totals(self, last: int) -> None:
-        """What the episodes that run have added up."""
-        lengths, returns = self._carried + self._lengths[last], self._returns[last]
-        for j in self._begun:
-            lengths[j], returns[j] = self._total(last, j)
-        self._episodes.put_totals(self._ids, lengths, returns)
+        self.over[env_id] = None
+        outcome: Outcome = "terminated" if flags & TERMINATED else "truncated"
+        row.append(episodes.end(env_id, outcome, info, self._number + t))

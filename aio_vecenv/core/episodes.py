@@ -97,6 +97,10 @@ class EpisodeTracker:
         """Of the env's newest episode; -1 before the first."""
         return self._index[env_id]
 
+    def indices_of(self, env_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same of several envs."""
+        return np.array(self._index, np.int64)[env_ids]
+
     def so_far(self, env_id: int) -> RunningEpisode | None:
         """The running episode of this env; None if there is none."""
         if not self._running[env_id]:
