@@ -362,7 +362,7 @@ class _Fold:
         `unreleased` go with row 0.
         """
         length = len(self._flags)
-        episodes, watermarks = self._episodes, self.watermarks
+        episodes, watermarks, failed = self._episodes, self.watermarks, self._failed
         self._total_up()
         batches: list[EventBatch] = []
         ended: list[Episode] = []
@@ -374,13 +374,30 @@ class _Fold:
             if t > at:
                 watermarks[at:t] = episodes.watermark(_ANY)
             at = t
-            row: list[EpisodeStarted | Episode] = [*unreleased] if t == 0 else []
-            for turn in turns:
-                self._turn(t, turn, row)
+            row: list[EpisodeStarted | Episode] = []
+            if unreleased and t == 0:
+                row += unreleased
+                ended += unreleased
+            noted, number = self._noted.get(t, _NOTHING_SAID), self._number + t
+            for j, env_id, flags, steps, total, version in turns:
+                if flags & BEGAN or (failed and failed.get(env_id) == t):
+                    if episodes.runs(env_id):
+                        if flags & BEGAN:  # these steps are the new one's
+                            steps = int(self._lengths[t - 1, j] if t else self._carried[j])
+                        episode = episodes.end(env_id, "aborted", {}, number, (steps, total))
+                        row.append(episode)
+                        ended.append(episode)
+                    self._next(t, env_id, flags, version, noted, row)
+                    continue
+                info = noted[END_INFO].get(env_id) or noted[INFO].get(env_id, {})
+                outcome: Outcome = "terminated" if flags & TERMINATED else "truncated"
+                episode = episodes.end(env_id, outcome, info, number, (steps, total))
+                row.append(episode)
+                ended.append(episode)
+                self.over[env_id] = None
             if row:
                 watermark = episodes.watermark(next_call if t == length - 1 else self._call + t + 1)
-                batches.append(EventBatch(self._number + t, watermark, tuple(row), episodes.beginning))
-                ended += [event for event in row if type(event) is Episode]
+                batches.append(EventBatch(number, watermark, tuple(row), episodes.beginning))
         watermarks[at:] = episodes.watermark(_ANY)
         bounds = np.arange(self._call + 1, self._call + length + 1)
         bounds[-1] = next_call
@@ -394,18 +411,17 @@ class _Fold:
         flags, rewards, episodes = self._flags, self._rewards, self._episodes
         done = flags & (BEGAN | IDLE) == 0
         self.executed = int(np.count_nonzero(done))
-        begins = (flags & BEGAN).view(np.bool_)
+        begins: NDArray[np.bool_] = flags & BEGAN != 0
         np.add.accumulate(begins, 0, np.int64, self.index)
         self.index += episodes.indices_of(self._ids)
         carried, total = episodes.totals_of(self._ids)
         so_far = done.cumsum(0)  # of the chunk; what it was at the begin of an episode does not belong to it
         not_mine = np.maximum.accumulate(np.where(begins, so_far, -carried), 0)
         returns = np.empty(flags.shape)
-        for t, begins_in_row in enumerate(
-            begins.any(1).tolist()
-        ):  # row after row, as single steps add them up
-            total = np.add(total, rewards[t], out=returns[t])
-            if begins_in_row:
+        some_begin = set(np.nonzero(begins)[0].tolist())
+        for t, row in enumerate(rewards):  # row after row, as single steps add them up
+            total = np.add(total, row, out=returns[t])
+            if t in some_begin:
                 total = np.where(begins[t], 0.0, total)
         self._lengths, self._returns = so_far - not_mine, returns
         self._carried, self._last_returns = carried, total
@@ -433,30 +449,24 @@ class _Fold:
             found.setdefault(t, []).append(turn)
         return found
 
-    def _turn(self, t: int, turn: _Turn, row: list[EpisodeStarted | Episode]) -> None:
-        """Add to the row's events what begins or ends in one column of it."""
-        j, env_id, flags, length, episode_return, version = turn
-        episodes, noted = self._episodes, self._noted.get(t, _NOTHING_SAID)
-        if flags & BEGAN or self._failed.get(env_id) == t:
-            if episodes.runs(env_id):
-                if flags & BEGAN:  # the length is the new one's
-                    length = int(self._lengths[t - 1, j] if t else self._carried[j])
-                episodes.put_total(env_id, length, episode_return)
-                row.append(episodes.end(env_id, "aborted", {}, self._number + t))
-            self.over.pop(env_id, None)
-            if not flags & BEGAN:
-                episodes.forget(env_id)
-                return
-            info = noted[INFO].get(env_id, {})
-            task = noted[TASK][env_id] if env_id in noted[TASK] else info.get("task")
-            begin = self._why.get((t, env_id))
-            seed = None if begin is None else begin.seed
-            if env_id in self._seeds and t == len(self._flags) - 1:
-                seed = self._seeds[env_id]
-            row.append(episodes.begin(env_id, self._call + t, version, task, seed))
+    def _next(
+        self,
+        t: int,
+        env_id: int,
+        flags: int,
+        version: int,
+        noted: Sequence[dict[int, Any]],
+        row: list[EpisodeStarted | Episode],
+    ) -> None:
+        """An env's next episode begins in this row, or none does: it has failed in it."""
+        self.over.pop(env_id, None)
+        if not flags & BEGAN:
+            self._episodes.forget(env_id)
             return
-        episodes.put_total(env_id, length, episode_return)
-        info = noted[END_INFO].get(env_id) or noted[INFO].get(env_id, {})
-        self.over[env_id] = None
-        outcome: Outcome = "terminated" if flags & TERMINATED else "truncated"
-        row.append(episodes.end(env_id, outcome, info, self._number + t))
+        tasks = noted[TASK]
+        task = tasks[env_id] if env_id in tasks else noted[INFO].get(env_id, {}).get("task")
+        begin = self._why.get((t, env_id))
+        seed = None if begin is None else begin.seed
+        if env_id in self._seeds and t == len(self._flags) - 1:
+            seed = self._seeds[env_id]
+        row.append(self._episodes.begin(env_id, self._call + t, version, task, seed))

@@ -59,14 +59,10 @@ class EpisodeTracker:
             self._add_up()
         return self._length[env_ids], self._return[env_ids]
 
-    def put_total(self, env_id: int, length: int, episode_return: float) -> None:
-        """What the running episode of this env comes to, several steps later."""
-        self._length[env_id], self._return[env_id] = length, episode_return
-
     def put_totals(
         self, env_ids: NDArray[np.int64], lengths: NDArray[np.int64], returns: NDArray[np.float64]
     ) -> None:
-        """The same of several envs."""
+        """What the newest episodes of these envs come to, several steps later."""
         self._length[env_ids], self._return[env_ids] = lengths, returns
 
     def executed_one(self, env_id: int, reward: float) -> None:
@@ -134,9 +130,17 @@ class EpisodeTracker:
         self.seed[env_id] = seed
         return EpisodeStarted(env_id, index, order, version, task, seed)
 
-    def end(self, env_id: int, outcome: Outcome, info: dict[str, Any], batch: int) -> Episode:
-        """The running episode of this env ended in the batch of that number."""
-        length, episode_return = self.totals(env_id)
+    def end(
+        self,
+        env_id: int,
+        outcome: Outcome,
+        info: dict[str, Any],
+        batch: int,
+        totals: tuple[int, float] | None = None,
+    ) -> Episode:
+        """The running episode of this env ended in the batch of that number. `totals`: its own, where they are newer
+        than what has been added up here."""
+        length, episode_return = self.totals(env_id) if totals is None else totals
         self._running[env_id] = False
         self._closes(env_id)
         self.outcomes[outcome] += 1

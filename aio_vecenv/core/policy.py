@@ -235,10 +235,11 @@ class PolicyRunner:
         self._checks = [_bounds(leaf.space) for leaf in self._action.leaves]
         leaf = self._action.leaves[0] if self._action.is_leaf else None
         self._whole_action = (None, None) if leaf is None else ((block, *leaf.shape), leaf.dtype)
-        self._whole_outputs = {
-            name: ((block, *spec.shape), spec.dtype) for name, spec in self.outputs.items()
-        }
+        self._whole_outputs = [
+            (name, (block, *spec.shape), spec.dtype) for name, spec in self.outputs.items()
+        ]
         self._obs_block = [_aligned(block, leaf) for leaf in self._obs.leaves]
+        self._only_obs = self._obs_block[0] if self._obs.is_leaf else None
         self._noise_block = _aligned(block, self.noise)
 
     def load(self, version: int, pickled: bytes) -> None:
@@ -270,35 +271,58 @@ class PolicyRunner:
     ) -> None:
         """Act on n rows: observations, one column (n, …) per leaf, and noise (n, *shape). Fills `actions` and
         `outputs`, as of `empty(n)`. Raises PolicyError; what was filled then means nothing."""
-        tree, block, obs_block, noise_block = self._obs, self.block, self._obs_block, self._noise_block
+        obs_block, noise_block, only = self._obs_block, self._noise_block, self._only_obs
         for at, places, first, free in rows.pieces:
             for column, given in zip(obs_block, obs):
                 column[places] = given[at]
-                for place in free:
-                    column[place] = column[first]
             noise_block[places] = noise[at]
             for place in free:
-                noise_block[place] = noise_block[first]
+                for column in (*obs_block, noise_block):
+                    column[place] = column[first]
             try:  # views, since a policy may reshape what it is given
-                result = self._policy.act(tree.join([column[:] for column in obs_block]), noise_block[:])
+                seen = only[:] if only is not None else self._obs.join([column[:] for column in obs_block])
+                result = self._policy.act(seen, noise_block[:])
             except Exception as error:
                 raise self._raised("act", error, self.version) from error
-            if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-                raise self._error("act must return (actions, outputs), outputs a dict", type(result).__name__)
+            if type(result) is not tuple or len(result) != 2 or type(result[1]) is not dict:
+                result = self._result(result)
             try:
-                for column, got in zip(actions, self._actions_of(result[0])):
-                    column[at] = got[places]
-                said = result[1]
-                if said.keys() != outputs.keys():
-                    raise Misfit("outputs", str(sorted(outputs)), str(sorted(map(str, said))))
-                for name, (shape, dtype) in self._whole_outputs.items():
-                    got = said[name]
-                    if type(got) is not np.ndarray or got.shape != shape or got.dtype is not dtype:
-                        fits(f"outputs[{name!r}]", got, block, self.outputs[name])
-                    outputs[name][at] = got[places]
+                self._take(at, places, not free, result[0], result[1], actions, outputs)
             except Misfit as misfit:
                 raise self._error(str(misfit)) from None
         self._check_values(rows, actions, outputs)
+
+    def _result(self, result: Any) -> tuple[Any, Mapping[str, Any]]:
+        """What `act` returned, if it is such a pair. Raises PolicyError."""
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+            raise self._error("act must return (actions, outputs), outputs a dict", type(result).__name__)
+        return result
+
+    def _take(
+        self,
+        at: Any,
+        places: Any,
+        whole: bool,
+        given: Any,
+        said: Mapping[str, Any],
+        actions: Sequence[NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Take a block's rows out of what `act` returned; `whole`: it has no others. Raises Misfit."""
+        for column, acted in zip(actions, self._actions_of(given)):
+            column[at] = acted if whole else acted[places]
+        if len(said) != len(outputs):
+            self._check_names(said)
+        for name, shape, dtype in self._whole_outputs:
+            got: Any = said.get(name)
+            if type(got) is not np.ndarray or got.shape != shape or got.dtype is not dtype:
+                self._check_names(said)
+                got = fits(f"outputs[{name!r}]", got, self.block, self.outputs[name])
+            outputs[name][at] = got if whole else got[places]
+
+    def _check_names(self, said: Mapping[str, Any]) -> None:
+        if said.keys() != self.outputs.keys():
+            raise Misfit("outputs", str(sorted(self.outputs)), str(sorted(map(str, said))))
 
     def _actions_of(self, actions: Any) -> list[NDArray[Any]]:
         """The leaves of a block's actions, the usual one at a glance. Raises Misfit."""

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ..core import framing as wire
-from ..core.layout import BEGAN, TERMINATED, TRUNCATED, Slab, SpaceTree
+from ..core.layout import AT_WORK, BEGAN, STOP, TERMINATED, TRUNCATED, Slab, SpaceTree
 from ..core.messages import ERROR, INFO, RESTARTED, RESULT, Note, Packed
 from ..core.options import Settings
 from ..core.report import RowError, describe
@@ -27,8 +27,6 @@ __all__ = ["EnvGroup"]
 
 
 _BOOLS = (False, True)
-# Sees each env of a row before its step, with its action; may end the row early
-Watch = Callable[[Sequence[int], Iterable[Any]], Iterable[Any]]
 
 
 class EnvGroup:
@@ -66,16 +64,19 @@ class EnvGroup:
         # Envs that have not begun an episode here: in a replacement, any command begins one, with this seed.
         self._fresh: dict[int, int | None] = dict(enumerate(restart_seeds or [None] * count))
         self._refused: dict[int, Exception] = {}  # raised in on_broadcast outside the env's own command
-        self._newest = slab.newest
-        # A memoryview takes a Python number in a third of the time that an array takes.
+        # A memoryview takes and gives a Python number in a third of the time that an array does.
+        self._newest: Any = memoryview(slab.newest.data)
         self._rewards: Any = memoryview(self.rows.rewards.data)
         self._flags: Any = memoryview(self.rows.flags.data)
+        self._versions: Any = memoryview(self.rows.versions.data)
         self._no_flags = bytes(count)
         self._action_columns = [None if c is None else c[first : first + count] for c in slab.action]
         as_ints = settings.casting == "safe"  # else numpy's integers, as other vec envs have it
         self._discrete = [as_ints and isinstance(leaf.space, gym.spaces.Discrete) for leaf in action.leaves]
         self._glance = _Glance(obs, self.rows, settings)
-        self._watch: Watch | None = None  # of a chunk under way
+        self._progress: Any = (
+            None  # of a chunk under way: the line that says which env is at work, and may end it
+        )
 
     # -- commands: each returns what the reply carries beside the block ------------------------------------------
 
@@ -85,8 +86,8 @@ class EnvGroup:
         `pickled[k]` holds, per env of the command, the action's k-th leaf where that is not in the block.
         """
         notes: list[Note] = []
-        watch = self._watch
-        if self._inbox.has_now and watch is None:
+        progress = self._progress
+        if self._inbox.has_now and progress is None:
             self._deliver_now()
         steps, pending, refused, rewards = self._steps, self._pending, self._refused, self._rewards
         glance = self._glance
@@ -100,7 +101,11 @@ class EnvGroup:
             for i in envs:
                 self._flags[i] = 0
         actions = self._actions(envs, pickled)
-        for i, action in zip(envs, actions if watch is None else watch(envs, actions)):
+        for i, action in zip(envs, actions):
+            if progress is not None:
+                if progress[STOP]:
+                    break
+                progress[AT_WORK] = first + i
             if pending[i] or refused:
                 if error := refused.pop(i, None):
                     self._fail(i, "on_broadcast", error, notes)
@@ -171,17 +176,17 @@ class EnvGroup:
         if info:
             self.rows.say(i, info, notes)
 
-    def begin_chunk(self, watch: Watch) -> None:
-        """From now on each `step` is a row of a chunk, whose number is `rows.t`.
+    def begin_chunk(self, progress: Any) -> None:
+        """From now on each `step` is a row of a chunk, whose number is `rows.t`; `progress`: its worker's line.
 
         Envs that must hear of an update now do so before its first row, those that are reset before their reset.
         """
         if self._inbox.has_now:
             self._deliver_now()
-        self._watch = watch
+        self._progress = progress
 
     def end_chunk(self) -> None:
-        self._watch = None
+        self._progress = None
         self.rows.t = 0
 
     def reset(self, envs: Sequence[int], seeds: Sequence[int | None], packed: bytes | None) -> list[Note]:
@@ -270,10 +275,10 @@ class EnvGroup:
     def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None, notes: list[Note]) -> None:
         """Reset env `i`, after taking every update published so far; its episode reports that version."""
         inbox = self._inbox
-        newest = int(self._newest[0])
+        newest = self._newest[0]
         if newest > inbox.taken_up_to:
             self._catch_up(newest)
-            if inbox.has_now and self._watch is None:
+            if inbox.has_now and self._progress is None:
                 self._deliver_now(skip=i)
         op = "on_broadcast"
         try:
@@ -291,9 +296,9 @@ class EnvGroup:
         self._pending[i] = False
         if self._fresh:
             self._fresh.pop(i, None)
-        self.rows.versions[i] = version
+        self._versions[i] = version
         self._rewards[i] = 0.0
-        self._flags[i] = 0 if self._watch is None else BEGAN
+        self._flags[i] = 0 if self._progress is None else BEGAN
         if info:
             self.rows.say(i, info, notes, begins=True)
 

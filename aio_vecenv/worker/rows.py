@@ -51,6 +51,7 @@ __all__ = [
 
 Refuse = Callable[[Note, Exception], None]
 # subjects per worker that are warned about: an env may invent new observation keys endlessly
+_FEW = 64  # numbers that Python adds up faster than numpy looks at them
 _MAX_WARNED = 32
 REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
 
@@ -221,7 +222,7 @@ class Rows:
         return self._check_finite(leaf, array)
 
     def _check_finite(self, leaf: Leaf, array: NDArray[Any]) -> NDArray[Any]:
-        if self._finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        if self._finite and array.dtype.kind == "f" and not _all_finite(array):
             raise self.infinite(leaf)
         return array
 
@@ -306,6 +307,12 @@ class Rows:
             notes[note[0]] = (note[0], 0, ERROR, describe(error, "call"))
 
         return pack(notes, refuse, self._left)
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    if array.size <= _FEW and isfinite(sum(array.ravel().tolist())):  # a NaN or an infinity would show in it
+        return True
+    return bool(np.isfinite(array).all())
 
 
 def pack(notes: list[Note], refuse: Refuse, left: Callable[[], int | None]) -> Sequence[bytes]:

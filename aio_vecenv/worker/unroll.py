@@ -8,8 +8,8 @@ step; what it gave is then copied into the chunk. So a row cannot mean anything 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ class Unroller:
         slab: Slab,
         runner: Callable[[], PolicyRunner],
         worker: int,
-        act_under: ActUnder = nullcontext,
+        act_under: ActUnder | None = None,
     ) -> None:
         first, count = group.rows.first, len(group.everyone)
         mine = slice(first, first + count)
@@ -86,15 +86,6 @@ class Unroller:
             self.broken = None
         except PolicyError as error:
             self.broken = error
-
-    def watched(self, envs: Sequence[int], actions: Iterable[Any]) -> Iterator[Any]:
-        """The actions; says which env is at work, and ends the row where the worker is to close."""
-        progress, first = self.progress, self.group.rows.first
-        for i, action in zip(envs, actions):
-            if progress[STOP]:
-                return
-            progress[AT_WORK] = first + i
-            yield action
 
 
 class _Row(NamedTuple):
@@ -160,14 +151,17 @@ class UnrollUnderWay:
         progress, group, row = unroller.progress, unroller.group, self._columns.row(t)
         group.rows.t = t
         if t == 0:
-            group.begin_chunk(unroller.watched)
+            group.begin_chunk(progress)
         progress[AT_WORK] = POLICY_AT_WORK
         began_ns = time.perf_counter_ns()
         try:
             if unroller.broken is not None:
                 raise unroller.broken
-            with unroller.act_under():
+            if unroller.act_under is None:
                 unroller.runner.act(unroller.blocks, row.obs, row.noise, unroller.actions, row.outputs)
+            else:
+                with unroller.act_under():
+                    unroller.runner.act(unroller.blocks, row.obs, row.noise, unroller.actions, row.outputs)
         except PolicyError as error:
             note: Note = (group.rows.first, t, POLICY_FAILED, describe_policy(error))
             self._payloads.append(encode_notes([note], "an error"))
@@ -241,7 +235,7 @@ def unroller_of(
     setup: Setup,
     where: Attachment,
     block: Any,
-    act_under: ActUnder = nullcontext,
+    act_under: ActUnder | None = None,
 ) -> Unroller | None:
     """Who unrolls the group's envs, if the vec env unrolls. Raises PolicyError."""
     unrolling = where.unrolling
