@@ -26,6 +26,7 @@ __all__ = [
     "POLICY_NS",
     "ROWS_DONE",
     "STOP",
+    "TAKEN",
     "TERMINATED",
     "TRUNCATED",
     "ChunkBuffer",
@@ -46,7 +47,7 @@ TERMINATED, TRUNCATED = 1, 2  # flags of a row
 BEGAN = 4  # … it begins an episode, where the worker itself resets
 IDLE = 8  # … of a chunk: nothing was done
 # What a worker that unrolls says of itself while it does, one number each
-ROWS_DONE, LAST_ROW_NS, AT_WORK, POLICY_NS, STOP = range(5)
+ROWS_DONE, LAST_ROW_NS, AT_WORK, POLICY_NS, STOP, TAKEN = range(6)
 _PROGRESS = 8  # numbers: a cache line
 _NO_PROGRESS = np.zeros((0, _PROGRESS), np.int64)
 POLICY_AT_WORK = -1  # instead of an env id
@@ -308,6 +309,14 @@ class Slab:
     def mark(self, version: int) -> None:
         """Make the newest version visible to the workers: one aligned store of 8 bytes."""
         self.newest[0] = version
+
+    def taken(self, worker: int) -> int:
+        """Up to which version a worker that unrolls lacks no update, as it says while it does; 0: it says nothing."""
+        return self.progress.item(worker, TAKEN) if len(self.progress) else 0
+
+    def forget(self, worker: int) -> None:
+        """A worker begins anew in the place of one that is gone."""
+        self.progress[worker : worker + 1, TAKEN] = 0
 
     def stop(self) -> None:
         """Workers that unroll end after the env step under way."""

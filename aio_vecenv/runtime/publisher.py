@@ -8,11 +8,12 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 from ..backends.base import Worker
 from ..core import framing as wire
+from ..core.layout import Slab
 from ..core.messages import encode_update, update_message
 from ..core.protocol import State
 from ..core.updates import Apply, Update, Updates
@@ -94,7 +95,7 @@ class Channel:
         self.lock = threading.RLock()  # held for non-blocking work only
         self.thread_id = threading.get_ident()
         self.updates = Updates()
-        self._mark: Callable[[int], None] | None = None
+        self._slab: Slab | None = None
         self.latencies_s: deque[float] = deque(maxlen=_LATENCIES)
         self.bytes_sent = 0
         self._loop = loop
@@ -115,15 +116,19 @@ class Channel:
             if self.closed:
                 raise ClosedError("the vec env is closed")
             update = self.updates.publish(topic, apply, body, time.monotonic())
-            if self._mark is not None:
-                self._mark(update.version)
+            slab = self._slab
+            if slab is not None:
+                slab.mark(update.version)
             for worker in self._workers:
+                # In the midst of an unroll it need not send a message, and the parent need not wake up for it.
+                if slab is not None and (taken := slab.taken(worker.index)):
+                    self.acknowledge_up_to(worker, taken)
                 self._push(worker)
         return Receipt(self, topic, update.version)
 
-    def open(self, mark: Callable[[int], None]) -> None:
-        """From now on `mark(version)` makes a version visible in the shared block."""
-        self._mark = mark
+    def open(self, slab: Slab) -> None:
+        """From now on versions are visible in the shared block."""
+        self._slab = slab
 
     def adopt(self) -> None:
         """From now on the loop turns in this thread."""
@@ -133,6 +138,8 @@ class Channel:
         """A worker is ready: the newest update of every topic goes to it."""
         with self.lock:
             self.updates.join(worker.index)
+            if self._slab is not None:
+                self._slab.forget(worker.index)
             self._push(worker)
 
     def leave(self, index: int) -> None:
@@ -191,7 +198,7 @@ class Channel:
         """Make every `await receipt` under way raise ClosedError."""
         with self.lock:
             self.closed = True
-            self._mark = None  # it holds the block
+            self._slab = None
             for _, _, future in self._waiters:
                 if not future.done():
                     future.set_exception(

@@ -129,7 +129,7 @@ class Supervisor:
     async def attach(self, memory: Memory, client: Client) -> None:
         """Tell every worker where its rows are; afterwards commands are taken, and `client` hears of them."""
         self._memory, self._client = memory, client
-        self.channel.open(memory.slab.mark)
+        self.channel.open(memory.slab)
         for slot, mine in zip(self.slots, memory.rows):
             slot.rows = mine
         await _all_or_none([self._attach(s, w, None) for s, w in zip(self.slots, self.workers)])

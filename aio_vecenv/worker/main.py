@@ -19,6 +19,7 @@ from ..core import framing as wire
 from ..core.env_state import restore
 from ..core.factories import check_own
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message, pieces
+from ..core.layout import TAKEN
 from ..core.log_levels import adopt
 from ..core.messages import (
     ERROR,
@@ -145,6 +146,8 @@ class _Worker:
         self.taken: list[int] = []  # versions taken, not acknowledged yet
         self.group: Group | None = None
         self.unroller: Unroller | None = None
+        self.updates_poll = select.poll()
+        self.updates_poll.register(updates, select.POLLIN)
         self.poll = select.poll()
         self.poll.register(commands, select.POLLIN)
         self.poll.register(lifeline_fd, 0)  # hang-up only
@@ -243,7 +246,8 @@ class _Worker:
     def catch_up(self, version: int) -> None:
         """Take updates until none up to `version` is missing."""
         while self.inbox.taken_up_to < version:
-            self.acknowledge()  # the parent may be waiting for that, to send the next
+            if self.taken and not self.updates_poll.poll(0):
+                self.acknowledge()  # the parent is waiting for that, to send the next
             self.read_updates(in_command=True)
 
     def read_updates(self, *, in_command: bool) -> None:
@@ -253,6 +257,8 @@ class _Worker:
                 raise ProtocolError(f"{message.kind.name} on the updates pipe")
             take_update(self.inbox, message)
             self.taken.append(message.version)
+            if self.unroller is not None:
+                self.unroller.progress[TAKEN] = self.inbox.taken_up_to
         if self.taken and (not in_command or self.inbox.taken_up_to < self.taken[-1]):
             self.acknowledge()
 

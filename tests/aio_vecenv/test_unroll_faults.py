@@ -243,6 +243,28 @@ async def test_u2_an_episode_that_begins_in_a_chunk_begins_under_the_newest_vers
 
 @pytest.mark.alternate_loops
 @pytest.mark.asyncio
+async def test_an_update_taken_in_a_chunk_makes_way_for_the_next_at_once(make: Any, tmp_path: Path) -> None:
+    """The worker sends no message for it and waits for none: who publishes sees in the block what it has taken."""
+    script = {1: {(0, 2): "waits terminates", (1, 1): "terminates"}, 0: {(0, 4): "waits"}}
+    async with make("process", script) as envs:
+        await envs.reset()
+        envs.send_unroll(NOISE)
+        await until((tmp_path / "here-1").exists)
+        first = envs.broadcast("first")
+        (tmp_path / "go-1").touch()
+        await until((tmp_path / "here-0").exists)  # env 1 has begun under the first
+        await until(lambda: 1 in first.taken)
+        assert first.pending == (0,)
+        second = envs.broadcast("second")
+        assert first.pending == ()
+        (tmp_path / "go-0").touch()
+        chunk = await envs.recv_unroll()
+        assert column(chunk, 1, "versions") == [0, 0, 1, 1, 2, 2]
+        assert 0 in second.taken  # the reply says so
+
+
+@pytest.mark.alternate_loops
+@pytest.mark.asyncio
 async def test_u2_inline_other_tasks_run_between_two_rows(make: Any) -> None:
     async with make("inline", {1: {(0, 4): "terminates"}}) as envs:
         await envs.reset()
