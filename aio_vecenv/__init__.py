@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.batch import Batch, Episode, EpisodeStarted, EventBatch, RunningEpisode
     from .core.chunk import Chunk
     from .core.env_state import restore_state
-    from .core.limits import RestartBudget, Timeouts
+    from .core.limits import RenewAfter, RestartBudget, Timeouts
     from .core.policy import Policy
     from .core.statistics import Statistics
     from .errors import (
@@ -59,6 +59,7 @@ __all__ = [
     "PolicyError",
     "RayFleet",
     "Receipt",
+    "RenewAfter",
     "RestartBudget",
     "RunningEpisode",
     "Source",
@@ -87,6 +88,7 @@ _HOME = {
     "Policy": "core.policy",
     "RayFleet": "fleet.ray_fleet",
     "Receipt": "runtime.publisher",
+    "RenewAfter": "core.limits",
     "RestartBudget": "core.limits",
     "Source": "source",
     "Statistics": "core.statistics",

@@ -121,6 +121,15 @@ def available_bytes(root: Path = _CGROUP, proc: Path = Path("/proc/self/cgroup")
     return min(left) if left else None
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds, shared parts included; 0 where there is no such process any more. Linux only."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def machine_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """What the machine can give without swapping; None where it does not say.
 

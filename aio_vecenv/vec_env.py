@@ -33,7 +33,7 @@ from .core.env_state import EnvState
 from .core.framing import Kind
 from .core.infos import batch_infos
 from .core.layout import SharedMemory, pick_rows
-from .core.limits import RestartBudget, Timeouts
+from .core.limits import RenewAfter, RestartBudget, Timeouts
 from .core.options import Settings
 from .core.policy import Policy, PolicyMaker
 from .core.pool import JoinInfos, Pool
@@ -47,6 +47,7 @@ from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
 from .runtime.opening import Opening
 from .runtime.publisher import Receipt
+from .runtime.renewal import Renewal, renewal_of
 from .runtime.unrolls import Acting, Unrolls, check_min_envs
 
 __all__ = ["AsyncVecEnv", "EnvFactory"]
@@ -77,6 +78,8 @@ class AsyncVecEnv(Acting):
         shared_memory: "auto" decides per observation leaf, True insists (ValueError), False never.
         timeouts: seconds, see `Timeouts`.
         restart: how many lost workers may be replaced, see `RestartBudget`; None: none.
+        renew_after: when a worker gives way to a fresh process, between the episodes of its envs: after so many
+            episodes, or see `RenewAfter`. Not with autoreset SAME_STEP, VectorEnvs, backend "inline" (ValueError).
         on_env_error: "raise", or "reset": the env is reset, and its row says so (info `env_error`).
         check: "finite" also refuses observations with NaN or infinities.
         spares: warm interpreters kept for replacements.
@@ -109,6 +112,7 @@ class AsyncVecEnv(Acting):
         shared_memory: SharedMemory = "auto",
         timeouts: Timeouts = _TIMEOUTS,
         restart: RestartBudget | None = _BUDGET,
+        renew_after: RenewAfter | int | None = None,
         on_env_error: Literal["raise", "reset"] = "raise",
         check: Literal["finite"] | None = None,
         spares: int = 0,
@@ -132,9 +136,19 @@ class AsyncVecEnv(Acting):
         settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
         warm = options.whole("spares", spares, 0)
         make = _backend_maker(backend, warm, self.num_workers)
+        renewal = renewal_of(renew_after, autoreset, backend)
         self._unrolls = Unrolls(policy, unroll, autoreset)
         self._opening = Opening(
-            makers, self.num_workers, make, settings, shared_memory, copy, timeouts, restart, self._unrolls
+            makers,
+            self.num_workers,
+            make,
+            settings,
+            shared_memory,
+            copy,
+            timeouts,
+            restart,
+            renewal,
+            self._unrolls,
         )
         self._opened = False
         # the loop it belongs to, while it is open: what `send` and `recv` ask first, before `_check_open` says why not
@@ -191,6 +205,8 @@ class AsyncVecEnv(Acting):
         self._collector = Collector(
             self._pool, chunks, supervisor, self._calls, self._states, self._hub,
             tries_again=settings.on_env_error == "reset", whole=assignment.whole,
+            renewal=None if opening.renew_after is None
+            else Renewal(opening.renew_after, self._pool, assignment, supervisor, self._calls),
         )  # fmt: skip
         await supervisor.attach(memory, self._collector)
 
@@ -315,11 +331,16 @@ class AsyncVecEnv(Acting):
         selection = self._assignment.select(env_ids)
         if pool.owed or pool.shut or self._assignment.whole:
             pool.check_send(selection)
+        renewal = self._collector.renewal
+        if renewal is not None and renewal.busy:
+            selection = renewal.part(selection, resetting=self._collector.resetting)
         pickled = self._actions.put(actions, len(selection.env_ids), selection.given)
         commands = pool.commands(selection, pickled)
         if pickled:
             check_room("the actions", sum(len(command.payload) for command in commands))
         pool.sent(selection)
+        if renewal is not None and renewal.busy:
+            commands = renewal.waiting.keep(commands)
         self._supervisor.post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:

@@ -43,13 +43,13 @@ ROOMS: dict[str, set[str]] = {
     "aio_vecenv/core": {
         "__init__", "actions", "assembly", "assignment", "batch", "chunk", "chunks", "command", "env_state", "episodes",
         "factories", "framing", "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool",
-        "protocol", "report", "spaces", "statistics", "updates",
+        "protocol", "report", "spaces", "statistics", "updates", "waiting",
     },
     "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "rows", "unroll", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "process"},
     "aio_vecenv/runtime": {
-        "__init__", "calls", "collector", "env_states", "events", "opening", "policies", "publisher", "supervisor",
-        "unrolls",
+        "__init__", "calls", "collector", "env_states", "events", "opening", "policies", "publisher", "renewal",
+        "supervisor", "unrolls",
     },
     "aio_vecenv/adapters": {"__init__", "driver", "gymnasium", "rows", "sb3", "session"},
     "aio_vecenv/fleet": {

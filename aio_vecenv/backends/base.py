@@ -85,8 +85,11 @@ class Backend(Protocol):
     def worker(self, index: int, incarnation: int, listener: Listener) -> Worker:
         """A new worker; nothing is started yet."""
 
-    def start_spares(self) -> None:
-        """Start what is missing of the warm interpreters that wait to replace a lost worker; never waits."""
+    def start_spares(self, more: int = 0) -> None:
+        """Start what is missing of the warm interpreters that wait to replace a worker; never waits.
+
+        `more`: for planned renewals, beside those that were asked for at the start. Raises OSError.
+        """
 
     def allocate(self, size_bytes: int) -> Any:
         """A writable buffer of that size which the workers can attach. Raises MemoryError."""

@@ -39,7 +39,7 @@ class InlineBackend:
     def worker(self, index: int, incarnation: int, listener: Listener) -> InlineWorker:
         return InlineWorker(self, index, incarnation, listener)
 
-    def start_spares(self) -> None:
+    def start_spares(self, more: int = 0) -> None:
         pass
 
     def allocate(self, size_bytes: int) -> Any:

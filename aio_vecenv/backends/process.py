@@ -44,14 +44,14 @@ class ProcessBackend:
     def worker(self, index: int, incarnation: int, listener: Listener) -> ProcessWorker:
         spare: Child | None = None
         while incarnation and spare is None and self._spares:
-            spare = self._spares.pop()
+            spare = self._spares.pop(0)  # the warmest
             if spare.exited:
                 spare.close()
                 spare = None
         return ProcessWorker(index, incarnation, listener, self.block_fd, spare)
 
-    def start_spares(self) -> None:
-        while len(self._spares) < self._wanted_spares:
+    def start_spares(self, more: int = 0) -> None:
+        while len(self._spares) < self._wanted_spares + more:
             self._spares.append(launch(self.block_fd))
 
     def allocate(self, size_bytes: int) -> Any:

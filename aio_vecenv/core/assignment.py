@@ -40,7 +40,7 @@ class Selection(NamedTuple):
     rows: Any  # as of a `Part`
     parts: Sequence[Part]
     given: Any  # what picks the rows in the order in which the ids were given
-    order: EnvIds | None  # sorts what was given; None: it was sorted
+    order: EnvIds | None  # what was given, in the order of the parts; None: it is in that order
 
 
 _MOST_SELECTIONS = (
@@ -83,6 +83,23 @@ class Assignment:
         order = np.argsort(ids)
         in_order = ids[order]
         return Selection(in_order, rows_of(in_order), self._parts(in_order), ids, order)
+
+    def apart(self, selection: Selection, chosen: set[int]) -> Selection:
+        """The same selection, the `chosen` of its envs in parts of their own."""
+        ids = selection.env_ids
+        order = np.arange(len(ids)) if selection.order is None else selection.order
+        parts: list[Part] = []
+        for part in selection.parts:
+            mask = np.array([env_id in chosen for env_id in part.env_ids.tolist()])
+            if mask.any() and not mask.all():
+                parts += [
+                    self._part(part.worker, part.env_ids[~mask]),
+                    self._part(part.worker, part.env_ids[mask]),
+                ]
+            else:
+                parts.append(part)
+        order = np.concatenate([order[np.searchsorted(ids, part.env_ids)] for part in parts])
+        return selection._replace(parts=parts, order=order)
 
     def env_ids(self, env_ids: Sequence[int] | EnvIds | None) -> EnvIds:
         """Env ids as the user gave them; None = all. Raises ValueError."""

@@ -8,7 +8,7 @@ or ends and no env says anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..errors import BadActions
 from .assignment import Assignment, EnvIds, Selection
 from .batch import Episode, EpisodeStarted, EventBatch, Outcome
 from .chunk import Chunk
-from .command import Begin, Command, Unroll, part_of
+from .command import WAITS, Begin, Command, Unroll, part_of
 from .episodes import EpisodeTracker
 from .framing import Kind
 from .layout import BEGAN, IDLE, TERMINATED, TRUNCATED, ChunkBuffer, Slab, SpaceTree
@@ -49,9 +49,16 @@ class Chunks:
     # -- sending -----------------------------------------------------------------------------------------------
 
     def send(
-        self, selection: Selection, noise: NDArray[Any], policy_version: int, params: bytes | None
+        self,
+        selection: Selection,
+        noise: NDArray[Any],
+        policy_version: int,
+        params: bytes | None,
+        held: Container[int] = (),
     ) -> list[Unroll]:
         """The unrolls of these envs, column j of `noise` for the j-th of them as they were given.
+
+        In those of the workers `held`, which are to be renewed, no env begins an episode.
 
         Raises BusyError or BadActions; nothing has happened then.
         """
@@ -71,9 +78,9 @@ class Chunks:
         for worker, mine, rows, _, _ in selection.parts:
             buffer = self._buffers[worker]
             self._buffers[worker] = 1 - buffer
-            payload, flags = encode(Unrolled(length, buffer, policy_version))
+            payload, flags = encode(Unrolled(length, buffer, policy_version, worker in held))
             command = Unroll(Kind.UNROLL, number, worker, mine, rows, payload, flags)
-            command.length, command.buffer = length, buffer
+            command.length, command.buffer, command.held = length, buffer, worker in held
             command.policy_version, command.params = policy_version, params
             commands.append(command)
             for column, newest in zip(self._slab.chunks[buffer].obs, self._slab.obs):
@@ -107,7 +114,13 @@ class Chunks:
         for _, _, kind, report in command.notes:
             if kind == POLICY_FAILED:
                 command.policy_error = report
-        pool.begun(command, [env_id for env_id in pool.due(command) if flags[env_id] & BEGAN])
+        due = pool.due(command)
+        pool.begun(command, [env_id for env_id in due if flags[env_id] & BEGAN])
+        if command.held:
+            failed = {env_id for env_id, _, _ in self.failed(command)}
+            for env_id in due:
+                if not flags[env_id] & BEGAN and env_id not in failed:
+                    pool.episodes.forget(env_id)  # it waits, and begins nothing in this chunk
 
     def failed(self, command: Unroll) -> list[tuple[int, int, ErrorReport]]:
         """The envs that have failed: env id, row, what they raised."""
@@ -347,6 +360,10 @@ class _Fold:
         told: dict[tuple[int, int], dict[str, Any]] = {
             (t, env_id): info for t, noted in self._noted.items() for env_id, info in noted[INFO].items()
         }
+        for command in commands:
+            if command.held:
+                for t, env_id in self._waits(command):
+                    told[t, env_id] = {WAITS.key: WAITS.reason}
         for (t, env_id), begin in self._why.items():
             if not begin.key:
                 continue
@@ -355,6 +372,16 @@ class _Fold:
             self._rewards[t, j] = 0.0
             told[t, env_id] = {**told.get((t, env_id), {}), begin.key: begin.reason}
         self.infos = [(t, env_id, told[t, env_id]) for t, env_id in sorted(told)]
+
+    def _waits(self, command: Unroll) -> Iterator[tuple[int, int]]:
+        """The rows, and envs, in which an env of this unroll waits for its worker to be renewed."""
+        if command.policy_error is None:
+            for env_id in command.env_ids.tolist():
+                if env_id not in self._failed:
+                    for t in np.flatnonzero(
+                        self._flags[:, np.searchsorted(self._ids, env_id)] & IDLE
+                    ).tolist():
+                        yield t, env_id
 
     def run(self, next_call: int, unreleased: Sequence[Episode]) -> list[EventBatch]:
         """Fold the rows, in order; the events of those in which an episode begins or ends.

@@ -17,7 +17,7 @@ from .framing import Kind
 from .messages import Note
 from .report import ErrorReport
 
-__all__ = ["NO_BEGINS", "Begin", "Command", "Unroll", "part_of", "where"]
+__all__ = ["NO_BEGINS", "WAITS", "Begin", "Command", "Unroll", "part_of", "where"]
 
 
 class Begin(NamedTuple):
@@ -28,6 +28,12 @@ class Begin(NamedTuple):
     reason: str = ""  # what that info says
 
 
+# Nothing begins and nothing is done in this row.
+WAITS = Begin(
+    None,
+    "worker_renewal",
+    "the env waits: its worker is renewed once all envs in it have ended their episodes",
+)
 NO_BEGINS: Mapping[int, Begin] = MappingProxyType({})
 
 
@@ -74,6 +80,7 @@ class Unroll(Command):
     buffer: int  # which of the block's two it fills
     policy_version: int
     params: bytes | None = None  # of that version, pickled; None: version 0
+    held: bool = False  # no env begins an episode in it: its worker is to be renewed
     replied: bool = False
     again: int = 0  # envs that the parent resets, whose last row is missing
     policy_error: ErrorReport | None = None  # why rows were not acted

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-__all__ = ["EnvState", "merge", "read", "restore", "restore_state", "uncarried"]
+__all__ = ["EnvState", "merge", "put_back", "read", "restore", "restore_state", "uncarried"]
 
 EnvState = dict[str, Any]  # by wrapper; plain data: dicts, lists, strings, numbers, bools, None
 _STATISTICS = "running statistics"  # what marks the state of a wrapper that this file knows
@@ -52,6 +52,14 @@ def restore(env: Any, state: Mapping[str, Any], *, parts: int, frozen: bool, ane
                 ):  # of `NormalizeReward`; it runs on over resets
                     layer.discounted_reward = np.zeros_like(layer.discounted_reward)
     return {name for name, found in count.items() if found}
+
+
+def put_back(env: Any, states: Sequence[Mapping[str, Any]]) -> None:
+    """Give an env what `read` said of another one that the same factory made."""
+    for layers, state in zip(_stateful(env), states):
+        for name, layer in layers.items():
+            if name in state:
+                _set(layer, state[name])
 
 
 def merge(states: Mapping[str, Sequence[Any]], env: Any) -> EnvState:

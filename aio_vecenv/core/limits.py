@@ -1,4 +1,4 @@
-"""The restart budget: when to restart, when to give up. Erlang's: more than N in a sliding period ends it all."""
+"""Limits of workers: when one is renewed, or restarted, and when to give up: the restart budget is Erlang's."""
 # pure: time is an argument
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["RestartBudget", "RestartLog", "Timeouts"]
+__all__ = ["RenewAfter", "RestartBudget", "RestartLog", "Timeouts", "renew_after_of"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,38 @@ class RestartBudget:
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"RestartBudget: {name} is {value!r}, not a whole number ≥ 0")
         _check_limit("RestartBudget: per_s", self.per_s)
+
+
+@dataclass(frozen=True)
+class RenewAfter:
+    """When a worker is due to be renewed: whichever comes first."""
+
+    episodes: int | None = None  # terminated or truncated, of all its envs together, in this process
+    megabytes: float | None = None  # resident memory of its process, in 10⁶ bytes; Linux only
+
+    def __post_init__(self) -> None:
+        for name, kind, what in (
+            ("episodes", int, "a whole number ≥ 1"),
+            ("megabytes", (int, float), "a number > 0"),
+        ):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf
+            ):
+                raise ValueError(f"RenewAfter: {name} is {value!r}, not {what}")
+        if self.episodes is None and self.megabytes is None:
+            raise ValueError("RenewAfter: neither episodes nor megabytes: say after what")
+
+
+def renew_after_of(value: RenewAfter | int | None) -> RenewAfter | None:
+    """A number is one of episodes. Raises ValueError."""
+    if value is None or isinstance(value, RenewAfter):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"renew_after is {value!r}, not a whole number of episodes ≥ 1, nor RenewAfter(episodes=…, megabytes=…)"
+        )
+    return RenewAfter(episodes=value)
 
 
 @dataclass(frozen=True)

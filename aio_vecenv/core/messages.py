@@ -90,6 +90,9 @@ class Setup(NamedTuple):
     shared_memory: SharedMemory
     logs: LogLevels | None = None  # of the parent
     state: tuple[EnvState, int, bool] | None = None  # of a replacement's envs: for `env_state.restore`
+    own: list[list[EnvState]] | None = (
+        None  # where it is renewed: what each env had last, for `env_state.put_back`
+    )
 
 
 class Spaces(NamedTuple):
@@ -142,6 +145,7 @@ class Unrolled(NamedTuple):
     length: int  # rows
     buffer: int
     policy_version: int
+    held: bool = False  # an env whose episode has ended begins no other: its further rows are idle
 
 
 class Call(NamedTuple):
@@ -246,7 +250,7 @@ _SUBSET = 1  # flag of a STEP: the payload is the envs, uint32
 _PICKLED = 2  # flag of a STEP: the payload is pickled
 NOW: Final = 1  # flag of an UPDATE: envs are told before their next command
 _ALL: Encoded = (b"", 0)
-_UNROLL = struct.Struct("<IBQ")
+_UNROLL = struct.Struct("<IBQ?")
 _new_step: Callable[[tuple[Any, Any]], Step] = partial(tuple.__new__, Step)
 _TYPES: dict[Kind, Any] = {
     Kind.SETUP: Setup,

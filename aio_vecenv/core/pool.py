@@ -15,6 +15,9 @@ raises `IllegalMove` and changes nothing. A few things to look up here:
 - **An env raises**: the caller gets the error, and the env is FAILED. Under on_env_error="reset" the worker resets it
   in the same row; if that raises too, the parent sends a reset with the same call number, and the env is DUE until
   one succeeds.
+- **A worker is renewed as planned** once none of its envs is RUNNING, so that nothing is cut off. Until then an env of
+  it that is DUE may wait: its step is not sent. Where a caller cannot do without its row, the row is `WAITS`: `first`,
+  and nothing begins in it; the env stays DUE.
 - **A new kind of command that answers with rows** adds an `Event` for its sending, and the phases that allow it, to
   `moves`. A command of T rows causes the events of T one-row commands. Only its first row can find an env DUE; where an
   episode ends or is cut off inside the command, the worker's notes say what begins then. A command that answers without
@@ -39,7 +42,7 @@ from ..errors import BadActions, BusyError
 from .assembly import Columns
 from .assignment import Assignment, EnvIds, Selection, rows_of
 from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
-from .command import NO_BEGINS, Begin, Command, Unroll, part_of
+from .command import NO_BEGINS, WAITS, Begin, Command, Unroll, part_of
 from .episodes import EpisodeTracker
 from .framing import Kind, dumps
 from .infos import batch_infos
@@ -54,6 +57,7 @@ from .messages import (
     Note,
     Reset,
     Step,
+    Unrolled,
     by_kind,
     encode,
     failed,
@@ -87,6 +91,8 @@ class Event(IntEnum):
     RETRIED = auto()  # it raised, and so did the reset after it: the parent resets it
     LOST = auto()  # its worker is being replaced
     CANCELLED = auto()  # the caller of its reset does not wait any more
+    WAITED = auto()  # a row of it says that it waits for its worker to be renewed
+    RENEWED = auto()  # its worker gives way to a fresh process, as planned
 
     __hash__ = int.__hash__
 
@@ -120,6 +126,8 @@ def moves(autoreset: AutoresetMode) -> Moves:
         (Phase.RESETTING, Event.CANCELLED): Phase.RESETTING,
         (Phase.RUNNING, Event.CANCELLED): Phase.RESETTING,  # its reply was in
         (Phase.DUE, Event.CANCELLED): Phase.RESETTING,  # … and its worker was lost since
+        (Phase.DUE, Event.WAITED): Phase.DUE,
+        **{(phase, Event.RENEWED): phase for phase in Phase if phase is not Phase.RUNNING},
     }
 
 
@@ -168,16 +176,14 @@ class Pool:
         self.shut = num_envs  # envs that accept only a reset
         self._moves = moves(autoreset)
         self._begins: dict[int, Begin] = {}  # of the envs that are DUE or RESETTING
-        self._fresh: dict[
-            int, int | None
-        ] = {}  # seeds of envs that have begun no episode since their worker was replaced
+        # seeds of envs that have begun no episode since their worker was replaced
+        self._fresh: dict[int, int | None] = {}
         self._seeds: list[int | None] = [None] * num_envs  # the latest seed that a caller gave
         self._failures: dict[int, str] = {}  # by FAILED env: what it raised, for the refusal
         self._unreleased: list[Episode] = []  # ended without a row of their own; reported with the next batch
         self._assignment, self._slab = assignment, slab
         self._columns = Columns(num_envs, slab, obs, copy=copy)
         self._same_step = autoreset is AutoresetMode.SAME_STEP
-        self._all_rows = rows_of(assignment.everyone)
 
     def _move(self, env_id: int, event: Event) -> Phase:
         before = self.phases[env_id]
@@ -207,14 +213,7 @@ class Pool:
                         got=f"env {env_id}, which {why}",
                     )
         if self._assignment.whole:
-            for part in selection.parts:
-                if part.local is not None:
-                    raise BadActions(
-                        f"worker {part.worker} holds VectorEnvs, whose envs {self._assignment.rows[part.worker]} "
-                        "are stepped together; nothing was sent",
-                        expected="all of them",
-                        got=str(part.env_ids.tolist()),
-                    )
+            _check_whole(self._assignment, selection)
 
     def commands(self, selection: Selection, pickled: list[Any]) -> list[Command]:
         """The commands that step these envs, which passed `check_send`.
@@ -223,9 +222,9 @@ class Pool:
         Raises TypeError or MemoryError if they cannot be pickled. Changes nothing; `sent` does.
         """
         number = self.next_number
-        commands: list[Command] = []
-        for worker, mine, rows, _, (payload, flags) in selection.parts:
-            commands.append(Command(_STEP, number, worker, mine, rows, payload, flags))
+        commands = [
+            Command(_STEP, number, w, mine, rows, *step) for w, mine, rows, _, step in selection.parts
+        ]
         if pickled:
             _load(commands, selection, pickled)
         return commands
@@ -303,18 +302,46 @@ class Pool:
 
         Returns the seeds of its envs' next episodes.
         """
+        for env_id in self._assignment.rows[worker]:
+            if self._move(env_id, Event.LOST) is Phase.DUE:
+                self._begins[env_id] = Begin(None, "worker_lost", reason)
+        return self._anew(worker, restarts, under_way)
+
+    def renewed(self, worker: int, restarts: int, under_way: Iterable[Command]) -> list[int | None]:
+        """As `lost`, of a worker that is renewed: no row says so. Raises IllegalMove if an env is RUNNING."""
+        for env_id in self._assignment.rows[worker]:
+            self._move(env_id, Event.RENEWED)
+        return self._anew(worker, restarts, under_way)
+
+    def _anew(self, worker: int, restarts: int, under_way: Iterable[Command]) -> list[int | None]:
+        """The seeds with which the envs of a new process begin, and what is sent to it."""
         env_ids = self._assignment.rows[worker]
         seeds = [derive_seed(self._seeds[env_id], env_id, restarts) for env_id in env_ids]
         if self._assignment.whole and (first := seeds[0]) is not None and None not in seeds:
             seeds = [first + i for i in range(len(seeds))]  # a VectorEnv may take no more than one
         for env_id, seed in zip(env_ids, seeds):
             self._fresh[env_id] = seed
-            if self._move(env_id, Event.LOST) is Phase.DUE:
-                self._begins[env_id] = Begin(seed, "worker_lost", reason)
+            if self.phases[env_id] is Phase.DUE:
+                self._begins[env_id] = self._begins[env_id]._replace(seed=seed)
         for command in under_way:
             if command.kind is Kind.RESET and not command.dropped:
                 self._seed(command)
+            elif type(command) is Unroll and command.held:  # in the new process every env begins an episode
+                hold(command, held=False)
         return seeds
+
+    # -- planned renewal ---------------------------------------------------------------------------------------
+
+    def wait(self, command: Command) -> None:
+        """A step that was not sent: its rows are in, and say that their envs wait."""
+        for env_id in command.env_ids.tolist():
+            self._move(env_id, Event.WAITED)
+            self.episodes.forget(env_id)
+        self._slab.flags[command.env_ids] = 0
+        self._slab.rewards[command.env_ids] = 0.0
+        command.begins = dict.fromkeys(command.env_ids.tolist(), WAITS)
+        self.ready.append(command)
+        self.ready_rows += len(command.env_ids)
 
     def retry(self, command: Command, raised: Sequence[tuple[int, ErrorReport]]) -> Command:
         """These envs failed to reset under `command`: they leave it, and are reset by the command returned.
@@ -381,14 +408,13 @@ class Pool:
         Their unfinished episodes are aborted. With `env_ids`, only those of these envs.
         """
         wanted = None if env_ids is None else set(env_ids.tolist())
-        errors: list[tuple[Command, int, ErrorReport]] = []
-        for command in self.ready:
-            if failed(command.notes):
-                errors += [
-                    (command, env_id, report)
-                    for env_id, _, kind, report in command.notes
-                    if kind == ERROR and (wanted is None or env_id in wanted)
-                ]
+        errors: list[tuple[Command, int, ErrorReport]] = [
+            (command, env_id, report)
+            for command in self.ready
+            if failed(command.notes)
+            for env_id, _, kind, report in command.notes
+            if kind == ERROR and (wanted is None or env_id in wanted)
+        ]
         for command, env_id, report in errors:
             if self.episodes.runs(env_id):
                 self._end_failed(command, env_id)
@@ -428,8 +454,7 @@ class Pool:
         """All replied rows, oldest command first; for `collect`."""
         commands, self.ready, self.ready_rows = self.ready, [], 0
         self.any_errors = False
-        if len(commands) > 1:
-            commands.sort(key=_by_sequence)
+        commands.sort(key=_by_sequence)
         return commands
 
     def select(self, env_ids: EnvIds) -> list[Command]:
@@ -443,7 +468,7 @@ class Pool:
     ) -> tuple[Batch, EventBatch | None]:
         """The rows of `commands` as a batch, and the events that go with it. Their envs owe nothing any more."""
         slab = self._slab
-        ids, rows = self._union(commands)
+        ids, rows = _union(commands, self._assignment.everyone)
         n = len(ids)
         rewards, versions = slab.rewards[rows], slab.versions[rows]
         if is_view := type(rows) is slice:
@@ -461,10 +486,9 @@ class Pool:
         begun = _positions(ids, rows, begins) if begins else []
         for position in begun:
             first[position] = True
-            if begins[env_id := ids.item(position)].key:
-                _, key, reason = begins[env_id]
-                rewards[position], flags[position] = 0.0, TRUNCATED
-                infos[env_id] = {**infos.get(env_id, {}), key: reason}
+            if (begin := begins[env_id := ids.item(position)]).key:
+                rewards[position], flags[position] = 0.0, 0 if begin is WAITS else TRUNCATED
+                infos[env_id] = {**infos.get(env_id, {}), begin.key: begin.reason}
         ended = _ones(flags.translate(_ENDED))
         self.steps += n - len(begun)
         self.episodes.executed(rows, rewards, [ids.item(position) for position in begun] if begun else ())
@@ -493,7 +517,7 @@ class Pool:
 
     def take_columns(self, commands: Sequence[Command], length: int) -> tuple[EnvIds, Any, int]:
         """The envs of these unrolls, sorted, what picks their columns, and the number of the batch that is row 0."""
-        ids, rows = self._union(commands)
+        ids, rows = _union(commands, self._assignment.everyone)
         self._settle(ids)
         self.columns -= len(ids)
         number = self.batches
@@ -516,7 +540,7 @@ class Pool:
 
     def observations(self) -> Any:
         """The newest observation of every env."""
-        return self._columns.obs(self._all_rows, self._assignment.everyone)
+        return self._columns.obs(slice(0, len(self.phases)), self._assignment.everyone)
 
     @property
     def given_obs(self) -> Mapping[int, Any]:
@@ -556,6 +580,8 @@ class Pool:
         episodes, slab, tasks = self.episodes, self._slab, noted[TASK]
         for env_id in env_ids:
             begin = begins.get(env_id)
+            if begin is WAITS:
+                continue
             if begin is None:
                 outcome: Outcome = "terminated" if slab.flags[env_id] & TERMINATED else "truncated"
                 info = noted[END_INFO].get(env_id) or last_infos.get(env_id, {})
@@ -574,22 +600,6 @@ class Pool:
         self.owes[env_ids] = False
         self.owed -= len(env_ids)
 
-    def _union(self, commands: Sequence[Command]) -> tuple[EnvIds, Any]:
-        """The envs of all commands, sorted, and what picks their rows."""
-        if len(commands) == 1:
-            return commands[0].env_ids, commands[0].rows
-        n = 0
-        for command in commands:
-            n += len(command.env_ids)
-        everyone = self._assignment.everyone
-        if n == len(everyone):
-            return everyone, self._all_rows
-        if not n:
-            return everyone[:0], slice(0, 0)
-        ids = np.concatenate([command.env_ids for command in commands])
-        ids.sort()
-        return ids, rows_of(ids)
-
     def _remove_ready(self, env_ids: EnvIds) -> None:
         """Take the rows of these envs out of what waits to be taken."""
         if len(env_ids):
@@ -598,11 +608,34 @@ class Pool:
             self.ready_rows = sum(len(part.env_ids) for part in self.ready)
 
 
+def hold(command: Unroll, *, held: bool) -> None:
+    """Say whether no env may begin an episode in an unroll whose envs have ended theirs."""
+    command.held = held
+    unrolled = Unrolled(command.length, command.buffer, command.policy_version, held)
+    command.payload, command.flags = encode(unrolled)
+
+
 def derive_seed(seed: int | None, env_id: int, restarts: int) -> int | None:
     """The seed of an env that is made again, from (seed, env_id, restart count); None stays None."""
     if seed is None:
         return None
     return int(np.random.SeedSequence([seed & (2**63 - 1), env_id, restarts]).generate_state(1)[0])
+
+
+def _union(commands: Sequence[Command], everyone: EnvIds) -> tuple[EnvIds, Any]:
+    """The envs of all commands, sorted, and what picks their rows."""
+    if len(commands) == 1:
+        return commands[0].env_ids, commands[0].rows
+    n = 0
+    for command in commands:
+        n += len(command.env_ids)
+    if n == len(everyone):
+        return everyone, slice(0, n)
+    if not n:
+        return everyone[:0], slice(0, 0)
+    ids = np.concatenate([command.env_ids for command in commands])
+    ids.sort()
+    return ids, rows_of(ids)
 
 
 def _noted(commands: Sequence[Command]) -> tuple[list[dict[int, Any]], Mapping[int, Begin]]:
@@ -654,6 +687,18 @@ def _positions(ids: EnvIds, rows: Any, env_ids: Mapping[int, Any]) -> list[int]:
     if type(rows) is slice:
         return sorted([e - rows.start for e in env_ids if rows.start <= e < rows.stop])
     return [position for position, env_id in enumerate(ids.tolist()) if env_id in env_ids]
+
+
+def _check_whole(assignment: Assignment, selection: Selection) -> None:
+    """Raise BadActions where only some envs of a worker are sent an action."""
+    for part in selection.parts:
+        if part.local is not None:
+            raise BadActions(
+                f"worker {part.worker} holds VectorEnvs, whose envs {assignment.rows[part.worker]} "
+                "are stepped together; nothing was sent",
+                expected="all of them",
+                got=str(part.env_ids.tolist()),
+            )
 
 
 def _load(commands: Sequence[Command], selection: Selection, pickled: list[Any]) -> None:

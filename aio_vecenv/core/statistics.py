@@ -37,7 +37,7 @@ class WorkerStatistics:
 
     worker: int
     pid: int  # -1: no process of its own
-    incarnation: int  # how often it was replaced
+    incarnation: int  # how often it was replaced, or renewed
     step_time: Percentiles  # per step command, or row of an unroll, all its envs
     compute_share: float  # share of the time since opening with a command to work on
     wait_share: float  # share of it without one
@@ -63,6 +63,8 @@ class Statistics:
     version: int  # newest update that was published
     broadcast: Percentiles  # from broadcast() to a worker's acknowledgement
     workers: tuple[WorkerStatistics, ...]
+    renewals: int = 0  # of workers, as planned: see `RenewAfter`
+    renewal: Percentiles = Percentiles()  # from the last row of the old process to the new one being ready
 
     @property
     def stragglers(self) -> tuple[int, ...]:
@@ -87,10 +89,14 @@ class Recorder:
         self.bytes_sent = 0  # of commands that were answered
         self.bytes_received = 0
         self.recoveries_s: deque[float] = deque(maxlen=_WINDOW)
+        self.renewals = 0
+        self.renewals_s: deque[float] = deque(maxlen=_WINDOW)
         self.losses = [deque[str](maxlen=_LOSSES) for _ in range(workers)]  # reasons
 
-    def restarted(self, worker: int, took_s: float) -> None:
-        self.recoveries_s.append(took_s)
+    def renewed(self, took_s: float) -> None:
+        """A worker gave way to a fresh process."""
+        self.renewals += 1
+        self.renewals_s.append(took_s)
 
     def share(self, worker: int, now: float) -> float:
         """The share of the time since opening in which the worker had a command."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..errors import VecEnvError, WorkerLost
 from ..memory import check_room
 from .supervisor import Supervisor, WorkerSlot
 
-__all__ = ["Calls"]
+__all__ = ["Asked", "Calls"]
 
 Answers = Sequence[Note]  # one per env, in their order: its result, or an error
 
@@ -28,6 +28,14 @@ class _Ask(Command):
     """A call of some envs of one worker, and who waits for its answers."""
 
     answers: asyncio.Future[Answers]
+
+
+class Asked(NamedTuple):
+    """A call under way."""
+
+    what: str  # for errors
+    asks: list[_Ask]
+    positions: dict[int, int]  # of the envs among those asked, by env
 
 
 class Calls:
@@ -54,6 +62,16 @@ class Calls:
         `values(positions)` gives what travels to one worker. Raises EnvError (an ExceptionGroup if several), or
         WorkerLost. Cancelling drops the replies.
         """
+        return await self.answers(self.post(op, name, env_ids, values))
+
+    def post(
+        self,
+        op: str,
+        name: str,
+        env_ids: Sequence[int] | EnvIds | None,
+        values: Callable[[list[int]], Any],
+    ) -> Asked:
+        """The first half of `ask`: it is on its way."""
         loop = asyncio.get_running_loop()
         ids, parts = self._parts(env_ids)
         positions = {env_id: position for position, env_id in enumerate(ids.tolist())}
@@ -66,6 +84,11 @@ class Calls:
             asks.append(ask)
         check_room(f"the arguments of {name!r}", sum(len(ask.payload) for ask in asks))
         self._supervisor.post(asks)
+        return Asked(f"{op} {name!r}", asks, positions)
+
+    async def answers(self, asked: Asked) -> tuple[Any, ...]:
+        """The second half of `ask`."""
+        what, asks, positions = asked
         while any(not ask.answers.done() for ask in asks) and self._supervisor.run_pending():
             pass
         try:
@@ -74,7 +97,7 @@ class Calls:
             for ask in asks:
                 if not ask.answers.cancel() and not ask.answers.cancelled():
                     ask.answers.exception()  # seen: it is raised below, or this call was cancelled
-        results: list[Any] = [None] * len(ids)
+        results: list[Any] = [None] * len(positions)
         errors: list[VecEnvError] = []
         for ask in asks:
             for env_id, (_, _, kind, value) in zip(ask.env_ids.tolist(), ask.answers.result()):
@@ -82,7 +105,7 @@ class Calls:
                     errors.append(rebuild(value, env_id, ask.worker))
                 else:
                     results[positions[env_id]] = value
-        raise_all(errors, f"{op} {name!r}")
+        raise_all(errors, what)
         return tuple(results)
 
     def _parts(

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.assignment import EnvIds
-from ..core.batch import Batch
+from ..core.batch import Batch, Episode
 from ..core.chunk import Chunk
 from ..core.chunks import Chunks
 from ..core.command import Command, Unroll, where
@@ -24,6 +24,7 @@ from ..errors import BusyError, VecEnvError
 from .calls import Calls
 from .env_states import EnvStates
 from .events import EventHub
+from .renewal import Renewal
 from .supervisor import Supervisor, WorkerSlot
 
 __all__ = ["Collector"]
@@ -45,11 +46,13 @@ class Collector:
         *,
         tries_again: bool,
         whole: bool,
+        renewal: Renewal | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._pool, self.chunks, self._supervisor = pool, chunks, supervisor
         self._calls, self._states, self._hub = calls, states, hub
         self._tries_again, self._whole = tries_again, whole
+        self.renewal = renewal
         self.over: VecEnvError | None = None  # what every call raises from now on
         self._receiving = False
         self._in_reset: set[int] = set()  # envs that a `reset` waits for
@@ -81,6 +84,9 @@ class Collector:
                 need = owed if min_envs is None else min(min_envs, owed)
                 if pool.ready_rows >= need:
                     break
+                if self.renewal is not None and owed - self.renewal.waiting.rows < need:
+                    self.renewal.waiting.give_up()
+                    continue
                 if not self._supervisor.run_pending():
                     self._need = need
                     self._waiter = self._loop.create_future()
@@ -98,6 +104,7 @@ class Collector:
             self._raise_errors(pool.take_errors())
         batch, events = pool.collect(pool.take_ready(), join)
         hub.release(events)
+        self._count(batch.episodes)
         return batch
 
     async def recv_chunk(self, min_envs: int | None = None) -> Chunk:
@@ -131,7 +138,13 @@ class Collector:
         chunk, released = self.chunks.collect(commands)
         for events in released:
             hub.release(events)
+        self._count(chunk.episodes)
         return chunk
+
+    @property
+    def resetting(self) -> bool:
+        """Whether somebody waits for a reset."""
+        return bool(self._in_reset)
 
     def check_free(self, env_ids: EnvIds) -> None:
         """Raise BusyError if another task waits for rows of these envs."""
@@ -148,6 +161,8 @@ class Collector:
         """As of `AsyncVecEnv.reset`; the rows are in the order of the env ids."""
         waits_for = set(ids.tolist())
         self._in_reset |= waits_for
+        if self.renewal is not None:
+            self.renewal.waiting.give_up()
         try:
             await self._all_ready(ids)
             self._pool.take_errors(ids)  # discarded: the reset makes these errors irrelevant
@@ -171,6 +186,7 @@ class Collector:
             self._raise_errors(self._pool.take_errors(ids))
             batch, events = self._pool.collect(self._pool.select(ids), join)
             self._hub.release(events)
+            self._count(batch.episodes)
             return batch
         finally:
             self._in_reset -= waits_for
@@ -224,6 +240,8 @@ class Collector:
     def lost(self, slot: WorkerSlot, reason: str, calls: Sequence[Command]) -> list[int | None]:
         for command in calls:
             self._calls.lost(command, slot, reason)
+        if self.renewal is not None:
+            self.renewal.lost(slot)
         return self._pool.lost(
             slot.index, reason + self._states.age(), slot.incarnation, slot.commands.values()
         )
@@ -271,6 +289,11 @@ class Collector:
                     ):
                         return
             self._supervisor.post([self._pool.retry(command, together)])
+
+    def _count(self, episodes: Sequence[Episode]) -> None:
+        """These have ended in rows that are returned now."""
+        if episodes and self.renewal is not None:
+            self.renewal.ended(episodes)
 
     async def _all_ready(self, ids: EnvIds) -> None:
         """Wait until every one of these envs that owes a row has it ready."""

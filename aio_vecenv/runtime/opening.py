@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from ..backends.base import Backend
 from ..core.assignment import Assignment, assign
 from ..core.layout import ChunkRows, SharedMemory, Slab, SpaceTree, layout
-from ..core.limits import RestartBudget, Timeouts
+from ..core.limits import RenewAfter, RestartBudget, Timeouts
 from ..core.log_levels import current
 from ..core.messages import Setup, Spaces
 from ..core.options import Settings
@@ -46,8 +46,10 @@ class Opening:
         copy: bool,
         timeouts: Timeouts,
         restart: RestartBudget | None,
+        renew_after: RenewAfter | None,
         unrolls: Unrolls,
     ) -> None:
+        self.renew_after = renew_after
         self.settings, self.copy, self.unrolls = settings, copy, unrolls
         self._factories, self._num_workers, self._backend = factories, num_workers, backend
         self._shared_memory, self._timeouts, self._restart = shared_memory, timeouts, restart
@@ -73,6 +75,10 @@ class Opening:
         spaces = _agree(made, [slot.setup.env_ids[0] for slot in supervisor.slots], self.settings)
         obs, action = SpaceTree(spaces.observation, self._shared_memory), SpaceTree(spaces.action)
         if spaces.vectorised:
+            if self.renew_after is not None:
+                raise ValueError(
+                    "renew_after for factories that make VectorEnvs, whose envs begin episodes by themselves"
+                )
             _check_shared(obs, action, self._shared_memory)
         return Agreed(
             spaces, obs, action, Assignment([sum(one.rows) for one in made], whole=spaces.vectorised)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import warnings
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -62,6 +63,7 @@ class WorkerSlot:
         self.ready = False
         self.row_at = 0.0  # seconds, of the last row of an unroll, as it was seen last
         self.policy_version = 0  # that its worker has
+        self.renewal: asyncio.Task[None] | None = None  # under way
         self.acknowledged = 0  # version up to which its worker lacks no update, as its newest reply says
 
 
@@ -86,9 +88,10 @@ class Supervisor:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.backend, self._timeouts = backend, timeouts
-        self._log, self._recorder = RestartLog(budget), Recorder(len(setups), time.monotonic())
+        self._log, self.recorder = RestartLog(budget), Recorder(len(setups), time.monotonic())
         self._retried = 0  # resets tried again, which count against the budget like losses
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Worker, asyncio.Task[None]] = {}  # that were renewed, until they are closed
         self._closing = False
         self.workers: list[Worker] = []
         self.channel = Channel(self._loop, self.workers)
@@ -171,7 +174,7 @@ class Supervisor:
         if type(command) is Unroll and command.policy_version != slot.policy_version:
             slot.policy_version = command.policy_version
             assert command.params is not None  # only a version that was set has a number
-            self._recorder.bytes_sent += HEADER_BYTES + len(command.params)
+            self.recorder.bytes_sent += HEADER_BYTES + len(command.params)
             policy = (Kind.POLICY, command.policy_version, 0, command.params, 0, slot.incarnation)
             slot.worker.send(new_message(policy))  # type: ignore[union-attr]
         slot.worker.send(  # type: ignore[union-attr]
@@ -204,7 +207,7 @@ class Supervisor:
     def part(self, worker: Worker, message: Message) -> None:
         slot = self.slots[worker.index]
         slot.progress_at = time.monotonic()  # who sends is not stuck
-        self._recorder.bytes_received += HEADER_BYTES + len(message.payload)
+        self.recorder.bytes_received += HEADER_BYTES + len(message.payload)
         if not self._closing:
             _read(slot.commands[message.number], message)
 
@@ -217,7 +220,7 @@ class Supervisor:
         now = time.monotonic()
         took_s = now - (command.sent_at if command.sent_at > slot.progress_at else slot.progress_at)
         slot.progress_at = now
-        recorder = self._recorder
+        recorder = self.recorder
         recorder.busy_s[worker.index] += took_s
         if command.kind is _STEP:
             recorder.step_times_s[worker.index].append(took_s)
@@ -236,11 +239,16 @@ class Supervisor:
         self._client.replied(command)  # type: ignore[union-attr]
 
     def acknowledged(self, worker: Worker, version: int) -> None:
-        self.channel.acknowledge(worker, version)
+        if worker not in self._retiring:
+            self.channel.acknowledge(worker, version)
 
     def lost(self, worker: Worker, loss: Loss) -> None:
         slot = self.slots[worker.index]
+        if worker is not slot.worker:  # one that was renewed
+            return
         slot.ready = False
+        if slot.renewal is not None:
+            slot.renewal.cancel()
         for command in slot.commands.values():
             command.notes, command.unread = (), None  # of a reply that did not arrive completely
         self.channel.leave(worker.index)
@@ -252,32 +260,23 @@ class Supervisor:
     def _replace_or_fail(self, slot: WorkerSlot, reason: str, exit_status: int | None = None) -> None:
         ids = list(slot.rows)
         text = f"worker {slot.index} (envs {ids[0]}-{ids[-1]}) {reason}"
-        self._recorder.losses[slot.index].append(reason)
+        self.recorder.losses[slot.index].append(reason)
         if not self.count_loss(text, slot, exit_status):
             return
-        task = self._loop.create_task(self._replace(slot, reason), name=f"replace worker {slot.index}")
+        self.begin_task(self._replace(slot, reason), f"replace worker {slot.index}")
+
+    def begin_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task that ends with the supervisor."""
+        task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def count_loss(self, text: str, slot: WorkerSlot, exit_status: int | None = None) -> bool:
         """Count it against the restart budget; False if that is spent, and the vec env has failed."""
         if self._log.allow(time.monotonic(), text):
             return True
-        budget = self._log.budget
-        spent = (
-            "restarts are off"
-            if budget is None
-            else f"the restart budget of {budget.restarts} in {budget.per_s:g} s is spent"
-        )
-        error = WorkerLost(
-            f"{text}; {spent}",
-            worker=slot.index,
-            env_ids=list(slot.rows),
-            reason=text,
-            exit_status=exit_status,
-            crashes=self._log.reasons,
-        )
-        self.fail(error)
+        self.fail(_budget_spent(self._log, text, slot, exit_status))
         return False
 
     def may_retry(self, slot: WorkerSlot, env_id: int, episode: int, report: ErrorReport) -> bool:
@@ -309,8 +308,6 @@ class Supervisor:
 
     async def _replace(self, slot: WorkerSlot, reason: str) -> None:
         """Start a new incarnation, and send it what the old one still owed."""
-        slot.incarnation += 1
-        slot.acknowledged = slot.policy_version = 0
         began = time.monotonic()
         calls = [command for command in slot.commands.values() if command.kind is Kind.CALL]
         slot.commands = {
@@ -319,27 +316,78 @@ class Supervisor:
             if command.kind is not Kind.CALL and not command.dropped
         }
         assert self._client is not None
+        worker = self.backend.worker(slot.index, slot.incarnation + 1, self)
+        old = self._swap(slot, worker)
         seeds = self._client.lost(slot, reason, calls)
-        worker = self.backend.worker(slot.index, slot.incarnation, self)
-        old, slot.worker = slot.worker, worker
-        with self.lock:
-            self.workers[slot.index] = worker
         try:
             if old is not None:
                 await old.close(0)
-            spaces = await self._start(worker, slot.setup)
-            _check_unchanged(self._made[slot.index], spaces)
+            await self.start_again(worker, slot.setup)
             await self._attach(slot, worker, seeds)
-        except Exception as error:  # a replacement that failed, however it did, is one more loss
-            await worker.close(0)
-            if self.failure is None and not self._closing:
-                self._replace_or_fail(slot, f"could not be replaced: {type(error).__name__}: {error}")
+        except Exception as error:
+            await self._not_replaced(slot, worker, error)
             return
-        self._recorder.restarted(slot.index, time.monotonic() - began)
-        slot.progress_at = time.monotonic()
+        self.recorder.recoveries_s.append(time.monotonic() - began)
+        self.resume(slot)
+        self.backend.start_spares()
+
+    def _swap(self, slot: WorkerSlot, worker: Worker) -> Worker | None:
+        """The next incarnation takes the slot; the one before it."""
+        slot.incarnation += 1
+        slot.acknowledged = slot.policy_version = 0
+        old, slot.worker = slot.worker, worker
+        with self.lock:
+            self.workers[slot.index] = worker
+        return old
+
+    async def start_again(self, worker: Worker, setup: Setup) -> None:
+        """Make the envs of a slot once more. Raises as `make`, and ValueError if they do not fit their rows."""
+        _check_unchanged(self._made[worker.index], await self._start(worker, setup))
+
+    async def _not_replaced(self, slot: WorkerSlot, worker: Worker, error: Exception) -> None:
+        """A replacement that failed, however it did, is one more loss."""
+        await worker.close(0)
+        if self.failure is None and not self._closing:
+            self._replace_or_fail(slot, f"could not be replaced: {type(error).__name__}: {error}")
+
+    # -- planned renewal: see `.renewal` -------------------------------------------------------------------------
+
+    def pause(self, slot: WorkerSlot) -> None:
+        """What is sent to this worker waits from now on."""
+        slot.ready = False
+        self._disarm(slot)
+
+    def resume(self, slot: WorkerSlot) -> None:
+        """Send what waits."""
+        slot.ready, slot.progress_at = True, time.monotonic()
         for command in list(slot.commands.values()):
             self._send(slot, command)
-        self.backend.start_spares()
+
+    async def take_over(self, slot: WorkerSlot, worker: Worker, seeds: list[int | None]) -> bool:
+        """A worker that was started again takes the slot of one that has nothing to do, which closes beside it.
+
+        False: it was lost before it could; that is a loss like any other.
+        """
+        self.channel.leave(slot.index)
+        old = self._swap(slot, worker)
+        assert old is not None
+        retiring = self._retiring[old] = self._loop.create_task(
+            self._retire(old), name=f"close the worker that {slot.index} was"
+        )
+        retiring.add_done_callback(lambda _: self._retiring.pop(old, None))
+        try:
+            await self._attach(slot, worker, seeds)
+        except Exception as error:
+            await self._not_replaced(slot, worker, error)
+            return False
+        self.resume(slot)
+        return True
+
+    async def _retire(self, worker: Worker) -> None:
+        try:
+            await worker.close(self._timeouts.close)
+        except (VecEnvError, ExceptionGroup) as error:
+            warnings.warn(f"worker {worker.index} was renewed; its old process: {error}", stacklevel=1)
 
     # -- timeouts ------------------------------------------------------------------------------------------------
 
@@ -350,22 +398,13 @@ class Supervisor:
             if worker is not None:
                 worker.kill(reason)
 
-    def _limit(self, command: Command) -> float | None:
-        """Of the whole command; of an unroll, of each row."""
-        limits = {
-            Kind.STEP: self._timeouts.step,
-            Kind.RESET: self._timeouts.reset,
-            Kind.UNROLL: self._timeouts.step,
-        }
-        return limits.get(command.kind)
-
     def _arm(self, slot: WorkerSlot) -> None:
         """Watch the oldest command; the time it spent queued behind others does not count.
 
         An earlier timer stays and re-arms itself when it fires, so an ordinary step costs no timer.
         """
-        oldest = next(iter(slot.commands.values()), None)
-        limit_s = None if oldest is None else self._limit(oldest)
+        oldest = next(iter(slot.commands.values()), None) if slot.ready else None
+        limit_s = None if oldest is None else _limit(self._timeouts, oldest)
         if oldest is None or limit_s is None:
             return
         due_at = max(oldest.sent_at, slot.progress_at, slot.row_at) + limit_s
@@ -387,7 +426,7 @@ class Supervisor:
         assert slot.worker is not None
         slot.worker.drain()
         for command in slot.commands.values():
-            limit_s = self._limit(command)
+            limit_s = _limit(self._timeouts, command)
             if type(command) is Unroll:
                 slot.row_at = 1e-9 * self._progress(slot, LAST_ROW_NS)
             since = max(command.sent_at, slot.progress_at, slot.row_at)
@@ -425,23 +464,9 @@ class Supervisor:
 
     def statistics(self, executed_steps: int, outcomes: Mapping[Outcome, int]) -> Statistics:
         """A frozen snapshot of what was counted and timed so far."""
-        now, channel, recorder = time.monotonic(), self.channel, self._recorder
-        workers = tuple(
-            WorkerStatistics(
-                slot.index,
-                -1 if slot.worker is None else slot.worker.pid,
-                slot.incarnation,
-                Percentiles.of(recorder.step_times_s[slot.index]),
-                recorder.share(slot.index, now),
-                1.0 - recorder.share(slot.index, now),
-                channel.updates.newest_taken(slot.index),
-                slot.rows,
-                slot.ready,
-                tuple(recorder.losses[slot.index]),
-                Percentiles.of(recorder.policy_times_s[slot.index]),
-            )
-            for slot in self.slots
-        )
+        now, channel, recorder = time.monotonic(), self.channel, self.recorder
+        newest_taken = channel.updates.newest_taken
+        workers = tuple(_statistics_of(slot, recorder, now, newest_taken(slot.index)) for slot in self.slots)
         return Statistics(
             executed_steps=executed_steps,
             terminated=outcomes["terminated"],
@@ -454,13 +479,15 @@ class Supervisor:
             version=channel.version,
             broadcast=Percentiles.of(channel.latencies_s),
             workers=workers,
+            renewals=recorder.renewals,
+            renewal=Percentiles.of(recorder.renewals_s),
         )
 
     # -- closing ---------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
         """Cut the grace of a `close` under way short: whoever still lives is killed."""
-        for worker in self.workers:
+        for worker in (*self.workers, *self._retiring):
             worker.kill("was not given time to close")
 
     def abandon(self) -> None:
@@ -468,12 +495,7 @@ class Supervisor:
         self._closing = True
         self.hurry()
         with suppress(RuntimeError):  # the loop is closed: what the workers own goes with them
-            self._loop.call_soon_threadsafe(self._close_later)
-
-    def _close_later(self) -> None:
-        task = self._loop.create_task(self.close(), name="close a dropped vec env")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._loop.call_soon_threadsafe(lambda: self.begin_task(self.close(), "close a dropped vec env"))
 
     async def close(self) -> None:
         """Close every worker within its grace, then the memory. Always ends with nothing left, also if cancelled.
@@ -491,6 +513,7 @@ class Supervisor:
             self._memory.slab.stop()
         grace_s = self._timeouts.close if self.failure is None else 0
         closings = [asyncio.ensure_future(worker.close(grace_s)) for worker in self.workers]
+        closings += self._retiring.values()
         try:
             await asyncio.gather(*tasks, *closings, return_exceptions=True)
         finally:
@@ -508,6 +531,47 @@ class Supervisor:
             raise failed[0]
         if failed:
             raise ExceptionGroup("closing the vec env", failed)
+
+
+def _limit(timeouts: Timeouts, command: Command) -> float | None:
+    """Of the whole command; of an unroll, of each row."""
+    limits = {Kind.STEP: timeouts.step, Kind.RESET: timeouts.reset, Kind.UNROLL: timeouts.step}
+    return limits.get(command.kind)
+
+
+def _budget_spent(log: RestartLog, text: str, slot: WorkerSlot, exit_status: int | None) -> WorkerLost:
+    """What fails the vec env."""
+    budget = log.budget
+    spent = (
+        "restarts are off"
+        if budget is None
+        else f"the restart budget of {budget.restarts} in {budget.per_s:g} s is spent"
+    )
+    return WorkerLost(
+        f"{text}; {spent}",
+        worker=slot.index,
+        env_ids=list(slot.rows),
+        reason=text,
+        exit_status=exit_status,
+        crashes=log.reasons,
+    )
+
+
+def _statistics_of(slot: WorkerSlot, recorder: Recorder, now: float, newest_taken: int) -> WorkerStatistics:
+    share = recorder.share(slot.index, now)
+    return WorkerStatistics(
+        slot.index,
+        -1 if slot.worker is None else slot.worker.pid,
+        slot.incarnation,
+        Percentiles.of(recorder.step_times_s[slot.index]),
+        share,
+        1.0 - share,
+        newest_taken,
+        slot.rows,
+        slot.ready,
+        tuple(recorder.losses[slot.index]),
+        Percentiles.of(recorder.policy_times_s[slot.index]),
+    )
 
 
 def _read(command: Command, message: Message) -> None:

@@ -75,8 +75,15 @@ class Unrolls:
             raise ValueError(f"{call} without a policy: construct the vec env with policy=")
         return self._policy
 
-    def send(self, noise: NDArray[Any], selection: Selection, chunks: Chunks, supervisor: Supervisor) -> None:
-        """As of `AsyncVecEnv.send_unroll`."""
+    def send(
+        self,
+        noise: NDArray[Any],
+        selection: Selection,
+        chunks: Chunks,
+        supervisor: Supervisor,
+        held: Sequence[int] = (),
+    ) -> None:
+        """As of `AsyncVecEnv.send_unroll`; `held`: as of `Chunks.send`."""
         policy = self.policy("send_unroll()")
         if not self.length:
             raise ValueError(
@@ -102,7 +109,7 @@ class Unrolls:
             raise BadActions(
                 f"{misfit}; nothing was sent", expected=misfit.expected, got=misfit.got
             ) from None
-        supervisor.post(chunks.send(selection, noise, policy.version, policy.params))
+        supervisor.post(chunks.send(selection, noise, policy.version, policy.params, held))
 
 
 class Acting:
@@ -147,7 +154,10 @@ class Acting:
         Raises BadActions or BusyError before anything is sent; ValueError for the env ids.
         """
         self._check_open()
-        self._unrolls.send(noise, self._assignment.select(env_ids), self._collector.chunks, self._supervisor)
+        collector = self._collector
+        renewal, selection = collector.renewal, self._assignment.select(env_ids)
+        held = () if renewal is None or not renewal.busy else renewal.held()
+        self._unrolls.send(noise, selection, collector.chunks, self._supervisor, held)
 
     async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
         """The columns of one `send_unroll` whose rows are all in, the oldest that has at least `min_envs` of them.

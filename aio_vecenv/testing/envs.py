@@ -118,6 +118,10 @@ def check_aligned(batch: Batch) -> None:
         t = int(stamp[3])
         assert stamp[0] == env_id, f"row of env {env_id} holds {stamp}"
         assert (stamp[4:] == t).all(), f"a torn row: {stamp}"
+        if "worker_renewal" in batch.infos and batch.infos["_worker_renewal"][row]:
+            assert batch.first[row]
+            assert (batch.rewards[row], batch.terminations[row], batch.truncations[row]) == (0, False, False)
+            continue
         assert batch.rewards[row] == t, f"env {env_id} at {stamp}: reward {batch.rewards[row]}"
         ended = bool(batch.terminations[row] or batch.truncations[row])
         if batch.first[row]:

@@ -42,7 +42,7 @@ class ScriptedBackend:
         worker = self.workers[index] = ScriptedWorker(self, index, incarnation, listener)
         return worker
 
-    def start_spares(self) -> None:
+    def start_spares(self, more: int = 0) -> None:
         """There are none."""
 
     def allocate(self, size_bytes: int) -> Any:

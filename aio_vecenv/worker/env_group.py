@@ -185,6 +185,11 @@ class EnvGroup:
             self._deliver_now()
         self._progress = progress
 
+    @property
+    def between_episodes(self) -> list[int]:
+        """The envs that the next command resets, whatever it is."""
+        return [i for i in self.everyone if self._pending[i]]
+
     def end_chunk(self) -> None:
         self._progress = None
         self.rows.t = 0

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..core import framing as wire
-from ..core.env_state import restore
+from ..core.env_state import put_back, restore
 from ..core.factories import check_own
 from ..core.framing import Decoder, Kind, Message, ProtocolError, encode, new_message, pieces
 from ..core.layout import TAKEN
@@ -377,6 +377,8 @@ def make_envs(setup: Setup, owners: dict[int, int]) -> tuple[list[Any], Spaces]:
         state, parts, frozen = setup.state
         for env in envs:
             restore(env, state, parts=parts, frozen=frozen)
+    for env, own in zip(envs, setup.own or ()):
+        put_back(env, own)
     assert spaces is not None, "a worker has at least one env"
     return envs, Spaces(
         spaces.observation, spaces.action, spaces.metadata, spaces.spec, rows, spaces.vectorised

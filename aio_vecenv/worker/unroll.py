@@ -137,10 +137,10 @@ class UnrollUnderWay:
 
     def __init__(self, unroller: Unroller, message: Message) -> None:
         command: Unrolled = decode(message)
-        self._unroller, self._length = unroller, command.length
+        self._unroller, self._length, self._held = unroller, command.length, command.held
         self._columns = unroller.buffers[command.buffer]
         self._t = 0
-        self._acting: list[int] | None = None  # envs that have not failed; None: all
+        self._acting: list[int] | None = None  # envs that have not failed and do not wait; None: all
         self._payloads: list[bytes] = []
         progress = unroller.progress
         progress[ROWS_DONE], progress[POLICY_NS], progress[LAST_ROW_NS] = 0, 0, time.monotonic_ns()
@@ -152,6 +152,11 @@ class UnrollUnderWay:
         group.rows.t = t
         if t == 0:
             group.begin_chunk(progress)
+        if self._held:
+            self._let_wait()
+            if not self._acting:
+                self._nothing_from(t)
+                return False
         progress[AT_WORK] = POLICY_AT_WORK
         began_ns = time.perf_counter_ns()
         try:
@@ -190,6 +195,14 @@ class UnrollUnderWay:
         self._payloads += group.pack(group.refuse(acting, "unroll", failure))
         self._nothing_from(t)
         return self.reply()
+
+    def _let_wait(self) -> None:
+        """Who is to be reset next waits instead: in this chunk it does nothing more."""
+        group = self._unroller.group
+        waiting = group.between_episodes
+        acting = group.everyone if self._acting is None else self._acting
+        self._acting = [i for i in acting if i not in waiting]
+        group.rows.rewards[waiting] = 0.0
 
     def _say(self, notes: list[Note], group: Group, t: int) -> None:
         """Keep what was said in this row; who failed in it does nothing more."""

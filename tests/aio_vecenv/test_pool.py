@@ -39,6 +39,7 @@ from aio_vecenv.core.options import Settings
 from aio_vecenv.core.policy import PolicyRunner
 from aio_vecenv.core.pool import Command, Event, IllegalMove, Phase, Pool, derive_seed, moves
 from aio_vecenv.core.updates import Inbox
+from aio_vecenv.core.waiting import Waiting
 from aio_vecenv.worker.env_group import EnvGroup
 from aio_vecenv.worker.main import execute
 from aio_vecenv.worker.unroll import Unroller, UnrollUnderWay
@@ -181,6 +182,7 @@ class Hall:
         self.assignment = Assignment([len(run) for run in runs])
         self.pool = Pool(self.assignment, self.slab, obs, autoreset, copy=True)
         self.chunks = Chunks(self.pool, self.assignment, self.slab, obs, action, copy=True)
+        self.waiting = Waiting(self.pool, self.assignment)
         self.workers = [FakeWorker(index, run) for index, run in enumerate(runs)]
         self.asked: dict[int, dict[int, int | None]] = {}  # the seeds of each reset call, by its number
         self.sequence = self.version = 0
@@ -219,13 +221,15 @@ class Hall:
     def send(self, ids: EnvIds) -> None:
         selection = self.assignment.select(ids)
         self.pool.check_send(selection)
+        selection = self.waiting.part(selection, self.waiting.due)
         commands = self.pool.commands(selection, [])
         self.pool.sent(selection)
-        self._post(commands)
+        self._post(self.waiting.keep(commands))
 
     def unroll(self, ids: EnvIds, length: int) -> None:
         noise = np.zeros((length, len(ids)), np.float32)
-        self._post(self.chunks.send(self.assignment.select(ids), noise, 0, None))
+        held = [worker for worker in self.waiting.due if self.waiting.playing(worker)]
+        self._post(self.chunks.send(self.assignment.select(ids), noise, 0, None, held))
 
     def reset(self, ids: EnvIds, seeds: dict[int, int | None]) -> None:
         self.pool.take_errors(ids)
@@ -276,7 +280,14 @@ class Hall:
         """The worker dies; its replacement gets what it owed."""
         worker.incarnation += 1
         worker.queue = [command for command in worker.queue if not command.dropped]
+        self._post(self.waiting.begin_anew(worker.index))
         self._start(worker, self.pool.lost(worker.index, "died", worker.incarnation, worker.queue))
+
+    def renew(self, worker: FakeWorker) -> None:
+        """It gives way to a fresh one, which gets what was kept back."""
+        worker.incarnation += 1
+        self._post(self.waiting.begin_anew(worker.index))
+        self._start(worker, self.pool.renewed(worker.index, worker.incarnation, worker.queue))
 
     def ready(self, ids: EnvIds) -> bool:
         return not self.pool.waits_for(ids, self.chunks.complete)
@@ -368,8 +379,9 @@ class Witness:
             assert batch.obs[row].tolist()[:3] == list(episode.task[:3])
             assert batch.versions[row] == episode.version
             if batch.first[row] and env_id not in began:
-                assert of_chunk  # nothing was done in it
-                assert batch.rewards[row] == 0
+                # nothing was done in it
+                assert of_chunk or batch.infos["_worker_renewal"][row]
+                assert (batch.rewards[row], turned) == (0, False)
             elif batch.first[row]:
                 assert batch.rewards[row] == batch.obs[row][3] == 0
                 assert env_id in self.running
@@ -545,6 +557,31 @@ class PoolMachine(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         self.hall.lose(data.draw(st.sampled_from(self.hall.workers)))
 
+    @rule(data=st.data())
+    def is_due(self, data: st.DataObject) -> None:
+        """To be renewed as planned."""
+        if self.autoreset is not AutoresetMode.SAME_STEP:
+            self.hall.waiting.due.add(data.draw(st.integers(0, len(self.hall.workers) - 1)))
+
+    def _between_episodes(self) -> list[FakeWorker]:
+        waiting = self.hall.waiting
+        return [
+            one
+            for one in self.hall.workers
+            if one.index in waiting.due and not one.queue and waiting.between_episodes(one.index)
+        ]
+
+    @precondition(lambda self: self._between_episodes())
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        """Once nothing would be cut off; no row says so, and the next ones are of the new process."""
+        self.hall.renew(data.draw(st.sampled_from(self._between_episodes())))
+
+    @precondition(lambda self: self.hall.waiting.rows)
+    @rule()
+    def cannot_do_without_the_rows_of_those_that_wait(self) -> None:
+        self.hall.waiting.give_up()
+
     # -- what must hold ----------------------------------------------------------------------------------------
 
     def _seen(self, batch: Batch, released: EventBatch | None) -> None:
@@ -576,6 +613,9 @@ class PoolMachine(RuleBasedStateMachine):
             for command in worker.queue:
                 if not command.dropped and command.of is None:
                     under_way += command.env_ids.tolist()
+        kept = [c for commands in self.hall.waiting._kept.values() for c in commands]
+        under_way += [env_id for command in kept for env_id in command.env_ids.tolist()]
+        assert self.hall.waiting.rows == sum(len(command.env_ids) for command in kept)
         assert sorted(under_way) == sorted(self.owing)  # each once
 
     def teardown(self) -> None:

@@ -155,6 +155,7 @@ packed = st.binary(max_size=40)
         st.just("auto"),
         st.none() | st.just(LogLevels({"": 20}, 0, None)),
         st.none() | st.just(({"Counter": {"steps": 1}}, 4, True)),
+        st.none() | st.just([[{"Counter": {"steps": 1}}], [{}]]),
     )
     | st.builds(Spaces, st.text(), st.text(), st.just({}), st.none(), envs, st.booleans())
     | st.builds(Attachment, st.integers(0), st.integers(1), st.just(()), st.integers(1), st.none() | envs)

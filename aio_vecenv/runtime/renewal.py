@@ -1,0 +1,170 @@
+"""Planned renewal: a worker that is due gives way to a fresh process, between the episodes of its envs.
+
+The new process makes its envs while the old one still has its own. If that fails, the old one goes on, and a warning
+says so. What wrappers have learned goes with the envs.
+"""
+# async: a task per renewal; who is due and who waits is decided in `core.waiting`
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+
+from gymnasium.vector import AutoresetMode
+
+from ..backends.base import Worker
+from ..core.assignment import Assignment, Selection
+from ..core.batch import Episode
+from ..core.command import Command
+from ..core.env_state import read
+from ..core.limits import RenewAfter, renew_after_of
+from ..core.pool import Pool
+from ..core.waiting import Waiting
+from ..memory import resident_bytes
+from .calls import Asked, Calls
+from .supervisor import Supervisor, WorkerSlot
+
+__all__ = ["Renewal", "renewal_of"]
+
+_AHEAD = 0.9  # of what makes a worker due: then a process is started for it, which takes a third of a second
+
+
+class Renewal:
+    """Renews the workers of one vec env."""
+
+    def __init__(
+        self, after: RenewAfter, pool: Pool, assignment: Assignment, supervisor: Supervisor, calls: Calls
+    ) -> None:
+        self._after, self._pool, self._supervisor, self._calls = after, pool, supervisor, calls
+        self._rows = assignment.rows
+        self._ahead: set[int] = set()  # workers that are due soon: a process is started for each
+        self._not_again: set[int] = set()  # that could not be renewed
+        self.waiting = Waiting(pool, assignment)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a worker is due."""
+        return bool(self.waiting.due)
+
+    def ended(self, episodes: Iterable[Episode]) -> None:
+        """These have ended in what was just collected."""
+        for worker in self.waiting.count(episodes) - self.waiting.due - self._not_again:
+            self._look_at(self._supervisor.slots[worker])
+        if self.waiting.due:
+            self.renew_those_between_episodes()
+
+    def _look_at(self, slot: WorkerSlot) -> None:
+        """Whether it is due, or soon will be."""
+        if slot.worker is None or not slot.ready:
+            return
+        after, share = self._after, 0.0
+        if after.episodes is not None:
+            share = self.waiting.ended[slot.index] / after.episodes
+        if after.megabytes is not None:
+            share = max(share, resident_bytes(slot.worker.pid) / (1e6 * after.megabytes))
+        if share >= 1.0:
+            self.waiting.due.add(slot.index)
+        if share >= _AHEAD and slot.index not in self._ahead:
+            self._ahead.add(slot.index)
+            self._start_ahead()
+
+    def renew_those_between_episodes(self) -> None:
+        """Of the workers that are due."""
+        for index in sorted(self.waiting.due):
+            slot = self._supervisor.slots[index]
+            if slot.ready and not slot.commands and self.waiting.between_episodes(index):
+                kept = self._begin_anew(index)
+                learned = self._calls.post("apply", "get_state", list(slot.rows), lambda _: read)
+                self._supervisor.pause(slot)  # what is sent from now on goes to the new process
+                work = self._renew(slot, learned, time.monotonic())
+                slot.renewal = self._supervisor.begin_task(work, f"renew worker {index}")
+                self._supervisor.post(kept)
+
+    def lost(self, slot: WorkerSlot) -> None:
+        """It gets a new process in any case."""
+        self._not_again.discard(slot.index)
+        self._supervisor.post(self._begin_anew(slot.index))
+
+    # -- what is about to be sent ------------------------------------------------------------------------------
+
+    def part(self, selection: Selection, *, resetting: bool) -> Selection:
+        """As of `Waiting.part`; while somebody waits for a reset, no env is to wait for others."""
+        self.renew_those_between_episodes()  # a call was under way when they were asked last
+        return self.waiting.part(selection, () if resetting else self._ready_ones())
+
+    def held(self) -> list[int]:
+        """The workers in whose unrolls no env begins an episode."""
+        self.renew_those_between_episodes()
+        return [worker for worker in self._ready_ones() if self.waiting.playing(worker)]
+
+    def _ready_ones(self) -> list[int]:
+        return [worker for worker in sorted(self.waiting.due) if self._supervisor.slots[worker].ready]
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _begin_anew(self, index: int) -> list[Command]:
+        self._ahead.discard(index)
+        return self.waiting.begin_anew(index)
+
+    async def _renew(self, slot: WorkerSlot, learned: Asked, began: float) -> None:
+        supervisor = self._supervisor
+        try:
+            worker = await self._start_again(slot, learned)
+            if worker is None:
+                return
+            under_way = slot.commands.values()
+            seeds = self._pool.renewed(slot.index, slot.incarnation + 1, under_way)
+            if await supervisor.take_over(slot, worker, seeds):
+                supervisor.recorder.renewed(time.monotonic() - began)
+        finally:
+            slot.renewal = None
+        self._start_ahead()
+
+    async def _start_again(self, slot: WorkerSlot, learned: Asked) -> Worker | None:
+        """A new process with the envs of the slot; None: there is none, and the old one goes on."""
+        supervisor = self._supervisor
+        worker: Worker | None = None
+        try:
+            own = await self._calls.answers(learned)
+            worker = supervisor.backend.worker(slot.index, slot.incarnation + 1, supervisor)
+            await supervisor.start_again(worker, slot.setup._replace(own=list(own)))
+        except BaseException as error:
+            if worker is not None:
+                await worker.close(0)
+            if not isinstance(error, Exception):
+                raise
+            self._not_again.add(slot.index)
+            supervisor.resume(slot)
+            if supervisor.failure is None:
+                text = (
+                    f"worker {slot.index} could not be renewed and goes on: {type(error).__name__}: {error}"
+                )
+                warnings.warn(text, stacklevel=1)
+            return None
+        return worker
+
+    def _start_ahead(self) -> None:
+        try:
+            self._supervisor.backend.start_spares(len(self._ahead))
+        except OSError as error:
+            warnings.warn(f"no process could be started ahead of a renewal: {error}", stacklevel=1)
+
+
+def renewal_of(
+    value: RenewAfter | int | None, autoreset: AutoresetMode, backend: object
+) -> RenewAfter | None:
+    """`renew_after`, checked. Raises ValueError."""
+    after = renew_after_of(value)
+    if after is None:
+        return None
+    if autoreset is AutoresetMode.SAME_STEP:
+        raise ValueError(
+            "renew_after with autoreset SAME_STEP: its envs are never between two episodes; use NEXT_STEP"
+        )
+    if backend == "inline":
+        raise ValueError("renew_after with backend='inline', whose envs live in this process: leave it out")
+    if after.megabytes is not None and sys.platform != "linux":
+        raise ValueError("RenewAfter: megabytes are known on Linux only: say episodes")
+    return after

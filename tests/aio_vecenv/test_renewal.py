@@ -1,0 +1,314 @@
+"""Planned renewal: fresh processes between episodes; nothing aborted, nothing lost or doubled, no budget touched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from aio_vecenv import AsyncVecEnv, Batch, Episode, RenewAfter
+from aio_vecenv.testing import StampEnv, check_aligned, check_episodes, stamp_envs
+
+from .harness import alive, until
+
+
+def zeros(n: int) -> np.ndarray[Any, Any]:
+    return np.zeros(n, np.int64)
+
+
+def pids(envs: AsyncVecEnv) -> list[int]:
+    return [worker.pid for worker in envs.statistics().workers]
+
+
+def length(env: int, episode: int) -> int:
+    """Of the episodes: 1 to 6 steps, never in step with those of another env."""
+    return 1 + (5 * env + 7 * episode + env * episode) % 6
+
+
+class Zeros:
+    """A policy whose actions are zeros."""
+
+    noise = ((), np.float32)
+    outputs: Any = {}  # noqa: RUF012
+
+    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> Any:
+        return np.zeros(rows, np.float32)
+
+    def load(self, params: Any) -> None:
+        pass
+
+    def act(self, obs: Any, noise: Any) -> Any:
+        return np.zeros(len(obs), np.int64), {}
+
+
+Way = Literal["lockstep", "first ready", "unrolls", "unrolls, first ready"]
+
+
+def act(envs: AsyncVecEnv, way: Way, env_ids: Any = None) -> None:
+    n = envs.num_envs if env_ids is None else len(env_ids)
+    if way.startswith("unrolls"):
+        envs.send_unroll(np.zeros((5, n), np.float32), env_ids)
+    else:
+        envs.send(zeros(n), env_ids)
+
+
+async def see(envs: AsyncVecEnv, way: Way) -> tuple[Any, list[Batch]]:
+    """Whose rows are in, and these."""
+    least = 2 if way.endswith("first ready") else None
+    if not way.startswith("unrolls"):
+        batch = await envs.recv(least)
+        return batch.env_ids, [batch]
+    chunk = await envs.recv_unroll(least)
+    return chunk.env_ids, [chunk.row(t) for t in range(len(chunk.rewards))]
+
+
+@pytest.mark.alternate_loops
+@pytest.mark.parametrize("way", ["lockstep", "first ready", "unrolls", "unrolls, first ready"])
+@pytest.mark.asyncio
+async def test_every_outcome_counts_once_and_none_is_aborted(tmp_path: Path, way: Way) -> None:
+    """Two workers of three envs, renewed again and again, where not one restart is allowed."""
+    factories = stamp_envs(6, length, folder=tmp_path)
+    async with AsyncVecEnv(
+        factories, num_workers=2, restart=None, renew_after=4, policy=Zeros(), unroll=5
+    ) as envs:
+        stream = envs.events()
+        await envs.reset(seed=5)
+        version, published, waited, env_ids = 0, 0, 0, None
+        while min(worker.incarnation for worker in envs.statistics().workers) < 2:
+            act(envs, way, env_ids)
+            env_ids, batches = await see(envs, way)
+            for batch in batches:
+                check_aligned(batch)
+                assert "worker_lost" not in batch.infos
+                waits = batch.infos.get("_worker_renewal", zeros(len(batch.env_ids)).astype(bool))
+                waited += int(waits.sum())
+                if way == "lockstep":  # what begins does so under the newest update
+                    assert (batch.versions[batch.first & ~waits] == published).all()
+            version += 1
+            published = envs.broadcast(version).version
+        assert waited or way == "first ready"  # there the rows come once the new process is there
+        statistics = envs.statistics()
+        assert (statistics.restarts, statistics.aborted) == (0, 0)
+        assert statistics.renewals >= 4
+        assert not any(worker.losses for worker in statistics.workers)
+    events = [event async for event in stream]
+    check_episodes(events)
+    ended = [event for event in events if isinstance(event, Episode) and event.outcome != "aborted"]
+    reported = [Counter((e.task["episode"], e.length) for e in ended if e.env_id == env) for env in range(6)]
+    for env in range(6):
+        lines = (tmp_path / f"env-{env}.log").read_text().splitlines()
+        assert len({line for line in lines if line.startswith("life")}) >= 3  # processes
+        # each that an env played, in whichever process, is reported; but those whose rows nobody has taken
+        numbers = [line.split() for line in lines if line.startswith("end")]
+        played = Counter((int(episode), int(length)) for _, _, episode, length, _ in numbers)
+        assert not reported[env] - played
+        assert sum((played - reported[env]).values()) <= (5 if way.endswith("first ready") else 0)
+
+
+class Wanders(gym.Env[Any, Any]):
+    """Its observations are draws of its generator, its episodes 4 steps; it keeps `leak` bytes with each."""
+
+    observation_space = gym.spaces.Box(0, 1, (2,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, leak: int, folder: Path) -> None:
+        self._leak, self._folder, self.kept = leak, folder, []  # type: ignore[var-annotated]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._t = 0
+        return self.np_random.random(2), {}
+
+    def step(self, action: Any) -> Any:
+        self._t += 1
+        self.kept.append(np.ones(self._leak, np.uint8))
+        return self.np_random.random(2), 1.0, self._t == 4, False, {}
+
+    def close(self) -> None:
+        (self._folder / f"closed-{os.getpid()}").touch()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.asyncio
+async def test_what_leaks_is_renewed_by_its_memory_and_the_others_do_not_notice(tmp_path: Path) -> None:
+    """Its old process is closed; the envs of the other worker play bit for bit what they play without."""
+
+    async def rows(leak: int, after: RenewAfter | None) -> list[Any]:
+        factories = [partial(Wanders, leak, tmp_path), *[partial(Wanders, 0, tmp_path)] * 3]
+        async with AsyncVecEnv(factories, num_workers=2, restart=None, renew_after=after) as envs:
+            found: list[Any] = [(await envs.reset(seed=3))[0][2:]]
+            before = pids(envs)
+            for _ in range(12):
+                batch = await envs.step(zeros(4))
+                found += [batch.obs[2:], batch.first[2:], batch.terminations[2:]]
+            if after is not None:
+                await until(lambda: envs.statistics().renewals == 1)
+                assert pids(envs)[0] != before[0]
+                assert pids(envs)[1] == before[1]
+                await until(lambda: (tmp_path / f"closed-{before[0]}").exists() and not alive(before[0]))
+            assert envs.statistics().aborted == 0
+        return found
+
+    ours, plain = await rows(50_000_000, RenewAfter(megabytes=400)), await rows(0, None)
+    assert all((one == other).all() for one, other in zip(ours, plain, strict=True))
+
+
+class Learns(StampEnv):
+    """Has learned how many steps it has seen."""
+
+    seen = 0
+
+    def step(self, action: Any) -> Any:
+        self.seen += 1
+        return super().step(action)
+
+    def get_state(self) -> int:
+        return self.seen
+
+    def set_state(self, state: int) -> None:
+        self.seen = state
+
+    @staticmethod
+    def merge_states(states: list[int]) -> int:
+        return sum(states)
+
+
+@pytest.mark.alternate_loops
+@pytest.mark.asyncio
+async def test_what_envs_have_learned_goes_with_them() -> None:
+    """Each env has its own, nobody having asked before."""
+    factories = [partial(Learns, 0, 2), partial(Learns, 1, 3)]
+    async with AsyncVecEnv(factories, num_workers=1, restart=None, renew_after=2) as envs:
+        await envs.reset()
+        steps = zeros(2)
+        while envs.statistics().renewals < 2:
+            batch = await envs.step(zeros(2))
+            steps += ~batch.first
+        assert await envs.get_attr("seen") == tuple(steps)
+
+
+class Once(StampEnv):
+    """Can be made once, as what holds a port."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(0, 2)
+        (folder / "made").touch(exist_ok=False)
+
+
+class Unclosable(StampEnv):
+    def close(self) -> None:
+        raise OSError("busy")
+
+
+async def steps(envs: AsyncVecEnv, count: int) -> None:
+    for _ in range(count):
+        check_aligned(await envs.step(zeros(envs.num_envs)))
+
+
+@pytest.mark.asyncio
+async def test_a_renewal_that_fails_leaves_the_old_process_as_it_was(tmp_path: Path) -> None:
+    """One warning; no loss, no end, no second try. And what closing the old one raises is a warning, too."""
+    async with AsyncVecEnv(partial(Once, tmp_path), 1, restart=None, renew_after=1) as envs:
+        await envs.reset()
+        before = pids(envs)
+        with pytest.warns(UserWarning, match=r"worker 0 could not be renewed and goes on: .*FileExistsError"):
+            await steps(envs, 3)
+        await steps(envs, 6)
+        statistics = envs.statistics()
+        assert (pids(envs), statistics.renewals, statistics.terminated) == (before, 0, 4 - 1)
+    envs = await AsyncVecEnv.open(partial(Unclosable, 0, 2), 1, restart=None, renew_after=1)
+    await envs.reset()
+    await steps(envs, 2)
+    with pytest.warns(UserWarning, match="worker 0 was renewed; its old process: .*busy") as caught:
+        await until(lambda: len(caught))
+    with pytest.raises(Exception, match="busy"):
+        await envs.aclose()
+
+
+@pytest.mark.alternate_loops
+@pytest.mark.parametrize("when", ["envs wait", "the new process is made"])
+@pytest.mark.asyncio
+async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str) -> None:
+    """While envs wait for others, and while its successor is made."""
+    factories: list[Any] = [partial(StampEnv, 0, 1), partial(StampEnv, 1, 6)]
+    async with AsyncVecEnv(factories, num_workers=1, renew_after=1) as envs:
+        stream = envs.events()
+        await envs.reset()
+        for _ in range(3 if when == "envs wait" else 6):
+            batch = await envs.step(zeros(2))
+        assert bool(batch.terminations[1]) is (when != "envs wait")
+        assert batch.first[0]
+        envs.send(zeros(2))
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        lost = zeros(2).astype(bool)
+        while not lost.all():  # rows of before may come first, and one that says that env 0 waits
+            batch = await envs.recv()
+            check_aligned(batch)
+            lost |= batch.infos.get("_worker_lost", False)
+            envs.send(zeros(2))
+        statistics = envs.statistics()
+        assert (statistics.restarts, statistics.renewals) == (1, 0)
+        assert statistics.aborted == (when == "envs wait")
+    check_episodes([event async for event in stream])
+
+
+@pytest.mark.asyncio
+async def test_nobody_waits_for_an_env_that_is_not_stepped() -> None:
+    """Such as one that a caller has no use for any more; nor does a reset."""
+    factories: list[Any] = [partial(StampEnv, 0, 1), partial(StampEnv, 1, 9)]
+    async with AsyncVecEnv(factories, num_workers=1, restart=None, renew_after=1) as envs:
+        await envs.reset()
+        await envs.step(zeros(2))
+        envs.send(zeros(1), [1])
+        envs.send(zeros(1), [0])  # waits for env 1, which goes on
+        assert (await envs.recv(1)).env_ids.tolist() == [1]
+        batch = await envs.recv()
+        assert batch.env_ids.tolist() == [0]
+        assert "worker_renewal" in batch.infos
+        for t in (0, 1):  # env 1 stands still: a new episode of env 0 begins, and ends
+            envs.send(zeros(1), [0])
+            assert (await envs.recv()).obs[0, 2:].tolist() == [1, t]
+        envs.send(zeros(2))
+        obs, _ = await asyncio.wait_for(envs.reset(env_ids=[0]), 10)
+        assert obs[0, 2:].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "neither episodes nor megabytes"), ({"episodes": 0}, "episodes is 0"), ({"episodes": 1.5}, "is 1.5"),
+        ({"megabytes": -1}, "megabytes is -1"), ({"megabytes": float("nan")}, "is nan"),
+        ({"megabytes": "500 MB"}, "is '500 MB'"), ({"episodes": True}, "is True"),
+    ],
+)  # fmt: skip
+def test_what_is_no_limit_is_one_clear_error(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"RenewAfter: .*{message}"):
+        RenewAfter(**arguments)
+
+
+def test_where_workers_cannot_be_renewed_it_is_refused(tmp_path: Path) -> None:
+    def refused(match: str, **kwargs: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            AsyncVecEnv("CartPole-v1", 2, **{"renew_after": 1, **kwargs})
+
+    for wrong in (0, -1, 1.5, True, "500 MB"):
+        refused(f"renew_after is {wrong!r}, not a whole number of episodes", renew_after=wrong)
+    refused("renew_after with autoreset SAME_STEP", autoreset=AutoresetMode.SAME_STEP)
+    refused("renew_after with backend='inline'", backend="inline")
+
+    async def open_vector_envs() -> None:
+        vector = partial(gym.make_vec, "CartPole-v1", 2, vectorization_mode="sync")
+        await AsyncVecEnv.open([vector], renew_after=1)
+
+    with pytest.raises(ValueError, match="renew_after for factories that make VectorEnvs"):
+        asyncio.run(open_vector_envs())
