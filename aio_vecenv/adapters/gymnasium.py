@@ -24,7 +24,7 @@ from ..backends.base import Backend
 from ..core.batch import Batch
 from ..core.factories import MakeSpec, resolve
 from ..core.infos import batch_infos
-from ..core.limits import RestartBudget, Timeouts
+from ..core.limits import RenewAfter, RestartBudget, Timeouts
 from ..core.updates import Apply
 from ..errors import BadActions, SpaceMismatch
 from ..runtime.publisher import Receipt
@@ -57,7 +57,8 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         autoreset_mode: Gymnasium's `AutoresetMode`, or its value.
         max_concurrency: at most so many envs at work at once; a worker steps its envs in turn, so it bounds
             `num_workers`.
-        num_workers, timeouts, restart, info, on_env_error, check, spares, backend: as for `AsyncVecEnv`.
+        num_workers, timeouts, restart, renew_after, info, on_env_error, check, spares, backend: as for `AsyncVecEnv`.
+            `renew_after` needs num_workers="per env" (ValueError).
         loop: "auto": in place, in the caller's thread, unless a loop is running there; "thread": in a background
             thread, where acknowledgements, deadlines and restarts go on while the caller computes.
         before_step: awaited before each step's actions are sent, such as a coordinator's `settled`.
@@ -84,6 +85,7 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         num_workers: int | Literal["per env"] | None = None,
         timeouts: Timeouts = _TIMEOUTS,
         restart: RestartBudget | None = _BUDGET,
+        renew_after: RenewAfter | int | None = None,
         info: Literal["all", "episode"] | Sequence[str] = "all",
         on_env_error: Literal["raise", "reset"] = "raise",
         check: Literal["finite"] | None = None,
@@ -115,12 +117,14 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             shared_memory="auto" if shared_memory else False,
             timeouts=timeouts,
             restart=restart,
+            renew_after=renew_after,
             on_env_error=on_env_error,
             check=check,
             spares=spares,
             casting="unsafe",
             spaces="equal" if observation_mode == "same" else "equivalent",
         )
+        _check_renewal(renew_after, native)
         try:
             self._session = Session(self, native, loop, before_step)
         except SpaceMismatch as mismatch:
@@ -539,6 +543,15 @@ def _check_mode(mode: Any) -> None:
         raise ValueError(
             "Invalid `observation_mode`, expected: 'same' or 'different' or tuple of single and batch observation "
             f"space, actual got {mode}"
+        )
+
+
+def _check_renewal(renew_after: RenewAfter | int | None, native: AsyncVecEnv) -> None:
+    """Raise ValueError where some rows would say that their envs wait."""
+    if renew_after is not None and native.num_workers < native.num_envs:
+        raise ValueError(
+            f"renew_after with {native.num_envs} envs in {native.num_workers} workers: an env would have to wait for "
+            "the others of its worker, which Gymnasium's interface cannot say; num_workers='per env'"
         )
 
 

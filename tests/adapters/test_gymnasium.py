@@ -589,3 +589,17 @@ def test_native_is_as_documented_inside_an_adapter(backend: Any) -> None:
             envs.step(np.zeros(3, np.int64))
         finally:
             envs.close()
+
+
+def test_workers_are_renewed_where_no_env_waits_for_another() -> None:
+    """Every end is followed by one row of a reset, as ever."""
+    with pytest.raises(ValueError, match=r"renew_after with 2 envs in 1 workers: .* num_workers='per env'"):
+        VectorEnv([CARTPOLE] * 2, num_workers=1, renew_after=1)
+    envs = VectorEnv(stamp_envs(2, 2), num_workers="per env", renew_after=1, restart=None)
+    envs.reset(seed=1)
+    for t in (1, 2, 0, 1, 2, 0, 1):
+        obs, _, terminations, _, _ = envs.step(np.zeros(2, np.int64))
+        assert (obs[:, 3] == t).all()
+        assert (terminations == (t == 2)).all()
+    assert envs.native.statistics().renewals == 4
+    envs.close()
