@@ -1,8 +1,8 @@
-"""`python -m benchmarks.recovery`: how long a killed worker's envs are gone, cold and with a warm spare.
+"""`python -m benchmarks.recovery`: how long a worker's envs are gone where it is killed, or renewed as planned.
 
 Workers are killed by SIGKILL, one at a time, while their envs are stepped at full speed or the vec env idles. The time
 is from the signal until the next step of all envs has returned; what making the envs took in the child is measured
-there, and shown apart.
+there, and shown apart. Of a planned renewal it is the time for which commands of that worker wait.
 """
 # edge: argv and stdout; signals to its own workers
 
@@ -34,7 +34,11 @@ class Arguments:
     num_envs: int = 32
     workers: int = 4
     kills: int = 40
-    """Per row of the table."""
+    """Per row of the table; 0: none."""
+    renewals: int = 40
+    """Planned ones, per row of the table."""
+    renew_after: int = 2000
+    """Episodes of a worker's envs."""
 
 
 class Timed:
@@ -81,11 +85,31 @@ async def recoveries(arguments: Arguments, *, spares: int, stepping: bool) -> tu
     return took, made
 
 
+async def renewals(arguments: Arguments, *, spares: int) -> list[float]:
+    """Seconds for which commands waited, of each planned renewal, stepping at full speed; median and 99 %."""
+    async with av.AsyncVecEnv(
+        arguments.env,
+        arguments.num_envs,
+        num_workers=arguments.workers,
+        spares=spares,
+        restart=None,
+        renew_after=arguments.renew_after,
+    ) as envs:
+        await envs.reset(seed=0)
+        envs.action_space.seed(0)
+        while envs.statistics().renewals < arguments.renewals:
+            for _ in range(100):
+                await envs.step(envs.action_space.sample())
+        statistics = envs.statistics()
+        assert statistics.aborted == 0
+        return [statistics.renewal.p50_s, statistics.renewal.p99_s]
+
+
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.recovery")
     columns = [
         "",
-        "kills",
+        "times",
         "p50, ms",
         "p99, ms",
         "longest, ms",
@@ -95,16 +119,20 @@ def main() -> None:
     heading = f"{arguments.env}: {arguments.num_envs} envs in {arguments.workers} workers"
     table = Table(heading, columns)
     for spares in (0, 1):
-        for stepping in (True, False):
+        if arguments.renewals:
+            figures = [f"{1e3 * seconds:.0f}" for seconds in asyncio.run(renewals(arguments, spares=spares))]
+            name = f"renewed as planned, {spares} spares"
+            table.rows.append([name, str(arguments.renewals), *figures, "", "", ""])
+        for stepping in (True, False) if arguments.kills else ():
             took, made = asyncio.run(recoveries(arguments, spares=spares, stepping=stepping))
             rest = [whole - part for whole, part in zip(took, made)]
             name = (
                 f"{'a warm spare' if spares else 'cold'}, {'stepping at full speed' if stepping else 'idle'}"
             )
-            figures = (
+            columns_s = (
                 percentile(took, 0.5), percentile(took, 0.99), max(took), percentile(made, 0.5), percentile(rest, 0.99)
             )  # fmt: skip
-            table.rows.append([name, str(len(took)), *(f"{1e3 * seconds:.0f}" for seconds in figures)])
+            table.rows.append([name, str(len(took)), *(f"{1e3 * seconds:.0f}" for seconds in columns_s)])
     print(table.markdown())
 
 
