@@ -367,6 +367,11 @@ class TrainConfig:
     run."""
     restart_period_s: float = 600.0
     """See `restarts`."""
+    renew_after_episodes: int | None = None
+    """For envs that leak: a worker gives way to a fresh process once its envs have ended so many episodes, together,
+    and none is in one. `restarts` does not count it."""
+    renew_after_mb: float | None = None
+    """The same once its process holds so much memory (10⁶ bytes; Linux)."""
     spares: int = 0
     """Processes kept ready to take the place of workers that die."""
 
@@ -484,6 +489,15 @@ class TrainConfig:
             0 < self.restart_period_s < math.inf,
             f"restart_period_s must be positive and finite, got {self.restart_period_s}",
         )
+        for name in ("renew_after_episodes", "renew_after_mb"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
+            _require(
+                value is None or not (self.deterministic or self.exact_resume),
+                f"{name} excludes deterministic and exact_resume: which episodes a process plays depends on more than "
+                "the seed",
+            )
+            _require(value is None or self.backend == "process", f"{name} needs backend='process'")
         for name in ("restarts", "spares"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} must not be negative, got {value}")

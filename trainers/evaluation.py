@@ -24,7 +24,7 @@ def eval_config(config: TrainConfig) -> TrainConfig:
     ppo = dataclasses.replace(config.ppo, minibatches=1)
     return dataclasses.replace(
         config, num_envs=min(config.num_envs, config.eval.episodes), num_workers=config.eval.workers, spares=0,
-        min_envs=None, curriculum=True, ppo=ppo,
+        renew_after_episodes=None, renew_after_mb=None, min_envs=None, curriculum=True, ppo=ppo,
     )  # fmt: skip
 
 

@@ -107,8 +107,14 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
         "timeouts": av.Timeouts(reset=config.step_timeout_s, step=config.step_timeout_s),
         "on_env_error": config.on_env_error,
         "restart": av.RestartBudget(config.restarts, config.restart_period_s, RESETS),
+        "renew_after": _renew_after(config),
         "spares": config.spares,
     }
+
+
+def _renew_after(config: TrainConfig) -> av.RenewAfter | None:
+    episodes, megabytes = config.renew_after_episodes, config.renew_after_mb
+    return None if episodes is megabytes is None else av.RenewAfter(episodes, megabytes)
 
 
 async def restore_envs(

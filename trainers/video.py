@@ -58,6 +58,7 @@ async def record(
     config = folder.config()
     config = replace(
         config, curriculum=True, num_envs=1, num_workers=1, min_envs=None, spares=0,
+        renew_after_episodes=None, renew_after_mb=None,
         ppo=replace(config.ppo, minibatches=1),
     )  # fmt: skip
     job = resolve_job(config, render=True) if job is None else job

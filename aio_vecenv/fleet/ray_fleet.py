@@ -24,7 +24,7 @@ from ..core.chunk import Chunk
 from ..core.env_state import EnvState
 from ..core.infos import batch_infos
 from ..core.layout import pick_rows
-from ..core.limits import RestartBudget, Timeouts
+from ..core.limits import RenewAfter, RestartBudget, Timeouts
 from ..core.policy import BLOCK, Misfit, Policy, fits
 from ..core.report import raise_all
 from ..core.statistics import Statistics
@@ -40,6 +40,7 @@ from ..runtime.env_states import EnvStates
 from ..runtime.events import EventHub, EventStream
 from ..runtime.policies import ParentPolicy
 from ..runtime.publisher import Receipt
+from ..runtime.renewal import renewal_of
 from .columns import Columns
 from .hosts import Hosts, Recipe
 from .messages import Liveness
@@ -75,7 +76,7 @@ class RayFleet:
         liveness: when a host counts as silent, see `Liveness`.
         restart: how many lost hosts may be replaced, see `RestartBudget`; None: none.
         host_restart: how many lost workers each host may replace by itself.
-        info, timeouts, on_env_error, check, spares, spaces, casting: as of `AsyncVecEnv`, for each host.
+        info, timeouts, renew_after, on_env_error, check, spares, spaces, casting: as of `AsyncVecEnv`, for each host.
         transport: what carries calls in the place of Ray.
 
     Constructing starts nothing. Use `async with`, or `open` and `aclose`. It belongs to the event loop that opens it;
@@ -97,6 +98,7 @@ class RayFleet:
         liveness: Liveness = _LIVENESS,
         restart: RestartBudget | None = _BUDGET,
         host_restart: RestartBudget | None = _BUDGET,
+        renew_after: RenewAfter | int | None = None,
         info: Literal["all", "episode"] | Sequence[str] = "all",
         timeouts: Timeouts = _TIMEOUTS,
         on_env_error: Literal["raise", "reset"] = "raise",
@@ -117,6 +119,7 @@ class RayFleet:
         per_host = max(len(slot) for slot in self._slots)
         options.one_of("backend", backend, ("process", "inline"))
         own_workers = options.workers_for(num_workers, per_host)
+        after = renewal_of(renew_after, AutoresetMode.NEXT_STEP, backend)
         self.num_workers = own_workers * len(self._slots)
         self._min_hosts, self._liveness, self._timeouts, self._restart = (
             min_hosts,
@@ -126,8 +129,8 @@ class RayFleet:
         )
         self._options: dict[str, Any] = {
             "num_workers": own_workers, "backend": backend, "policy": policy, "unroll": unroll, "info": info,
-            "timeouts": timeouts, "restart": host_restart, "on_env_error": on_env_error, "check": check,
-            "spares": spares, "spaces": spaces, "casting": casting,
+            "timeouts": timeouts, "restart": host_restart, "renew_after": after, "on_env_error": on_env_error,
+            "check": check, "spares": spares, "spaces": spaces, "casting": casting,
         }  # fmt: skip
         self._policy = ParentPolicy(policy)
         self._transport = _ray(address) if transport is None else transport

@@ -51,6 +51,8 @@ def merged(state: FleetState, said: Mapping[int, _Said]) -> Statistics:
         version=state.version,
         broadcast=_worst([part.broadcast for part in parts]),
         workers=tuple(workers),
+        renewals=sum(part.renewals for part in parts),
+        renewal=_worst([part.renewal for part in parts]),
     )
 
 

@@ -19,7 +19,7 @@ import pytest
 import aio_vecenv as av
 import curriculum as cu
 from tests.trainers.helpers import Corridor, corridor_job, tiny
-from trainers import Job, Summary, TooManyEnvErrors, TrainConfig, training
+from trainers import ConfigError, Job, Summary, TooManyEnvErrors, TrainConfig, training
 from trainers.evaluate import evaluate
 from trainers.record.checkpoint import Checkpoints
 from trainers.record.env_errors import EnvErrors
@@ -235,3 +235,30 @@ async def test_only_failed_resets_in_a_row_count_against_the_budget(backend: Any
     await play(1)
     with pytest.raises(av.WorkerLost, match="raised OSError in reset: busy"):
         await play(0)
+
+
+@pytest.mark.alternate_loops
+@pytest.mark.asyncio
+@pytest.mark.parametrize("collect", ["lockstep", "unroll", "first_ready"])
+async def test_workers_are_renewed_without_an_aborted_episode(tmp_path: Path, collect: Any) -> None:
+    """Two envs in each: rows in which one waits for the other are learned from by nobody, and no outcome is lost."""
+    config = tiny(
+        tmp_path, deterministic=False, backend="process", collect=collect, num_envs=4, num_workers=2,
+        renew_after_episodes=12, restarts=0,
+    )  # fmt: skip
+    async with training(config, job=corridor_job()) as run:
+        await run.wait()
+        assert run.envs.statistics().renewals > 1
+    metrics = read_metrics(run.folder.metrics)
+    assert sum(line["aborted"] for line in metrics) == 0
+
+
+def test_what_cannot_be_renewed_is_one_clear_error(tmp_path: Path) -> None:
+    for wrong, text in (
+        ({"renew_after_mb": -1.0}, "renew_after_mb must be positive, got -1.0"),
+        ({"renew_after_episodes": 0}, "renew_after_episodes must be positive, got 0"),
+        ({"renew_after_episodes": 5, "deterministic": True}, "renew_after_episodes excludes deterministic"),
+        ({"renew_after_mb": 5.0, "backend": "inline"}, "renew_after_mb needs backend='process'"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            tiny(tmp_path, **{"deterministic": False, "backend": "process", **wrong})

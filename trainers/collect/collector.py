@@ -109,7 +109,10 @@ class Collector:
         )  # fmt: skip
         steps = np.where(batch.first, 0, self._steps[ids] + 1)
         self.see(ids, batch.obs, batch.infos)
-        self._steps[ids], self._over[ids] = steps, batch.terminations | batch.truncations
+        over = batch.terminations | batch.truncations
+        if "worker_renewal" in batch.infos:  # who waits still shows the last observation of its episode
+            over |= batch.infos["_worker_renewal"]
+        self._steps[ids], self._over[ids] = steps, over
         self.policy_s += time.perf_counter() - began
         return going_on
 
