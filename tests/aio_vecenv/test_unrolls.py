@@ -198,6 +198,35 @@ async def test_u1_infos_tasks_versions_and_structures_of_spaces(backend: Backend
         await check_rows(unrolled, stepped, policy, lambda k: k, (9, 3, 1, 9))
 
 
+@pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.alternate_loops
+@pytest.mark.asyncio
+async def test_u3_a_decision_between_two_chunks_holds_for_all_rows_of_the_second(backend: Backend) -> None:
+    """G3 and G9, a chunk for a batch: in the rest of the deciding chunk 16 episodes of 16 begin under the older version
+    and say so; after it none does, not even those whose episodes had ended in its last row."""
+    old_steps, length = 4, 8
+    async with av.AsyncVecEnv(
+        stamp_envs(16, old_steps), num_workers=4, backend=backend, policy=Follows(), unroll=length, info="all"
+    ) as envs:
+        old = envs.broadcast("old").version
+        await envs.reset(seed=1)
+        events, noise = envs.events(), np.zeros((length, 16), np.float32)
+        await envs.unroll(noise)
+        new = envs.broadcast("new", apply="now").version  # the decision that its first episodes led to
+        begun = [event for event in await read(events) if isinstance(event, av.EpisodeStarted)]
+        assert [event.version for event in begun] == [old] * 16
+        chunk = await envs.unroll(noise)
+        told = [(t, info["applied_version"]) for t, _, info in chunk.infos]
+        assert told == [(t, new) for t in range(length) for _ in range(16)]
+        begun = [event for event in await read(events) if isinstance(event, av.EpisodeStarted)]
+        assert len(begun) >= 16
+        assert {(event.version, event.task["stage"]) for event in begun} == {(new, "new")}
+
+
+async def read(events: av.EventStream) -> list[Any]:
+    return [await anext(events) for _ in range(events.behind)]
+
+
 @pytest.mark.asyncio
 async def test_what_is_asked_of_an_unroll_is_checked() -> None:
     policy = Follows()
