@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -42,8 +42,10 @@ class Arguments:
     """Turns of each contender in each comparison."""
     seconds: float = 0.3
     """Length of a turn."""
-    only: tuple[str, ...] = ("bars", "peers", "updates", "knob")
+    only: tuple[str, ...] = ("bars", "peers", "updates", "knob", "delays")
     """Which tables."""
+    plot: Path = Path("unroll-knob.png")
+    """Where the knob is drawn, after `knob` and `delays`."""
 
 
 # -- envs and policies -------------------------------------------------------------------------------------------------
@@ -324,33 +326,122 @@ def together(*contenders: Contender) -> Iterator[None]:
             one.process.communicate("")
 
 
-def compare(name: str, left: Contender, right: Contender, arguments: Arguments, turns: int = 0) -> str:
-    """A row: left ÷ right, CPU time per step and steps per second."""
-    cpu, wall, rate = [], [], []
+class Compared(NamedTuple):
+    """Left ÷ right, turn by turn."""
+
+    cpu: list[float]  # CPU time per step
+    wall: list[float]  # steps per second
+    rate: list[float]  # steps per second of the left one
+
+    def row(self, name: str) -> str:
+        low, high = interval_of_median(self.cpu)
+        slow, fast = interval_of_median(self.wall)
+        return (
+            f"| {name} | {statistics.median(self.cpu):.3f} | {low:.3f} to {high:.3f} "
+            f"| {statistics.median(self.wall):.3f} | {slow:.3f} to {fast:.3f} | {statistics.median(self.rate):,.0f} |"
+        )
+
+
+def compare(left: Contender, right: Contender, turns: int, seconds: float) -> Compared:
+    compared = Compared([], [], [])
     with together(left, right):
-        for turn in range((turns or arguments.turns) + 1):
+        for turn in range(turns + 1):
             order = (left, right) if turn % 2 else (right, left)
-            answers = {one: one.turn(arguments.seconds) for one in order}
+            answers = {one: one.turn(seconds) for one in order}
             if turn:  # the first warms up
-                cpu.append(answers[left][0] / answers[right][0])
-                wall.append(answers[left][1] / answers[right][1])
-                rate.append(answers[left][1])
-    low, high = interval_of_median(cpu)
-    slow, fast = interval_of_median(wall)
-    return (
-        f"| {name} | {statistics.median(cpu):.3f} | {low:.3f} to {high:.3f} | {statistics.median(wall):.3f} "
-        f"| {slow:.3f} to {fast:.3f} | {statistics.median(rate):,.0f} |"
-    )
+                compared.cpu.append(answers[left][0] / answers[right][0])
+                compared.wall.append(answers[left][1] / answers[right][1])
+                compared.rate.append(answers[left][1])
+    return compared
+
+
+class Stamps(gym.Wrapper[Any, Any, Any, Any]):
+    """Says when each of its episodes began."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return obs, {**info, "began": time.monotonic()}
+
+
+async def delays_s(length: int, updates: int) -> list[float]:
+    """From `broadcast()`, at some moment of a chunk, to the first episode under it, of 32 CartPoles that end every 20
+    rows."""
+    import aio_vecenv as av
+
+    policy, rng = make_policy("short", 2), np.random.default_rng(0)
+    found: list[float] = []
+    async with av.AsyncVecEnv(
+        lambda: Stamps(make_env("short")),
+        32,
+        num_workers=WORKERS,
+        policy=policy,
+        unroll=length,
+        info=["began"],
+    ) as envs:
+        await envs.reset(seed=0)
+        took_s = 0.0
+        for _ in range(updates + 10):
+            began = time.monotonic()
+            envs.send_unroll(policy.draw(rng, (length, 32)))
+            await asyncio.sleep(took_s * rng.random())
+            published = time.monotonic()
+            version, first = envs.broadcast(0).version, 0.0
+            while not first:
+                chunk = await envs.recv_unroll()
+                took_s = took_s or time.monotonic() - began
+                began_under = [
+                    info["began"] for t, env_id, info in chunk.infos if chunk.versions[t, env_id] >= version
+                ]
+                first = min(began_under, default=0.0)
+                if not first:
+                    envs.send_unroll(policy.draw(rng, (length, 32)))
+            found.append(first - published)
+    return found[10:]
+
+
+def show_delays(updates: int) -> dict[int, float]:
+    """Prints a table; the medians by T, in ms."""
+    medians: dict[int, float] = {}
+    print("\nFrom `broadcast()` to the first episode under it, ms\n")
+    print("| T | median | 90 % | worst |\n|---|--:|--:|--:|", flush=True)
+    for length in KNOB:
+        found = sorted(1e3 * delay for delay in asyncio.run(delays_s(length, updates)))
+        median, most = statistics.median(found), found[int(0.9 * len(found))]
+        print(f"| {length} | {median:.2f} | {most:.2f} | {found[-1]:.2f} |", flush=True)
+        medians[length] = median
+    return medians
 
 
 HEAD = "| {} | CPU per step, ours ÷ its | 80 % | steps/s, ours ÷ its | 80 % | steps/s |\n|---|--:|---|--:|---|--:|"
 
 
+def plot(rates: dict[int, float], delays: dict[int, float], out: Path) -> None:
+    """The knob: how fast it runs, and how soon an update acts, by T."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, left = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    left.plot(list(rates), list(rates.values()), "o-", color="tab:blue")
+    left.set(xscale="log", xlabel="T, rows of a chunk", ylabel="steps/s", ylim=(0, None))
+    left.set_xticks(KNOB, [str(length) for length in KNOB])
+    right = left.twinx()
+    right.plot(list(delays), list(delays.values()), "s--", color="tab:orange")
+    right.set(ylabel="median delay of an update (dashed), ms", ylim=(0, None))
+    figure.savefig(out, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.unroll")
+    rates: dict[int, float] = {}
+    delays: dict[int, float] = {}
 
-    def row(name: str, ours_: tuple[Any, ...], its: tuple[Any, ...], turns: int = 0) -> None:
-        print(compare(name, Contender(*ours_), Contender(*its), arguments, turns), flush=True)
+    def row(name: str, ours_: tuple[Any, ...], its: tuple[Any, ...], turns: int = 0) -> Compared:
+        compared = compare(Contender(*ours_), Contender(*its), turns or arguments.turns, arguments.seconds)
+        print(compared.row(name), flush=True)
+        return compared
 
     if "bars" in arguments.only:
         print("Against the policy limit\n\n" + HEAD.format("workload, T = 16"), flush=True)
@@ -378,7 +469,12 @@ def main() -> None:
         print("\nThe knob, against the policy limit\n\n" + HEAD.format("CartPole × 32, T"), flush=True)
         for length in KNOB:
             its, turns = ("limit", "cartpole", 32), max(1, arguments.turns // 3)
-            row(str(length), ("ours", "cartpole", 32, 2, length), its, turns)
+            compared = row(str(length), ("ours", "cartpole", 32, 2, length), its, turns)
+            rates[length] = statistics.median(compared.rate)
+    if "delays" in arguments.only:
+        delays = show_delays(10 * arguments.turns)
+    if rates and delays:
+        plot(rates, delays, arguments.plot)
 
 
 if __name__ == "__main__":
