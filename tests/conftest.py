@@ -9,6 +9,7 @@ import gc
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -39,17 +40,22 @@ def pytest_asyncio_loop_factories(
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under `alternate_loops` each case of a test runs on one loop only, by its name: half the time.
 
-    For tests of many cases that are not about the loop; what a guarantee promises is tested on both.
+    For tests that are not about the loop; what a guarantee promises is tested on both (`both_loops`, in a module
+    that alternates).
     """
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
         call = getattr(item, "callspec", None)
-        if call is None or item.get_closest_marker("alternate_loops") is None:
+        marks = (
+            mark.name for mark in item.iter_markers() if mark.name.endswith("_loops")
+        )  # the closest first
+        if call is None or next(marks, None) != "alternate_loops":
             kept.append(item)
             continue
         loop, _, case = call.id.partition("-")
-        other = len(LOOPS) > 1 and loop in LOOPS and loop != LOOPS[sum(case.encode()) % 2]
+        name = f"{getattr(item, 'originalname', '')} {case}"
+        other = len(LOOPS) > 1 and loop in LOOPS and loop != LOOPS[zlib.crc32(name.encode()) % 2]
         (dropped if other else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)

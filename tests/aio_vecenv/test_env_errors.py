@@ -34,6 +34,8 @@ from aio_vecenv.testing import (
 )
 from aio_vecenv.testing.faults import Unloadable
 
+pytestmark = pytest.mark.alternate_loops
+
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
 
@@ -64,7 +66,6 @@ def faulty(fault: str, **kwargs: Any) -> list[Any]:
 )
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_f01_f04_f31_f32_v09_v12_an_env_raises(
     backend: Backend, fault: str, type_name: str, text: str
 ) -> None:
@@ -139,6 +140,7 @@ async def test_arguments_and_updates_that_cannot_be_unpickled(backend: Backend) 
 
 @both
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_several_envs_raise_at_once(backend: Backend) -> None:
     factories = [partial(FaultyEnv, i, "raise", at=0) for i in range(4)]
     async with AsyncVecEnv(factories, num_workers=2, backend=backend) as envs:
@@ -182,7 +184,6 @@ async def test_f02_an_env_raises_in_reset(backend: Backend) -> None:
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_an_autoreset_raises(backend: Backend, mode: AutoresetMode) -> None:
     factories: list[Any] = stamp_envs(2, 2)
     factories[0] = partial(FaultyEnv, 0, "raise", op="reset", at=1, length=2)
@@ -363,7 +364,6 @@ F11 = {
 
 @pytest.mark.parametrize("case", F11)
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_f11_what_does_not_fit_is_refused_by_name(case: str) -> None:
     space, what = F11[case]
     async with AsyncVecEnv([partial(Returns, what, space)], backend="inline") as envs:
@@ -395,7 +395,6 @@ LOSSLESS = {
 
 @pytest.mark.parametrize("case", LOSSLESS)
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_f11_documented_lossless_casts(case: str) -> None:
     space, what = LOSSLESS[case]
     async with AsyncVecEnv([partial(Returns, what, space)], backend="inline") as envs:
@@ -416,7 +415,6 @@ async def test_f11_documented_lossless_casts(case: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_check_finite(backend: Backend, value: float) -> None:
     factory = partial(Returns, partial(put, value), box)
     async with AsyncVecEnv([factory], backend=backend, check="finite") as envs:
@@ -471,6 +469,7 @@ def put(value: float, good: Any) -> Any:
 
 @both
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_f03_a_factory_raises(backend: Backend) -> None:
     with pytest.raises(EnvError) as caught:
         await AsyncVecEnv.open(faulty("raise", op="make"), num_workers=4, backend=backend)
@@ -584,7 +583,6 @@ async def test_one_error_in_the_first_reset_of_a_vector_env_counts_once(backend:
 @pytest.mark.parametrize("policy", ["raise", "reset"])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_a_row_of_a_vector_env_that_fails_to_reset_leaves_the_others(
     backend: Backend, policy: Literal["raise", "reset"]
 ) -> None:
@@ -655,7 +653,6 @@ class OddVec(gym.vector.VectorEnv[Any, Any, Any]):
 )
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_what_a_vector_env_gives_is_checked(backend: Backend, odd: dict[str, Any], what: str) -> None:
     make = partial(OddVec, odd)
     async with AsyncVecEnv([make], backend=backend, autoreset=AutoresetMode.SAME_STEP) as envs:
@@ -776,6 +773,7 @@ class _Interrupted(StampEnv):
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_f44_after_an_interrupt_inside_an_env_of_this_thread_nothing_hangs() -> None:
     factories = [partial(_Interrupted, i, 50) for i in range(2)]
     async with AsyncVecEnv(factories, backend="inline", num_workers=1) as envs:

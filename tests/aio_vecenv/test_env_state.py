@@ -19,7 +19,7 @@ import aio_vecenv as av
 from aio_vecenv.core.env_state import merge, read, restore
 from curriculum import CurriculumEnv, DomainRandomisation, Level, LevelSet
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.alternate_loops]
 
 
 class Far(gym.Env[Any, Any]):

@@ -22,6 +22,8 @@ from aio_vecenv.core.options import Settings
 from aio_vecenv.testing import StampEnv
 from aio_vecenv.worker.main import make_envs
 
+pytestmark = pytest.mark.alternate_loops
+
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
 Factories = list[Callable[[], Any]]
@@ -110,7 +112,6 @@ def test_one_object_as_several_envs_is_seen_before_anything_starts(
 @pytest.mark.parametrize("make", SEEN_WHERE_THEY_ARE_MADE)
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_one_object_as_several_envs_is_seen_where_they_are_made(
     backend: Backend, make: Callable[[], Factories]
 ) -> None:
@@ -199,7 +200,6 @@ class Indexed(StampEnv):
 )
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_a_factory_that_takes_an_argument_gets_its_index(
     backend: Backend, factory: Callable[[int], Any]
 ) -> None:
@@ -214,7 +214,6 @@ async def test_a_factory_that_takes_an_argument_gets_its_index(
     [any_defaults, partial(indexed, 9), lambda *index: StampEnv(9), lambda *, index=9: StampEnv(index)],
 )
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_a_factory_whose_parameters_all_have_defaults_gets_nothing(factory: Callable[[], Any]) -> None:
     assert not takes_index(factory)
     async with AsyncVecEnv(factory, 2, backend="inline") as envs:

@@ -17,6 +17,8 @@ from aio_vecenv import AsyncVecEnv, EnvError, WorkerLost
 from aio_vecenv.memory import SharedBlock, available_bytes, machine_bytes, oom_kills
 from aio_vecenv.testing import FaultyEnv, StampEnv, check_aligned, stamp_envs
 
+pytestmark = pytest.mark.alternate_loops
+
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
 
@@ -28,7 +30,6 @@ def zeros(n: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("shared", ["auto", False])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_v05_a_manual_reset_after_a_terminal_step_clears_the_pending_autoreset(
     backend: Backend, shared: Any
 ) -> None:
@@ -140,6 +141,7 @@ async def test_v20_an_env_registered_only_in_the_parent() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_two_vec_envs_at_once_share_nothing() -> None:
     async with (
         AsyncVecEnv(stamp_envs(2), num_workers=1) as left,

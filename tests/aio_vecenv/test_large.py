@@ -20,6 +20,8 @@ from aio_vecenv.testing import StampEnv, check_aligned
 
 from .harness import Parent, until
 
+pytestmark = pytest.mark.alternate_loops
+
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
 MiB = 1 << 20
@@ -168,7 +170,6 @@ async def test_updates_also_to_a_replacement(backend: Backend) -> None:
 @pytest.mark.parametrize("what", ["call", "set_attr", "reset", "broadcast", "send"])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_f31_g11_what_finds_no_memory_is_refused_and_changes_nothing(
     backend: Backend, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ async def test_f31_g11_what_finds_no_memory_is_refused_and_changes_nothing(
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_f31_one_env_says_more_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only that env fails, and only that result."""
     monkeypatch.setattr("aio_vecenv.backends.inline.bytes_left", lambda: 10 * MiB)
@@ -215,6 +217,7 @@ def received(envs: AsyncVecEnv) -> int:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_worker_killed_in_the_midst_of_a_large_reply(tmp_path: Any) -> None:
     """Its part of a reply counts for nothing: all of the row is its replacement's."""
     async with AsyncVecEnv(large_envs(16, 4 * MiB, folder=tmp_path), num_workers=2) as envs:
@@ -247,6 +250,7 @@ async def test_a_worker_killed_in_the_midst_of_a_large_result() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_worker_killed_in_the_midst_of_large_arguments_and_an_update() -> None:
     async with AsyncVecEnv(large_envs(2), num_workers=2) as envs:
         await envs.reset(seed=1)
@@ -265,6 +269,7 @@ async def test_a_worker_killed_in_the_midst_of_large_arguments_and_an_update() -
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_call_cancelled_in_the_midst_of_its_results() -> None:
     async with AsyncVecEnv(large_envs(16), num_workers=1) as envs:
         await envs.reset(seed=1)
@@ -279,6 +284,7 @@ async def test_a_call_cancelled_in_the_midst_of_its_results() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_recv_and_a_reset_cancelled_in_the_midst_of_a_large_reply() -> None:
     async with AsyncVecEnv(large_envs(16, 4 * MiB), num_workers=1) as envs:
         await envs.reset(seed=1)
@@ -301,7 +307,6 @@ async def test_a_recv_and_a_reset_cancelled_in_the_midst_of_a_large_reply() -> N
 
 @pytest.mark.parametrize("what", ["reply", "result", "arguments", "update"])
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_closed_in_the_midst_of_a_transfer(what: str) -> None:
     async with AsyncVecEnv(large_envs(16, 2 * MiB), num_workers=1) as envs:
         await envs.reset(seed=1)
@@ -323,6 +328,7 @@ async def test_closed_in_the_midst_of_a_transfer(what: str) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_other_workers_are_heard_while_one_sends_much() -> None:
     factories: list[Any] = [*large_envs(32), partial(StampEnv, 32, 10**6)]
     async with AsyncVecEnv(factories, num_workers=2) as envs:

@@ -23,6 +23,8 @@ from aio_vecenv.core.assignment import assign
 from aio_vecenv.core.policy import BLOCK, PolicyRunner, rows_in_blocks
 from aio_vecenv.testing import check_policy
 
+pytestmark = pytest.mark.alternate_loops
+
 OBS = spaces.Box(-np.inf, np.inf, (4,), np.float32)
 ACTIONS = spaces.Discrete(2)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "runtime.md"
@@ -314,7 +316,6 @@ async def test_a_load_that_fails_leaves_the_version_before() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_what_the_caller_gives_is_checked(obs: Any, noise: Any, says: str) -> None:
     async with av.AsyncVecEnv("CartPole-v1", 3, backend="inline", policy=TwoTowers(weights())) as envs:
         with pytest.raises(av.BadActions, match=says):
@@ -444,7 +445,6 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
 
 @pytest.mark.parametrize(("change", "says"), WRONG, ids=[says for _, says in WRONG])
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_what_a_policy_returns_is_checked(change: Callable[[Any, Any], Any], says: str) -> None:
     """The text names the policy and its version; what went wrong leaves the envs usable."""
     async with av.AsyncVecEnv("CartPole-v1", 7, backend="inline", policy=Returns(change)) as envs:

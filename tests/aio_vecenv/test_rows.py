@@ -25,6 +25,8 @@ from aio_vecenv.testing.faults import ReusesBuffer
 
 from .harness import run
 
+pytestmark = pytest.mark.alternate_loops
+
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
 
@@ -341,7 +343,6 @@ def test_infos_are_batched_as_gymnasium_does() -> None:
 )
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_the_info_filter_never_touches_task_and_final_info(
     backend: Backend, wanted: Any, middle: set[str], edge: set[str]
 ) -> None:
@@ -363,6 +364,7 @@ async def test_the_info_filter_never_touches_task_and_final_info(
 
 @both
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_copy_true_is_the_callers_and_copy_false_a_view_until_the_next_send(backend: Backend) -> None:
     for copy in (True, False):
         async with AsyncVecEnv(stamp_envs(3, 9), num_workers=1, backend=backend, copy=copy) as envs:
@@ -476,7 +478,6 @@ _BOX = spaces.Box(-9, 9, (1,), np.float32)
 )
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_reset_orders_rows_not_leaves(backend: Backend, space: gym.Space[Any], batch: Any) -> None:
     def plain(value: Any) -> Any:
         return [plain(part) for part in value] if isinstance(value, (tuple, np.ndarray)) else value
@@ -491,7 +492,6 @@ async def test_reset_orders_rows_not_leaves(backend: Backend, space: gym.Space[A
 @pytest.mark.parametrize("workers", [1, 2])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_envs_of_one_worker_share_nothing_that_is_sent_to_them(backend: Backend, workers: int) -> None:
     """What comes back depends on nothing that another env did: the same for any number of workers."""
     factories = [partial(_Numbered, i, _BOX) for i in range(2)]
@@ -545,7 +545,6 @@ async def test_vector_envs_of_one_worker_share_nothing_either(backend: Backend) 
 @pytest.mark.parametrize("workers", [1, 2])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_whatever_pickles_travels(backend: Backend, workers: int) -> None:
     """Some of it cannot be copied."""
     keys = {"near": 1}.keys()
@@ -586,6 +585,7 @@ async def test_options_that_are_no_dict_are_not_sent(backend: Backend) -> None:
 
 @both
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_reset_discards_owed_rows_but_not_their_events(backend: Backend) -> None:
     factories = stamp_envs(2, lambda env, _: 1 if env == 0 else 5)
     async with AsyncVecEnv(factories, num_workers=2, backend=backend) as envs:
@@ -624,7 +624,6 @@ async def test_reset_discards_owed_rows_but_not_their_events(backend: Backend) -
 )
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_v02_f33_bad_actions_send_nothing(backend: Backend, actions: Any) -> None:
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, backend=backend) as envs:
         await envs.reset(seed=1)
@@ -700,7 +699,6 @@ def test_constructor_arguments() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_spaces_that_differ(backend: Backend, workers: int) -> None:
     factories: list[Callable[[], Any]] = [partial(StampEnv, 0), partial(StampEnv, 1, width=5)]
     with pytest.raises(SpaceMismatch) as caught:
@@ -719,7 +717,6 @@ def vector(count: int, first: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_vector_env_factories(backend: Backend, mode: AutoresetMode) -> None:
     factories = [partial(vector, 3, 0, mode), partial(vector, 2, 3, mode)]
     async with AsyncVecEnv(factories, num_workers=2, backend=backend, autoreset=mode) as envs:
@@ -870,6 +867,7 @@ async def test_v04_a_typo_in_get_attr_raises_and_leaves_everything_usable(backen
 
 @both
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_v11_v13_calls_while_a_step_is_pending(backend: Backend) -> None:
     async with AsyncVecEnv(stamp_envs(4, 99), num_workers=2, backend=backend) as envs:
         await envs.reset(seed=1)

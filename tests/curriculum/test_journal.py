@@ -20,6 +20,8 @@ from curriculum.__main__ import main
 from curriculum.replay import other_rules, replay
 from tests.curriculum.helpers import Channel, Started, episode, stamp
 
+pytestmark = pytest.mark.alternate_loops
+
 PLAN = StagePlan(
     [Stage("near", 0.60, 50), Stage("middle", 0.65, 60, floor=0.40), Stage("far", 0.70, 80, floor=0.45)]
 )

@@ -36,6 +36,8 @@ from curriculum.directive import Draws
 from examples.ladder import climb
 from tests.curriculum.helpers import PLAN, ActionEnv, Channel, episode, level_set
 
+pytestmark = pytest.mark.alternate_loops
+
 NAMES = ("near", "middle", "far")
 
 

@@ -30,6 +30,8 @@ from curriculum.rules import exact as decimal
 from curriculum.windows import ReturnWindow
 from tests.curriculum.helpers import Channel, Started, stamp
 
+pytestmark = pytest.mark.alternate_loops
+
 RETURNS = StagePlan(
     [Stage("a", 180.0, 20, measure="return", floor=50.0), Stage("b", -3.5, 10, measure="return")]
 )

@@ -33,6 +33,8 @@ from curriculum.strategies.learning_progress import progress_weights
 from curriculum.strategies.prioritised_replay import prioritised_weights
 from tests.curriculum.helpers import Channel, Started, episode, level_set, stamp
 
+pytestmark = pytest.mark.alternate_loops
+
 IDS = ["a", "b", "c", "d"]
 
 

@@ -30,6 +30,8 @@ from curriculum import (
 from curriculum.replay import replay
 from tests.curriculum.helpers import PLAN, ActionEnv, Flash, level_set
 
+pytestmark = pytest.mark.alternate_loops
+
 Backend = Literal["process", "inline"]
 
 
@@ -170,6 +172,7 @@ async def begun_after_the_decision(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.both_loops
 async def test_c05_c19_g09_no_env_begins_another_episode_on_the_old_stage(backend: Backend) -> None:
     first, later = await begun_after_the_decision(AutoresetMode.NEXT_STEP, backend)
     assert first == {"middle": 16}  # elsewhere 16 of 16 on the old stage
@@ -184,6 +187,7 @@ async def test_c05_under_same_step_each_env_has_begun_one_before_anybody_could_d
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_c06_a_command_is_in_force_for_the_very_next_resets() -> None:
     async with deciding(Staged(PLAN, stage_mixing=False), factory(), 8) as (envs, coordinator):
         stream = envs.events()
@@ -262,6 +266,7 @@ async def _story(backend: Backend, num_workers: int) -> list[Any]:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_c10_g10_draws_and_decisions_do_not_depend_on_workers_or_backend() -> None:
     story = await _story("inline", 1)
     assert len({event[4]["level"] for event in story if isinstance(event, tuple)}) == 9
@@ -278,6 +283,7 @@ class Failing(Staged):
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_c12_c21_a_strategy_that_raises_ends_the_run_at_once_with_its_own_exception() -> None:
     async with deciding(Failing(PLAN), factory(), 4) as (envs, coordinator):
         await envs.reset(seed=7)
@@ -339,7 +345,6 @@ async def test_a19_a_long_episode_that_is_mixed_in_holds_back_nothing_of_the_cur
 @pytest.mark.parametrize("backend", ["process", "inline"])
 @pytest.mark.parametrize("info", ["all", "episode", []])
 @pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.alternate_loops
 async def test_a10_success_in_the_middle_counts_where_the_plan_says_so(
     backend: Backend, info: Any, autoreset: AutoresetMode
 ) -> None:

@@ -27,6 +27,8 @@ from trainers.presets import NAMES, load_preset
 from trainers.record.folder import RunFolder, load_config
 from trainers.record.progress import PlainLines
 
+pytestmark = pytest.mark.alternate_loops
+
 VECTOR, PICTURE = S.Box(-1, 1, (3,), np.float32), S.Box(0, 255, (84, 84, 4), np.uint8)
 DISCRETE, BOX = S.Discrete(3), S.Box(-1, 1, (2,), np.float32)
 BY_SPACES = ("num_steps", "lr", "epochs", "minibatches", "entropy", "value", "normalise_rewards")

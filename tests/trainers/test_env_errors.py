@@ -27,6 +27,8 @@ from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
 from trainers.record.progress import PlainLines, summary_lines
 
+pytestmark = pytest.mark.alternate_loops
+
 
 class Treacherous(Corridor):
     """Raises where its level says: in the first step, in reset, or by an observation that is no number."""
@@ -72,7 +74,6 @@ async def finish(config: TrainConfig, job: Job, **options: Any) -> Summary:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("backend", ["inline", "process"])
 @pytest.mark.parametrize("bad", ["step", "reset"])
-@pytest.mark.alternate_loops
 async def test_a_bad_level_among_many_is_counted_and_survived(
     tmp_path: Path, backend: Any, bad: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +130,6 @@ async def test_too_many_errors_end_the_run_and_say_of_which_level(tmp_path: Path
 @pytest.mark.asyncio
 @pytest.mark.parametrize("bad", ["step", "reset"])
 @pytest.mark.parametrize("backend", ["inline", "process"])
-@pytest.mark.alternate_loops
 async def test_a_stage_all_of_whose_levels_fail_ends_the_run(tmp_path: Path, bad: str, backend: Any) -> None:
     """Where not one episode can begin, no row ever comes: the restart budget ends that, without an end of patience."""
     settings = config(tmp_path, strategy="staged", backend=backend, total_steps=10**6)
@@ -237,7 +237,6 @@ async def test_only_failed_resets_in_a_row_count_against_the_budget(backend: Any
         await play(0)
 
 
-@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 @pytest.mark.parametrize("collect", ["lockstep", "unroll", "first_ready"])
 async def test_workers_are_renewed_without_an_aborted_episode(tmp_path: Path, collect: Any) -> None:

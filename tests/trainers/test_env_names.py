@@ -21,6 +21,8 @@ from trainers import ConfigError, TrainConfig, training
 from trainers.jobs import resolve_job
 from trainers.record.folder import load_config
 
+pytestmark = pytest.mark.alternate_loops
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = {
     "__init__.py": """

@@ -23,7 +23,7 @@ from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoints, load
 from trainers.run import Run
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.alternate_loops]
 
 
 class Far(gym.ObservationWrapper[Any, Any, Any]):

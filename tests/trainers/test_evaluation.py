@@ -26,6 +26,8 @@ from trainers.record.metrics import read_metrics
 from trainers.record.progress import PlainLines
 from trainers.record.summary import wilson
 
+pytestmark = pytest.mark.alternate_loops
+
 
 async def finish(config: TrainConfig, job: Job | None = None, **options: Any) -> tuple[Summary, RunFolder]:
     async with training(config, job=job or corridor_job(), **options) as run:
@@ -146,6 +148,7 @@ async def test_an_evaluation_that_fails_ends_the_run_and_says_why(tmp_path: Path
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_stopping_does_not_wait_for_it(tmp_path: Path) -> None:
     config = tiny(tmp_path, total_steps=64 * 1000, eval=EvalConfig(every=1, episodes=10**5))
     async with training(config, job=corridor_job()) as run:

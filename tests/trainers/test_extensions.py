@@ -18,6 +18,8 @@ from trainers.record.folder import load_config
 from trainers.record.loggers import LoggerError
 from trainers.record.metrics import read_metrics
 
+pytestmark = pytest.mark.alternate_loops
+
 MINE = """
 closed = []
 class Dots:
@@ -108,6 +110,7 @@ async def test_a_logger_that_is_none_is_named(mine: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_callback_gets_the_run_and_comes_to_its_own_end(
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +138,7 @@ async def test_what_a_callback_raises_ends_the_run_and_names_it(mine: Path) -> N
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_callback_may_stop_the_run_and_hides_none_of_its_errors(mine: Path) -> None:
     """An error of the run passes through a reader's `reports()`: it is the run's, and whoever opened it sees it."""
     config = tiny(mine / "runs", callback=["beside:watch"], logger=["logging_of_mine:Dots"], seed=7)
@@ -162,7 +166,6 @@ async def test_a_callback_may_stop_the_run_and_hides_none_of_its_errors(mine: Pa
         ({"strategy": "prioritised_replay", "strategy_options": {"rh": 0.3}}, "did you mean 'rho'"),
     ],
 )
-@pytest.mark.alternate_loops
 async def test_what_is_not_there_is_one_clear_error(
     mine: Path, changes: dict[str, Any], message: str
 ) -> None:

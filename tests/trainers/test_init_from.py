@@ -19,6 +19,8 @@ from trainers import CheckpointError, ConfigError, Job, NetworkConfig, TrainConf
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load
 from trainers.record.folder import RunFolder
 
+pytestmark = pytest.mark.alternate_loops
+
 
 class MoreDoors(Corridor):
     """Two actions more than `Corridor`."""

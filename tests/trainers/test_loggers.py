@@ -18,6 +18,8 @@ from trainers import ConfigError, EvalConfig, training
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
 
+pytestmark = pytest.mark.alternate_loops
+
 
 async def trained(runs: Path, **changes: Any) -> RunFolder:
     config = tiny(runs, total_steps=64 * 4, eval=EvalConfig(every=2, episodes=4), **changes)

@@ -17,6 +17,8 @@ from tests.trainers.helpers import tiny
 from trainers import ConfigError, Job, load_policy, training
 from trainers.evaluate import evaluate
 
+pytestmark = pytest.mark.alternate_loops
+
 
 class Turns(gym.Env[Any, Any]):
     """Six steps; which of the actions is allowed changes with every step. Illegal ones are an error. At the end nothing
@@ -76,7 +78,6 @@ def job(actions: Any, how: str, stuck_at: int | None = None, wrapped: bool = Fal
 @pytest.mark.parametrize("how", ["info", "method"])
 @pytest.mark.parametrize("actions", [S.Discrete(3), S.MultiDiscrete([2, 3])], ids=str)
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_no_masked_action_is_ever_taken(tmp_path: Path, actions: Any, how: str, wrapped: bool) -> None:
     """From infos, or by the method `action_masks` of an env behind wrappers: in training and in eval, and all may be
     forbidden once an episode has ended."""
@@ -99,7 +100,6 @@ async def test_masks_are_asked_for_in_the_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stuck_at", [0, 4])
 @pytest.mark.parametrize("actions", [S.Discrete(3), S.MultiDiscrete([2, 3])], ids=str)
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_a_mask_that_allows_nothing_is_an_error_that_names_env_and_step(
     tmp_path: Path, actions: Any, stuck_at: int
 ) -> None:

@@ -28,6 +28,8 @@ from trainers.record.progress import LivePanel, PlainLines
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import StageEntry, Summary, wilson
 
+pytestmark = pytest.mark.alternate_loops
+
 ROOT = Path(__file__).parents[2]
 
 

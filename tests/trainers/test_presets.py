@@ -18,6 +18,8 @@ from trainers import ConfigError, Job, TrainConfig, load_preset, training
 from trainers.jobs import make_envs, resolve_job
 from trainers.presets import DEFAULT, NAMES, maze_levels, mazes
 
+pytestmark = pytest.mark.alternate_loops
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_is_whole(name: str) -> None:
@@ -112,7 +114,6 @@ def test_a_maze_is_walked_and_left() -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "doorkey16"])
 async def test_a_presets_env_plays_each_stage_in_a_child_without_torch_or_trainers(name: str) -> None:
     job = resolve_job(load_preset(name).config)

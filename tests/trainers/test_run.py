@@ -29,6 +29,8 @@ from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
 from trainers.record.progress import PlainLines
 
+pytestmark = pytest.mark.alternate_loops
+
 
 async def finish(config: TrainConfig, job: Job | None = None, **kwargs: Any) -> tuple[Summary, RunFolder]:
     async with training(config, job=job or corridor_job(), **kwargs) as run:
@@ -68,7 +70,6 @@ async def test_a_run_leaves_its_folder(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["vector", "discrete", "image", "dict", "dict_mask"])
 @pytest.mark.parametrize("collect", ["lockstep", "first_ready"])
-@pytest.mark.alternate_loops
 async def test_every_kind_of_observation_is_learned_from(tmp_path: Path, kind: str, collect: Any) -> None:
     config = tiny(tmp_path, collect=collect, deterministic=False, total_steps=128)
     summary, _ = await finish(config, corridor_job(kind, masked=kind != "dict_mask"))
@@ -217,6 +218,7 @@ async def test_first_ready_takes_equal_shares_of_fast_and_slow_envs(tmp_path: Pa
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_the_loop_stays_free_while_it_trains_at_full_speed(tmp_path: Path) -> None:
     """A 1 ms ticker beside the training; the bar for a figure of speed is in the benchmarks, this one is for hangs."""
     lags: list[float] = []
@@ -239,6 +241,7 @@ async def test_the_loop_stays_free_while_it_trains_at_full_speed(tmp_path: Path)
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_an_operator_steers_a_running_run(tmp_path: Path) -> None:
     async with training(tiny(tmp_path, total_steps=100_000), job=corridor_job()) as run:
         async for report in run.reports():
@@ -267,6 +270,7 @@ async def test_numpy_s_numbers_do_not_spoil_the_checkpoints(tmp_path: Path) -> N
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_leaving_early_saves_and_closes(tmp_path: Path) -> None:
     async with training(tiny(tmp_path, total_steps=100_000), job=corridor_job()) as run:
         async for report in run.reports():
@@ -278,6 +282,7 @@ async def test_leaving_early_saves_and_closes(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
     started = asyncio.Event()
     config = tiny(tmp_path, total_steps=100_000, backend="process", name="cancelled")
@@ -337,6 +342,7 @@ def make_faulty() -> Any:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_an_error_of_the_env_ends_the_run_and_reaches_whoever_waits(tmp_path: Path) -> None:
     job = Job(cu.StagePlan([cu.Stage("one")]), make_faulty)
     config = tiny(tmp_path, on_env_error="raise")
@@ -469,7 +475,6 @@ class Narrow(Corridor):
         ("vector", 2, True),
     ],
 )
-@pytest.mark.alternate_loops
 async def test_a_mask_of_another_width_is_refused(tmp_path: Path, kind: str, width: int, late: bool) -> None:
     job = Job(PLAN, lambda: cu.CurriculumEnv(Narrow(kind, width, late), cu.LevelSet(LEVELS)))
     with pytest.raises(
@@ -562,6 +567,7 @@ def test_the_plain_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_worker_killed_on_the_way_costs_its_episodes_and_nothing_else(tmp_path: Path) -> None:
     """SIGKILL between two updates: the run goes on, the lost rows are masked, their episodes censored and unscored."""
     config = tiny(
@@ -647,7 +653,6 @@ async def test_a_checkpoint_on_demand_that_cannot_be_written_is_the_caller_s_err
 @pytest.mark.parametrize(
     "error", [StopIteration("no more"), SystemExit(3), asyncio.CancelledError(), ValueError("x")]
 )
-@pytest.mark.alternate_loops
 async def test_whatever_is_raised_in_the_learner_s_thread_ends_the_run(
     tmp_path: Path, error: BaseException
 ) -> None:
@@ -685,6 +690,7 @@ async def test_an_observation_with_nothing_to_learn_from_is_refused(tmp_path: Pa
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_in_a_running_loop_the_plain_calls_say_what_to_write_instead(tmp_path: Path) -> None:
     """A notebook cell: one error, and no warning of a coroutine that was never awaited."""
 

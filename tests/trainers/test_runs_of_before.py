@@ -14,6 +14,8 @@ from trainers import load_policy, training
 from trainers.evaluate import evaluate
 from trainers.record.metrics import read_metrics
 
+pytestmark = pytest.mark.alternate_loops
+
 BEFORE = Path(__file__).with_name("runs_of_before")
 
 

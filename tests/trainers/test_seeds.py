@@ -24,6 +24,8 @@ from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
 from trainers.record.seeds import SeedRuns, parse_seeds, seed_curves, seed_table
 
+pytestmark = pytest.mark.alternate_loops
+
 ENV = """
 import os, signal
 from pathlib import Path

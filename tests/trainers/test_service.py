@@ -39,6 +39,8 @@ from trainers.service.curves import curves
 from trainers.service.frames import Frames
 from trainers.service.snapshot import decision_row
 
+pytestmark = pytest.mark.alternate_loops
+
 ODD = '<img src=x onerror="alert(1)">'
 
 
@@ -341,6 +343,7 @@ async def test_a_reader_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_the_run_fails_and_the_page_says_why_and_takes_nothing_from_its_owner(tmp_path: Path) -> None:
     """The error that ends a run is still raised to whoever owns it, although the page has shown it."""
     job = corridor_job()
@@ -456,6 +459,7 @@ async def test_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_mounted_it_leaves_everything_to_its_host(tmp_path: Path) -> None:
     """Signals, logging and lifespan are the host's; auth="none" leaves the asking to it; commands still need theirs."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -502,6 +506,7 @@ async def test_with_a_token_mounted_the_cookie_stays_under_its_path(tmp_path: Pa
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_readers_that_come_and_go_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +528,7 @@ async def test_readers_that_come_and_go_leave_nothing(
 
 
 @pytest.mark.asyncio
+@pytest.mark.both_loops
 async def test_a_reader_that_never_reads_holds_up_nobody(tmp_path: Path) -> None:
     """It misses the oldest; what is kept for it does not grow; the others and the run go on; the end does not wait."""
     async with served(endless(tmp_path, backend="inline", num_workers=1)) as page:

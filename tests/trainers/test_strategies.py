@@ -31,6 +31,8 @@ from trainers.record.metrics import read_metrics
 from trainers.record.outcomes import Outcomes
 from trainers.record.progress import PlainLines
 
+pytestmark = pytest.mark.alternate_loops
+
 STRATEGIES: tuple[Any, ...] = get_args(StrategyName)
 
 

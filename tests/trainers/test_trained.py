@@ -20,6 +20,8 @@ from trainers.config import NetworkConfig
 from trainers.learn.networks import leaf_arrays, leaf_spaces
 from trainers.record.checkpoint import CheckpointError, Checkpoints
 
+pytestmark = pytest.mark.alternate_loops
+
 KINDS = [(kind, False) for kind in ("vector", "discrete", "image", "dict", "dict_mask")] + [("vector", True)]
 
 

@@ -27,6 +27,8 @@ from trainers.learn.own_networks import parameters_of
 from trainers.learn.twins import twin_of
 from trainers.twin import Twin, TwinError, read_twin
 
+pytestmark = pytest.mark.alternate_loops
+
 VECTOR = OBSERVATIONS[0]
 
 

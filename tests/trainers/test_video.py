@@ -17,6 +17,8 @@ from tests.trainers.helpers import LEVELS, PLAN, Corridor, corridor_job, tiny
 from trainers import ConfigError, Job, train
 from trainers.video import record
 
+pytestmark = pytest.mark.alternate_loops
+
 
 class Drawn(Corridor):
     """Where one stands as a bright column; the picture's width is odd, and larger on a larger level."""
