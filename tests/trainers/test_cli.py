@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.trainers.conftest import Here
 from trainers import cli
 from trainers.config import ConfigError
 from trainers.foreground import draw_curve
@@ -84,31 +85,6 @@ def run(*args: str, cwd: Path) -> tuple[int, str, str]:
         return process.returncode, out, err
 
 
-class Here:
-    """`main()` in this process, in a folder of its own: where only what is printed and written matters."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-
-    def __call__(self, *args: str) -> tuple[int, str, str]:
-        self._capfd.readouterr()
-        code = cli.main(list(args))
-        return code, *self._capfd.readouterr()
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Here]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-    yield Here(capfd)
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
 def only_run(cwd: Path) -> Path:
     (folder,) = (cwd / "runs").iterdir()
     return folder
@@ -119,7 +95,7 @@ SMALL = ("--num-envs", "8", "--num-workers", "1", "--total-steps", "2048", "--so
 
 def test_train_eval_plot_and_resume(tmp_path: Path, here: Here) -> None:
     """The default preset, cut short, through all commands."""
-    code, out, err = run("train", "--seed", "3", *SMALL, cwd=tmp_path)
+    code, out, err = here("train", "--seed", "3", *SMALL)
     assert (code, err) == (0, "")
     assert "frozenlake · seed 3 · 8 envs in 1 worker" in out
     assert "the budget is spent: 2,048 env steps" in out
