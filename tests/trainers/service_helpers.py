@@ -60,6 +60,7 @@ def endless(runs: Path, **changes: Any) -> TrainConfig:
         "num_workers": 2,
         "total_steps": 10_000_000,
         "deterministic": False,
+        "checkpoint_every": 1000,
         **changes,
     }
     return tiny(runs, **config)
@@ -69,8 +70,8 @@ def endless(runs: Path, **changes: Any) -> TrainConfig:
 async def served(
     config: TrainConfig, job: Job | None = None, resume: Path | None = None
 ) -> AsyncIterator[Served]:
-    """A run with its page, on a free port."""
-    job = corridor_job() if job is None else job
+    """A run with its page, on a free port. In processes it leaves CPU time to whoever looks at it."""
+    job = corridor_job(delay_s=0.002 if config.backend == "process" else 0.0) if job is None else job
     page = Page("127.0.0.1", 0)
     async with training(config, job=job, resume=resume) as run, serving(run, page) as link:
         base = f"http://127.0.0.1:{page.port}"

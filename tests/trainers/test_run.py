@@ -316,7 +316,7 @@ async def test_success_that_never_comes_is_warned_of_once(
     levels = cu.LevelSet(LEVELS)
     mute = Job(PLAN, lambda: cu.CurriculumEnv(Mute(), levels))
     shown = PlainLines()
-    async with training(tiny(tmp_path, total_steps=64 * 60), job=mute) as run:
+    async with training(tiny(tmp_path, total_steps=64 * 25, checkpoint_every=1000), job=mute) as run:
         shown.start(run)
         async for report in run.reports():
             shown.show(report)
@@ -327,7 +327,7 @@ async def test_success_that_never_comes_is_warned_of_once(
 
     said = replace(mute, success=lambda episode: episode.episode_return > 0)
     for job in (said, corridor_job()):  # somebody says it
-        async with training(tiny(tmp_path, total_steps=64 * 60), job=job) as run:
+        async with training(tiny(tmp_path, total_steps=64 * 25, checkpoint_every=1000), job=job) as run:
             assert (await run.wait()).episodes > 100
         assert run.warnings == []
 

@@ -32,7 +32,7 @@ from curriculum.replay import replay
 from tests.aio_vecenv.harness import until
 from tests.trainers.helpers import corridor_job, tiny
 from tests.trainers.service_helpers import endless, events, served
-from trainers import ConfigError, load_preset, training
+from trainers import ConfigError, PPOConfig, load_preset, training
 from trainers.jobs import resolve_job
 from trainers.service import Page, make_app
 from trainers.service.curves import curves
@@ -41,6 +41,7 @@ from trainers.service.snapshot import decision_row
 
 pytestmark = pytest.mark.alternate_loops
 
+QUICK = PPOConfig(num_steps=4, epochs=1, minibatches=1)  # many updates soon
 ODD = '<img src=x onerror="alert(1)">'
 
 
@@ -410,7 +411,7 @@ async def test_nobody_connected_wakes_nothing(tmp_path: Path) -> None:
 
     loop.set_task_factory(factory)
     try:
-        async with served(endless(tmp_path, backend="inline", num_workers=1)) as page:
+        async with served(endless(tmp_path, backend="inline", num_workers=1, ppo=QUICK)) as page:
             await until(lambda: page.run.last_report)
             own = {"trainers.run", "trainers.coordinator", "trainers.lag", "trainers.loop_monitor"}
             began, before = page.run.last_report, dict(turns)
@@ -531,7 +532,7 @@ async def test_readers_that_come_and_go_leave_nothing(
 @pytest.mark.both_loops
 async def test_a_reader_that_never_reads_holds_up_nobody(tmp_path: Path) -> None:
     """It misses the oldest; what is kept for it does not grow; the others and the run go on; the end does not wait."""
-    async with served(endless(tmp_path, backend="inline", num_workers=1)) as page:
+    async with served(endless(tmp_path, backend="inline", num_workers=1, ppo=QUICK)) as page:
         _, writer = await asyncio.open_connection("127.0.0.1", page.page.port)
         sock: socket.socket = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

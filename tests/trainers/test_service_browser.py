@@ -357,19 +357,23 @@ COLOURS = """(kind) => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_contrast(tmp_path: Path, scheme: Any) -> None:
+async def test_contrast(tmp_path: Path) -> None:
     """Text on its card: 4.5 to 1 (WCAG 2.2, 1.4.3), in light and in dark, for plain text and every status."""
-    async with served(endless(tmp_path)) as run, browsing(color_scheme=scheme) as (_, page):
-        await page.goto(run.link)
-        for kind in ("", "muted", "good", "warn", "bad"):
-            colours = await page.evaluate(COLOURS, kind)
-            assert _contrast(*colours) >= 4.5, (kind, colours)
-        await until_drawn(page)
-        for text in ("annotation-text", "xtick text", "legendtext"):
-            ink = await page.evaluate(f"getComputedStyle(document.querySelector('#plot .{text}')).fill")
-            numbers = [float(number) for number in re.findall(r"[\d.]+", ink)[:3]]
-            assert _contrast(numbers, colours[1]) >= 4.5, (text, ink)
+    async with served(endless(tmp_path)) as run, browsing() as (_, page):
+        cards = []
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            await page.goto(run.link)
+            for kind in ("", "muted", "good", "warn", "bad"):
+                colours = await page.evaluate(COLOURS, kind)
+                assert _contrast(*colours) >= 4.5, (scheme, kind, colours)
+            await until_drawn(page)
+            for text in ("annotation-text", "xtick text", "legendtext"):
+                ink = await page.evaluate(f"getComputedStyle(document.querySelector('#plot .{text}')).fill")
+                numbers = [float(number) for number in re.findall(r"[\d.]+", ink)[:3]]
+                assert _contrast(numbers, colours[1]) >= 4.5, (scheme, text, ink)
+            cards.append(colours[1])
+        assert cards[0] != cards[1]
 
 
 def _contrast(one: list[float], other: list[float]) -> float:

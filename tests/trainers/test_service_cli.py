@@ -15,11 +15,12 @@ import httpx
 import psutil
 import pytest
 
+from tests.trainers.conftest import Here
 from tests.trainers.test_cli import read_until, run, started
 
 ROOT = Path(__file__).parents[2]
 LONG = (
-    "train", "--serve", "--serve-port", "0", "--num-workers", "2", "--num-envs", "8", "--name", "long",
+    "train", "--serve", "--serve-port", "0", "--num-workers", "1", "--num-envs", "8", "--name", "long",
     "--solve-rate", "None", "--total-steps", "100000000",
 )  # fmt: skip
 
@@ -82,12 +83,12 @@ def test_an_operator_ends_it_and_it_goes_on(tmp_path: Path) -> None:
     assert state["curves"][0]["update"] == 1, "the curves begin where the run began"
 
 
-def test_a_port_in_use_costs_no_run(tmp_path: Path) -> None:
+def test_a_port_in_use_costs_no_run(tmp_path: Path, here: Here) -> None:
     with contextlib.closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        code, out, err = run("train", "--serve", "--serve-port", port, cwd=tmp_path)
+        code, out, err = here("train", "--serve", "--serve-port", port)
     assert (code, out) == (1, "")
     assert (
         err
@@ -97,23 +98,26 @@ def test_a_port_in_use_costs_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["uvicorn", "starlette", "plotly"])
-def test_without_the_extra_it_is_one_clear_line(tmp_path: Path, missing: str) -> None:
+def test_without_the_extra_it_is_one_clear_line(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     """Whichever of its packages is not there."""
-    program = f"import sys; sys.modules[{missing!r}] = None; from trainers.cli import main; sys.exit(main())"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program, "train", "--serve"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=50,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: ")
-    assert "needs the extra: pip install 'aio-vecenv[service]'" in done.stderr
-    assert done.stderr.count("\n") == 1
+    for name in list(sys.modules):
+        if name.startswith("trainers.service."):  # imported again, as at its first use
+            monkeypatch.delattr(name, raising=False)
+        if name.startswith(("trainers.service.", f"{missing}.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    code, out, err = here("train", "--serve")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "needs the extra: pip install 'aio-vecenv[service]'" in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_render_is_for_the_page(tmp_path: Path) -> None:
-    code, _, err = run("train", "--render", cwd=tmp_path)
+def test_render_is_for_the_page(here: Here) -> None:
+    code, _, err = here("train", "--render")
     assert (code, err) == (1, "error: --render draws for the page: it needs --serve\n")
 
 
