@@ -365,11 +365,11 @@ async def test_a_slow_reader_is_named_and_dropping_it_goes_on() -> None:
 
 @pytest.mark.asyncio
 async def test_f26_many_openings_keep_no_descriptor() -> None:
-    async with AsyncVecEnv(stamp_envs(2), num_workers=2) as envs:
+    async with AsyncVecEnv(stamp_envs(1)) as envs:
         await envs.reset(seed=1)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        envs = await AsyncVecEnv.open(stamp_envs(2), num_workers=2)
+        envs = await AsyncVecEnv.open(stamp_envs(1))
         batch = await envs.reset(seed=1)
         await envs.aclose()
         assert len(os.listdir("/proc/self/fd")) == before  # at once, `envs` and `batch` still held

@@ -398,7 +398,7 @@ async def test_g08_every_episode_is_reported_exactly_once(backend: Backend, auto
 @pytest.mark.asyncio
 async def test_g09_no_env_begins_another_episode_under_the_older_version(backend: Backend) -> None:
     """16 episodes of equal length that all end in the deciding step: 0 of 16 begin another one on the old stage."""
-    async with AsyncVecEnv(stamp_envs(16, 4), num_workers=4, backend=backend) as envs:
+    async with AsyncVecEnv(stamp_envs(16, 4), num_workers=2, backend=backend) as envs:
         envs.broadcast("old")
         await envs.reset(seed=1)
         stream = envs.events()
@@ -419,7 +419,7 @@ async def test_g09_no_env_begins_another_episode_under_the_older_version(backend
 @pytest.mark.asyncio
 async def test_g09_same_step_begins_one_more_episode_each_as_documented(backend: Backend) -> None:
     async with AsyncVecEnv(
-        stamp_envs(16, 4), num_workers=4, backend=backend, autoreset=AutoresetMode.SAME_STEP
+        stamp_envs(16, 4), num_workers=2, backend=backend, autoreset=AutoresetMode.SAME_STEP
     ) as envs:
         envs.broadcast("old")
         await envs.reset(seed=1)

@@ -349,7 +349,7 @@ def test_an_update_for_many_workers_is_in_the_parent_once() -> None:
     code = """
 import resource
 async def main():
-    async with av.AsyncVecEnv(stamp_envs(6), num_workers=6) as envs:
+    async with av.AsyncVecEnv(stamp_envs(4), num_workers=4) as envs:
         await envs.reset(seed=1)
         payload = bytes(64 << 20)
         for pid in pids(envs):

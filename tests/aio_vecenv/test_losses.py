@@ -312,6 +312,7 @@ def test_timeouts_that_make_no_sense(name: str, value: Any) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_factory_that_fails_only_on_the_second_start(tmp_path: Path) -> None:
     factory = partial(second_start_fails, tmp_path / "made")
     async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60)) as envs:
@@ -333,6 +334,7 @@ def second_start_fails(path: Path) -> StampEnv:
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_replacement_with_other_spaces(tmp_path: Path) -> None:
     factory = partial(another_space, tmp_path / "made")
     async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60)) as envs:
@@ -535,6 +537,7 @@ async def test_spares_replace_at_once_and_are_restocked() -> None:
 
 @pytest.mark.parametrize("name", ["make", "reset", "close"])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f06_a_worker_dies_outside_a_step(name: Any, tmp_path: Path) -> None:
     factories: list[Any] = stamp_envs(2)
     factories[1] = partial(FaultyEnv, 1, "segfault", op=name, at=0, once=tmp_path / "once")
@@ -551,6 +554,7 @@ async def test_f06_a_worker_dies_outside_a_step(name: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f12_the_workers_own_children_go_with_it(tmp_path: Path) -> None:
     factory = partial(FaultyEnv, 0, "child", op="reset", at=0, length=99)
     async with AsyncVecEnv([factory], restart=MANY) as envs:
@@ -578,6 +582,7 @@ def _group(pgid: int) -> list[int]:
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_on_env_error_reset_and_losses_together(tmp_path: Path) -> None:
     """An env that raises and a worker that dies in one and the same step."""
     factories: list[Any] = [
@@ -783,6 +788,7 @@ async def test_g07_also_what_is_applied_at_once_comes_in_version_order() -> None
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f05_an_env_that_exits_and_then_cannot_be_closed() -> None:
     async with AsyncVecEnv(_Leaver, 2, num_workers=2, restart=MANY) as envs:
         await envs.reset()
@@ -839,6 +845,7 @@ async def test_an_env_raises_then_its_worker_is_lost_before_anyone_asks(tmp_path
 
 @pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_vector_env_that_takes_one_seed_is_replaced(seed: int | None) -> None:
     make = partial(gym.make_vec, "CartPole-v1", 2, vectorization_mode="vector_entry_point")
     async with AsyncVecEnv([make] * 2, num_workers=1, restart=MANY) as envs:
