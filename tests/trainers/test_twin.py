@@ -16,6 +16,7 @@ from gymnasium import spaces
 from torch import nn
 
 import aio_vecenv as av
+from aio_vecenv.blas import same_threads_as_workers
 from aio_vecenv.testing import check_policy
 from tests.trainers.test_actions import SPACES as ACTIONS
 from tests.trainers.test_networks import GRID, MORE
@@ -66,6 +67,7 @@ def twin(model: ActorCritic, head: Any, space: Any, **kwargs: Any) -> Twin:
     "config", [{}, {"shared": True, "activation": "relu", "normalise_obs": True}], ids=str
 )
 @pytest.mark.parametrize("space", [*OBSERVATIONS, *MORE], ids=str)
+@same_threads_as_workers()  # numpy, with several, spends most of its time waiting for them
 def test_a_twin_computes_what_torch_computes(space: Any, config: Any, actions: Any) -> None:
     """Every kind of observation, both activations, towers apart and shared; probabilities as the learner has them."""
     if isinstance(space, spaces.Dict) and "action_mask" in space.spaces and actions is not ACTIONS[1]:
@@ -108,6 +110,7 @@ def test_a_twin_computes_what_torch_computes(space: Any, config: Any, actions: A
     ],
     ids=str,
 )
+@same_threads_as_workers()  # numpy, with several, spends most of its time waiting for them
 def test_a_twin_is_a_policy(space: Any, actions: Any, greedy: bool) -> None:
     model, head = built(space, actions)
     other, _ = built(space, actions, seed=1)
