@@ -94,14 +94,8 @@ class EnvGroup:
         rows, dtype, shape = glance.views, glance.dtype, glance.shape
         numbers, low, high = glance.numbers, glance.low, glance.high
         ndarray, all_infos, first, t = np.ndarray, self.settings.info == "all", self.rows.first, self.rows.t
-        if envs is None:
-            envs = self.everyone
-            self._flags[:] = self._no_flags
-        else:
-            for i in envs:
-                self._flags[i] = 0
-        actions = self._actions(envs, pickled)
-        for i, action in zip(envs, actions):
+        envs = self._cleared(envs)
+        for i, action in zip(envs, self._actions(envs, pickled)):
             if progress is not None:
                 if progress[STOP]:
                     break
@@ -252,6 +246,15 @@ class EnvGroup:
 
     def pack(self, notes: list[Note], op: str = "step") -> Sequence[bytes]:
         return self.rows.pack(notes, lambda i, error: self._fail(i, op, error, notes, again=False))
+
+    def _cleared(self, envs: Sequence[int] | None) -> Sequence[int]:
+        """The envs of a command (None: all), whose flags are 0 now."""
+        if envs is None:
+            self._flags[:] = self._no_flags
+            return self.everyone
+        for i in envs:
+            self._flags[i] = 0
+        return envs
 
     # -- one env ----------------------------------------------------------------------------------------------
 
