@@ -249,6 +249,9 @@ class _Worker:
             if self.taken and not self.updates_poll.poll(0):
                 self.acknowledge()  # the parent is waiting for that, to send the next
             self.read_updates(in_command=True)
+            # Never between two commands: then another process may have this line already.
+            if self.unroller is not None:
+                self.unroller.progress[TAKEN] = self.inbox.taken_up_to
 
     def read_updates(self, *, in_command: bool) -> None:
         """Take the updates that have arrived. During a command, its reply acknowledges them, which saves a message."""
@@ -257,8 +260,6 @@ class _Worker:
                 raise ProtocolError(f"{message.kind.name} on the updates pipe")
             take_update(self.inbox, message)
             self.taken.append(message.version)
-            if self.unroller is not None:
-                self.unroller.progress[TAKEN] = self.inbox.taken_up_to
         if self.taken and (not in_command or self.inbox.taken_up_to < self.taken[-1]):
             self.acknowledge()
 
