@@ -136,7 +136,9 @@ class AsyncVecEnv(Acting):
         settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
         warm = options.whole("spares", spares, 0)
         make = _backend_maker(backend, warm, self.num_workers)
-        renewal = renewal_of(renew_after, autoreset, backend)
+        renewal = renewal_of(
+            renew_after, autoreset, "inline" if isinstance(backend, InlineBackend) else backend
+        )
         self._unrolls = Unrolls(policy, unroll, autoreset)
         self._opening = Opening(
             makers,
@@ -340,7 +342,7 @@ class AsyncVecEnv(Acting):
             check_room("the actions", sum(len(command.payload) for command in commands))
         pool.sent(selection)
         if renewal is not None and renewal.busy:
-            commands = renewal.waiting.keep(commands)
+            commands = renewal.keep(commands)
         self._supervisor.post(commands)
 
     async def recv(self, min_envs: int | None = None) -> Batch:

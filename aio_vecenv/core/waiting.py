@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .assignment import Assignment, Selection
+from .assignment import Assignment, EnvIds, Selection
 from .batch import Episode
 from .command import Command
 from .pool import Phase, Pool
@@ -38,6 +38,15 @@ class Waiting:
         for worker in workers:
             self.ended[worker] += 1
         return set(workers)
+
+    @property
+    def keeping(self) -> set[int]:
+        """The workers of which steps are kept back."""
+        return set(self._kept)
+
+    def workers_of(self, env_ids: EnvIds) -> set[int]:
+        """The workers that hold these envs."""
+        return {self._worker_of[env_id] for env_id in env_ids.tolist()}
 
     def begin_anew(self, worker: int) -> list[Command]:
         """It has, or gets, a new process; the steps that waited for that, and go there."""

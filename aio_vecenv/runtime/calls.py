@@ -81,6 +81,7 @@ class Calls:
             packed = _pack(op, values(rows), f"the arguments of {name!r}")
             ask = _Ask(Kind.CALL, -1, worker, mine, None, *encode(Call(op, name, local, packed)))
             ask.answers = loop.create_future()
+            ask.answers.add_done_callback(_seen)
             asks.append(ask)
         check_room(f"the arguments of {name!r}", sum(len(ask.payload) for ask in asks))
         self._supervisor.post(asks)
@@ -95,8 +96,7 @@ class Calls:
             await asyncio.wait([ask.answers for ask in asks])
         finally:
             for ask in asks:
-                if not ask.answers.cancel() and not ask.answers.cancelled():
-                    ask.answers.exception()  # seen: it is raised below, or this call was cancelled
+                ask.answers.cancel()
         results: list[Any] = [None] * len(positions)
         errors: list[VecEnvError] = []
         for ask in asks:
@@ -144,6 +144,12 @@ class Calls:
         for slot in self._supervisor.slots:
             for command in slot.commands.values():
                 _fail(command, error)
+
+
+def _seen(answers: asyncio.Future[Answers]) -> None:
+    """Whoever waits for them raises what they failed with; where nobody does any more, that is no error."""
+    if not answers.cancelled():
+        answers.exception()
 
 
 def _fail(command: Command, error: VecEnvError) -> None:

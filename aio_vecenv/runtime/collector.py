@@ -173,6 +173,8 @@ class Collector:
                 for released in self.chunks.collect([column])[1]:
                     self._hub.release(released)
             in_order = np.sort(ids)
+            if self.renewal is not None:
+                self.renewal.before_reset(in_order)
             self._supervisor.post(self._pool.reset(in_order, dict(zip(ids.tolist(), seeds)), options))
             try:
                 await self._all_ready(in_order)

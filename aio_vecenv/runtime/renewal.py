@@ -1,7 +1,7 @@
 """Planned renewal: a worker that is due gives way to a fresh process, between the episodes of its envs.
 
 The new process makes its envs while the old one still has its own. If that fails, the old one goes on, and a warning
-says so. What wrappers have learned goes with the envs.
+says so. What wrappers have learned goes with the envs. It begins when a command for that worker leaves, not before.
 """
 # async: a task per renewal; who is due and who waits is decided in `core.waiting`
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gymnasium.vector import AutoresetMode
 
 from ..backends.base import Worker
-from ..core.assignment import Assignment, Selection
+from ..core.assignment import Assignment, EnvIds, Selection
 from ..core.batch import Episode
 from ..core.command import Command
 from ..core.env_state import read
@@ -41,6 +41,7 @@ class Renewal:
         self._rows = assignment.rows
         self._ahead: set[int] = set()  # workers that are due soon: a process is started for each
         self._not_again: set[int] = set()  # that could not be renewed
+        self._next: list[int] = []  # to be renewed with the send under way
         self.waiting = Waiting(pool, assignment)
 
     @property
@@ -52,8 +53,6 @@ class Renewal:
         """These have ended in what was just collected."""
         for worker in self.waiting.count(episodes) - self.waiting.due - self._not_again:
             self._look_at(self._supervisor.slots[worker])
-        if self.waiting.due:
-            self.renew_those_between_episodes()
 
     def _look_at(self, slot: WorkerSlot) -> None:
         """Whether it is due, or soon will be."""
@@ -70,18 +69,6 @@ class Renewal:
             self._ahead.add(slot.index)
             self._start_ahead()
 
-    def renew_those_between_episodes(self) -> None:
-        """Of the workers that are due."""
-        for index in sorted(self.waiting.due):
-            slot = self._supervisor.slots[index]
-            if slot.ready and not slot.commands and self.waiting.between_episodes(index):
-                kept = self._begin_anew(index)
-                learned = self._calls.post("apply", "get_state", list(slot.rows), lambda _: read)
-                self._supervisor.pause(slot)  # what is sent from now on goes to the new process
-                work = self._renew(slot, learned, time.monotonic())
-                slot.renewal = self._supervisor.begin_task(work, f"renew worker {index}")
-                self._supervisor.post(kept)
-
     def lost(self, slot: WorkerSlot) -> None:
         """It gets a new process in any case."""
         self._not_again.discard(slot.index)
@@ -91,18 +78,52 @@ class Renewal:
 
     def part(self, selection: Selection, *, resetting: bool) -> Selection:
         """As of `Waiting.part`; while somebody waits for a reset, no env is to wait for others."""
-        self.renew_those_between_episodes()  # a call was under way when they were asked last
+        self._next = self._those_between_episodes(part.worker for part in selection.parts)
         return self.waiting.part(selection, () if resetting else self._ready_ones())
 
-    def held(self) -> list[int]:
-        """The workers in whose unrolls no env begins an episode."""
-        self.renew_those_between_episodes()
+    def keep(self, commands: Sequence[Command]) -> list[Command]:
+        """As of `Waiting.keep`, of the commands of what was parted last; they leave now."""
+        leaving = self.waiting.keep(commands)
+        self._begin(self._next)
+        return leaving
+
+    def held(self, selection: Selection) -> list[int]:
+        """The workers in whose unrolls no env begins an episode, of those that leave now."""
+        self._begin(self._those_between_episodes(part.worker for part in selection.parts))
         return [worker for worker in self._ready_ones() if self.waiting.playing(worker)]
+
+    def before_reset(self, env_ids: EnvIds) -> None:
+        """The commands that reset these envs leave now."""
+        if self.waiting.due:
+            self._begin(self._those_between_episodes(self.waiting.workers_of(env_ids)))
 
     def _ready_ones(self) -> list[int]:
         return [worker for worker in sorted(self.waiting.due) if self._supervisor.slots[worker].ready]
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _those_between_episodes(self, workers: Iterable[int]) -> list[int]:
+        """The workers to be renewed now: of those that are due, which get a command or have one that waits.
+
+        No sooner: what is called after an episode's end, a picture of its last state say, still meets the old process.
+        """
+        commanded = self.waiting.keeping | set(workers)
+        slots = self._supervisor.slots
+        return [
+            index
+            for index in sorted(self.waiting.due & commanded)
+            if slots[index].ready and not slots[index].commands and self.waiting.between_episodes(index)
+        ]
+
+    def _begin(self, workers: Sequence[int]) -> None:
+        for index in workers:
+            slot = self._supervisor.slots[index]
+            kept = self._begin_anew(index)
+            learned = self._calls.post("apply", "get_state", list(slot.rows), lambda _: read)
+            self._supervisor.pause(slot)  # what is sent from now on goes to the new process
+            work = self._renew(slot, learned, time.monotonic())
+            slot.renewal = self._supervisor.begin_task(work, f"renew worker {index}")
+            self._supervisor.post(kept)
 
     def _begin_anew(self, index: int) -> list[Command]:
         self._ahead.discard(index)
@@ -136,8 +157,8 @@ class Renewal:
             if not isinstance(error, Exception):
                 raise
             self._not_again.add(slot.index)
-            supervisor.resume(slot)
-            if supervisor.failure is None:
+            if supervisor.failure is None:  # else nothing is sent any more
+                supervisor.resume(slot)
                 text = (
                     f"worker {slot.index} could not be renewed and goes on: {type(error).__name__}: {error}"
                 )

@@ -156,7 +156,7 @@ class Acting:
         self._check_open()
         collector = self._collector
         renewal, selection = collector.renewal, self._assignment.select(env_ids)
-        held = () if renewal is None or not renewal.busy else renewal.held()
+        held = () if renewal is None or not renewal.busy else renewal.held(selection)
         self._unrolls.send(noise, selection, collector.chunks, self._supervisor, held)
 
     async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
