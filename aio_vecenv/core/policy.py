@@ -287,7 +287,8 @@ class PolicyRunner:
             if type(result) is not tuple or len(result) != 2 or type(result[1]) is not dict:
                 result = self._result(result)
             try:
-                self._take(at, places, not free, result[0], result[1], actions, outputs)
+                whole = not free and type(places) is slice  # and in the order of its places
+                self._take(at, places, whole, result[0], result[1], actions, outputs)
             except Misfit as misfit:
                 raise self._error(str(misfit)) from None
         self._check_values(rows, actions, outputs)
@@ -308,7 +309,7 @@ class PolicyRunner:
         actions: Sequence[NDArray[Any]],
         outputs: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Take a block's rows out of what `act` returned; `whole`: it has no others. Raises Misfit."""
+        """Take a block's rows out of what `act` returned; `whole`: all of them, as they stand. Raises Misfit."""
         for column, acted in zip(actions, self._actions_of(given)):
             column[at] = acted if whole else acted[places]
         if len(said) != len(outputs):
