@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from ..backends.base import Worker
@@ -217,6 +218,10 @@ class Channel:
             )
 
     def _wake(self) -> None:
+        if threading.get_ident() != self.thread_id:  # who publishes may see what a worker has taken
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._wake)
+            return
         for topic, version, future in self._waiters:
             if not future.done() and not self.updates.pending(topic, version):
                 future.set_result(None)

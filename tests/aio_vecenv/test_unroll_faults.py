@@ -255,8 +255,13 @@ async def test_an_update_taken_in_a_chunk_makes_way_for_the_next_at_once(make: A
         await until((tmp_path / "here-0").exists)  # env 1 has begun under the first
         await until(lambda: 1 in first.taken)
         assert first.pending == (0,)
-        second = envs.broadcast("second")
+        asyncio.get_running_loop().set_debug(True)  # a future that another thread resolves is an error then
+        waits = asyncio.create_task(first.wait(10))
+        await asyncio.sleep(0)
+        second = await asyncio.to_thread(envs.broadcast, "second")
         assert first.pending == ()
+        await waits
+        asyncio.get_running_loop().set_debug(False)
         (tmp_path / "go-0").touch()
         chunk = await envs.recv_unroll()
         assert column(chunk, 1, "versions") == [0, 0, 1, 1, 2, 2]
