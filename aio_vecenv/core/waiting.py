@@ -96,9 +96,13 @@ class Waiting:
             leaving += self._take(worker)
         return leaving
 
-    def give_up(self) -> None:
-        """The caller cannot do without the rows that are kept back: they say that their envs wait."""
-        for worker in list(self._kept):
+    def rows_of(self, workers: Iterable[int]) -> int:
+        """Those that are kept back of these workers, which keep some."""
+        return sum(len(command.env_ids) for worker in workers for command in self._kept[worker])
+
+    def give_up(self, workers: Iterable[int] | None = None) -> None:
+        """The caller cannot do without the rows that these (default: all) keep back: they say that their envs wait."""
+        for worker in list(self._kept) if workers is None else workers:
             for command in self._take(worker):
                 self._pool.wait(command)
 

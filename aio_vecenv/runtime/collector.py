@@ -84,9 +84,13 @@ class Collector:
                 need = owed if min_envs is None else min(min_envs, owed)
                 if pool.ready_rows >= need:
                     break
-                if self.renewal is not None and owed - self.renewal.waiting.rows < need:
-                    self.renewal.waiting.give_up()
-                    continue
+                if self.renewal is not None and self.renewal.waiting.rows:
+                    if owed - self.renewal.waiting.rows < need:
+                        self.renewal.waiting.give_up()
+                        continue
+                    if self._enough(need):
+                        self.renewal.waiting.give_up(self.renewal.idle())
+                        continue
                 if not self._supervisor.run_pending():
                     self._need = need
                     self._waiter = self._loop.create_future()
@@ -233,11 +237,17 @@ class Collector:
 
     def _wake(self) -> None:
         """Wake who waits, if there is enough for them now."""
-        pool = self._pool
-        if self._waiter is not None and pool.ready_rows >= self._need and not self._waiter.done():
+        if self._waiter is not None and not self._waiter.done() and self._enough(self._need):
             self._waiter.set_result(None)
         if self._watchers:
             self._wake_watchers()
+
+    def _enough(self, need: int) -> bool:
+        """Whether so many rows are ready, with those that wait in workers which bring no other for now."""
+        ready, renewal = self._pool.ready_rows, self.renewal
+        if ready >= need or renewal is None or not renewal.waiting.rows:
+            return ready >= need
+        return ready + renewal.waiting.rows_of(renewal.idle()) >= need
 
     def lost(self, slot: WorkerSlot, reason: str, calls: Sequence[Command]) -> list[int | None]:
         for command in calls:

@@ -7,10 +7,12 @@ says so. What wrappers have learned goes with the envs. It begins when a command
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
@@ -19,6 +21,7 @@ from ..core.assignment import Assignment, EnvIds, Selection
 from ..core.batch import Episode
 from ..core.command import Command
 from ..core.env_state import read
+from ..core.framing import Kind
 from ..core.limits import RenewAfter, renew_after_of
 from ..core.pool import Pool
 from ..core.waiting import Waiting
@@ -100,6 +103,15 @@ class Renewal:
     def _ready_ones(self) -> list[int]:
         return [worker for worker in sorted(self.waiting.due) if self._supervisor.slots[worker].ready]
 
+    def idle(self) -> list[int]:
+        """The workers whose envs wait for a renewal that no row under way brings nearer: the caller has them all."""
+        slots = self._supervisor.slots
+        return [
+            worker
+            for worker in sorted(self.waiting.keeping)
+            if all(command.kind is Kind.CALL for command in slots[worker].commands.values())
+        ]
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _those_between_episodes(self, workers: Iterable[int]) -> list[int]:
@@ -148,7 +160,9 @@ class Renewal:
         supervisor = self._supervisor
         worker: Worker | None = None
         try:
-            own = await self._calls.answers(learned)
+            own = await self._answered(slot, learned)
+            if own is None:
+                return None
             worker = supervisor.backend.worker(slot.index, slot.incarnation + 1, supervisor)
             await supervisor.start_again(worker, slot.setup._replace(own=list(own)))
         except BaseException as error:
@@ -165,6 +179,19 @@ class Renewal:
                 warnings.warn(text, stacklevel=1)
             return None
         return worker
+
+    async def _answered(self, slot: WorkerSlot, learned: Asked) -> tuple[Any, ...] | None:
+        """What its envs have learned; None: the old process did not say so in time, which is a loss like any other."""
+        limit_s = self._supervisor.start_limit_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._calls.answers(learned)
+        except TimeoutError:
+            assert slot.worker is not None
+            assert limit_s is not None
+            text = f"did not say what its envs have learned within {limit_s:g} s and was killed"
+            slot.worker.kill(text, stack=True)
+            return None
 
     def _start_ahead(self) -> None:
         try:

@@ -106,6 +106,11 @@ class Supervisor:
         self._sequence = 0  # of the newest command
         self._timed = timeouts.step is not None or timeouts.reset is not None
 
+    @property
+    def start_limit_s(self) -> float | None:
+        """Of a worker that starts, and of what has to be known of the one before it."""
+        return self._timeouts.start
+
     # -- opening -------------------------------------------------------------------------------------------------
 
     async def make(self) -> list[Spaces]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from aio_vecenv import AsyncVecEnv, Batch, Episode, RenewAfter, RestartBudget, WorkerLost
+from aio_vecenv import AsyncVecEnv, Batch, Episode, RenewAfter, RestartBudget, Timeouts, WorkerLost
 from aio_vecenv.backends.inline import InlineBackend
 from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
@@ -351,6 +351,41 @@ async def test_nobody_waits_for_an_env_that_is_not_stepped() -> None:
         envs.send(zeros(2))
         obs, _ = await asyncio.wait_for(envs.reset(env_ids=[0]), 10)
         assert obs[0, 2:].tolist() == [2, 0]
+
+
+@pytest.mark.asyncio
+async def test_the_first_that_are_ready_wait_for_no_straggler() -> None:
+    """Where all that a worker still owes waits for its renewal, that is said at once, not when a slow one replies."""
+    backend = ScriptedBackend(automatic=True)
+    factories: list[Any] = [partial(StampEnv, env, 1 if env == 2 else 9) for env in range(4)]
+    async with AsyncVecEnv(factories, num_workers=2, backend=backend, restart=None, renew_after=1) as envs:
+        await envs.reset()
+        await steps(envs, 1)
+        backend.automatic = False
+        envs.send(zeros(4))  # worker 0 is slow; env 2 waits for env 3
+        receiving = asyncio.create_task(envs.recv(2))
+        await asyncio.sleep(0)
+        assert backend.deliver(1)
+        batch = await asyncio.wait_for(receiving, 10)
+        assert batch.env_ids.tolist() == [2, 3]
+        assert batch.infos["_worker_renewal"].tolist() == [True, False]
+        envs.send(zeros(2), [2, 3])
+        assert backend.deliver(1)
+        assert (await asyncio.wait_for(envs.recv(2), 10)).env_ids.tolist() == [2, 3]
+
+
+@pytest.mark.asyncio
+async def test_an_old_process_that_does_not_answer_is_an_ordinary_loss() -> None:
+    """It is asked what its envs have learned; for that it has as long as a worker has to start."""
+    async with AsyncVecEnv(partial(StampEnv, 0, 1), renew_after=1, timeouts=Timeouts(start=3)) as envs:
+        await envs.reset()
+        await steps(envs, 1)
+        os.kill(pids(envs)[0], signal.SIGSTOP)
+        batch = await asyncio.wait_for(envs.step(zeros(1)), 30)
+        assert batch.first[0]
+        (worker,) = envs.statistics().workers
+        assert "did not say what its envs have learned within 3 s and was killed" in worker.losses[0]
+        assert (envs.statistics().restarts, envs.statistics().renewals) == (1, 0)
 
 
 @pytest.mark.parametrize(
