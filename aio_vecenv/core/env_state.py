@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-__all__ = ["EnvState", "merge", "put_back", "read", "restore", "restore_state", "uncarried"]
+__all__ = ["EnvState", "merge", "put_back", "read", "read_own", "restore", "restore_state", "uncarried"]
 
 EnvState = dict[str, Any]  # by wrapper; plain data: dicts, lists, strings, numbers, bools, None
 _STATISTICS = "running statistics"  # what marks the state of a wrapper that this file knows
@@ -54,12 +54,23 @@ def restore(env: Any, state: Mapping[str, Any], *, parts: int, frozen: bool, ane
     return {name for name, found in count.items() if found}
 
 
-def put_back(env: Any, states: Sequence[Mapping[str, Any]]) -> None:
-    """Give an env what `read` said of another one that the same factory made."""
+def read_own(env: Any) -> list[dict[str, tuple[Any, bool | None]]]:
+    """As `read`, for `put_back`: with each state whether it goes on learning, where that can be said."""
+    return [
+        {name: (_get(layer), getattr(layer, "update_running_mean", None)) for name, layer in layers.items()}
+        for layers in _stateful(env)
+    ]
+
+
+def put_back(env: Any, states: Sequence[Mapping[str, tuple[Any, bool | None]]]) -> None:
+    """Give an env what `read_own` said of another one that the same factory made."""
     for layers, state in zip(_stateful(env), states):
         for name, layer in layers.items():
             if name in state:
-                _set(layer, state[name])
+                known, learns = state[name]
+                _set(layer, known)
+                if learns is not None:
+                    layer.update_running_mean = learns
 
 
 def merge(states: Mapping[str, Sequence[Any]], env: Any) -> EnvState:

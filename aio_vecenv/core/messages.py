@@ -90,7 +90,7 @@ class Setup(NamedTuple):
     shared_memory: SharedMemory
     logs: LogLevels | None = None  # of the parent
     state: tuple[EnvState, int, bool] | None = None  # of a replacement's envs: for `env_state.restore`
-    own: list[list[EnvState]] | None = (
+    own: list[list[dict[str, tuple[Any, bool | None]]]] | None = (
         None  # where it is renewed: what each env had last, for `env_state.put_back`
     )
 

@@ -20,7 +20,7 @@ from ..backends.base import Worker
 from ..core.assignment import Assignment, EnvIds, Selection
 from ..core.batch import Episode
 from ..core.command import Command
-from ..core.env_state import read
+from ..core.env_state import read_own
 from ..core.framing import Kind
 from ..core.limits import RenewAfter, renew_after_of
 from ..core.pool import Pool
@@ -131,7 +131,7 @@ class Renewal:
         for index in workers:
             slot = self._supervisor.slots[index]
             kept = self._begin_anew(index)
-            learned = self._calls.post("apply", "get_state", list(slot.rows), lambda _: read)
+            learned = self._calls.post("apply", "get_state", list(slot.rows), lambda _: read_own)
             self._supervisor.pause(slot)  # what is sent from now on goes to the new process
             work = self._renew(slot, learned, time.monotonic())
             slot.renewal = self._supervisor.begin_task(work, f"renew worker {index}")

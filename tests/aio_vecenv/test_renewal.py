@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import NormalizeObservation
 
 from aio_vecenv import AsyncVecEnv, Batch, Episode, RenewAfter, RestartBudget, Timeouts, WorkerLost
 from aio_vecenv.backends.inline import InlineBackend
@@ -197,6 +198,18 @@ async def test_what_envs_have_learned_goes_with_them() -> None:
             batch = await envs.step(zeros(2))
             steps += ~batch.first
         assert await envs.get_attr("seen") == tuple(steps)
+
+
+@pytest.mark.asyncio
+async def test_statistics_that_were_frozen_stay_frozen() -> None:
+    """However they were: here, by a call to the wrapper."""
+    env = partial(gym.make, "CartPole-v1", max_episode_steps=1)
+    async with AsyncVecEnv(lambda: NormalizeObservation(env()), 1, renew_after=1) as envs:
+        await envs.reset()
+        await envs.set_attr("update_running_mean", False)
+        while not envs.statistics().renewals:
+            await envs.step(zeros(1))
+        assert await envs.get_attr("update_running_mean") == (False,)
 
 
 class Pictured(StampEnv):
