@@ -136,9 +136,8 @@ class AsyncVecEnv(Acting):
         settings = Settings(autoreset, options.info_filter(info), check, on_env_error, spaces, casting)
         warm = options.whole("spares", spares, 0)
         make = _backend_maker(backend, warm, self.num_workers)
-        renewal = renewal_of(
-            renew_after, autoreset, "inline" if isinstance(backend, InlineBackend) else backend
-        )
+        inline = backend == "inline" or isinstance(backend, InlineBackend)
+        renewal = renewal_of(renew_after, autoreset, inline=inline)
         self._unrolls = Unrolls(policy, unroll, autoreset)
         self._opening = Opening(
             makers,

@@ -119,7 +119,7 @@ class RayFleet:
         per_host = max(len(slot) for slot in self._slots)
         options.one_of("backend", backend, ("process", "inline"))
         own_workers = options.workers_for(num_workers, per_host)
-        after = renewal_of(renew_after, AutoresetMode.NEXT_STEP, backend)
+        after = renewal_of(renew_after, AutoresetMode.NEXT_STEP, inline=backend == "inline")
         self.num_workers = own_workers * len(self._slots)
         self._min_hosts, self._liveness, self._timeouts, self._restart = (
             min_hosts,

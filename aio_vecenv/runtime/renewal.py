@@ -201,7 +201,7 @@ class Renewal:
 
 
 def renewal_of(
-    value: RenewAfter | int | None, autoreset: AutoresetMode, backend: object
+    value: RenewAfter | int | None, autoreset: AutoresetMode, *, inline: bool
 ) -> RenewAfter | None:
     """`renew_after`, checked. Raises ValueError."""
     after = renew_after_of(value)
@@ -211,7 +211,7 @@ def renewal_of(
         raise ValueError(
             "renew_after with autoreset SAME_STEP: its envs are never between two episodes; use NEXT_STEP"
         )
-    if backend == "inline":
+    if inline:
         raise ValueError("renew_after with backend='inline', whose envs live in this process: leave it out")
     if after.megabytes is not None and sys.platform != "linux":
         raise ValueError("RenewAfter: megabytes are known on Linux only: say episodes")

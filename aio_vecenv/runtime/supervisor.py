@@ -436,7 +436,7 @@ class Supervisor:
                 slot.row_at = 1e-9 * self._progress(slot, LAST_ROW_NS)
             since = max(command.sent_at, slot.progress_at, slot.row_at)
             if limit_s is not None and now - since >= limit_s - 1e-3:
-                what = self._under_way(slot, command)
+                what = _under_way(command, self._memory, slot)
                 slot.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
             else:
                 self._arm(slot)
@@ -446,14 +446,6 @@ class Supervisor:
         """What the worker says of the unroll that it does, in the block."""
         assert self._memory is not None
         return self._memory.slab.progress.item(slot.index, what)
-
-    def _under_way(self, slot: WorkerSlot, command: Command) -> str:
-        """What a worker is stuck in."""
-        if type(command) is not Unroll:
-            return command.kind.name.lower()
-        at_work = self._progress(slot, AT_WORK)
-        who = "the policy" if at_work < 0 else f"env {at_work}"
-        return f"row of an unroll (row {self._progress(slot, ROWS_DONE)}, {who} at work)"
 
     def _disarm(self, slot: WorkerSlot) -> None:
         if slot.timer is not None:
@@ -536,6 +528,14 @@ class Supervisor:
             raise failed[0]
         if failed:
             raise ExceptionGroup("closing the vec env", failed)
+
+
+def _under_way(command: Command, memory: Memory | None, slot: WorkerSlot) -> str:
+    """What a worker is stuck in."""
+    if type(command) is not Unroll or memory is None:
+        return command.kind.name.lower()
+    row, at_work = (memory.slab.progress.item(slot.index, what) for what in (ROWS_DONE, AT_WORK))
+    return f"row of an unroll (row {row}, {'the policy' if at_work < 0 else f'env {at_work}'} at work)"
 
 
 def _limit(timeouts: Timeouts, command: Command) -> float | None:
