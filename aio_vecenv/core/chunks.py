@@ -8,7 +8,7 @@ or ends and no env says anything.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,11 @@ class Chunks:
         noise: NDArray[Any],
         policy_version: int,
         params: bytes | None,
-        held: Container[int] = (),
+        hold: Callable[[Selection], Container[int]] | None = None,
     ) -> list[Unroll]:
         """The unrolls of these envs, column j of `noise` for the j-th of them as they were given.
 
-        In those of the workers `held`, which are to be renewed, no env begins an episode.
+        `hold`, asked once nothing speaks against them, names the workers in whose unrolls no env begins an episode.
 
         Raises BusyError or BadActions; nothing has happened then.
         """
@@ -66,20 +66,21 @@ class Chunks:
         pool.check_send(selection)
         for part in selection.parts:
             if part.local is not None:
-                held = self._assignment.rows[part.worker]
+                mine = self._assignment.rows[part.worker]
                 raise BadActions(
-                    f"worker {part.worker} holds the envs {held.start} to {held.stop - 1}: an unroll is of all of "
+                    f"worker {part.worker} holds the envs {mine.start} to {mine.stop - 1}: an unroll is of all of "
                     "them; nothing was sent",
                     expected="all envs of a worker",
                     got=str(part.env_ids.tolist()),
                 )
+        held = () if hold is None else hold(selection)
         length, number = len(noise), pool.next_number
         commands: list[Unroll] = []
-        for worker, mine, rows, _, _ in selection.parts:
+        for worker, env_ids, rows, _, _ in selection.parts:
             buffer = self._buffers[worker]
             self._buffers[worker] = 1 - buffer
             payload, flags = encode(Unrolled(length, buffer, policy_version, worker in held))
-            command = Unroll(Kind.UNROLL, number, worker, mine, rows, payload, flags)
+            command = Unroll(Kind.UNROLL, number, worker, env_ids, rows, payload, flags)
             command.length, command.buffer, command.held = length, buffer, worker in held
             command.policy_version, command.params = policy_version, params
             commands.append(command)

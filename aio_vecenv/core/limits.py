@@ -32,7 +32,7 @@ class RestartBudget:
 class RenewAfter:
     """When a worker is due to be renewed: whichever comes first."""
 
-    episodes: int | None = None  # terminated or truncated, of all its envs together, in this process
+    episodes: int | None = None  # that ended or were cut off, of all its envs together, in this process
     megabytes: float | None = None  # resident memory of its process, in 10⁶ bytes; Linux only
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ not step: then the episodes begin in the old process, and the worker stays due.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from .assignment import Assignment, EnvIds, Selection
 from .batch import Episode
@@ -33,8 +33,8 @@ class Waiting:
         self.rows = 0  # that are owed and kept back
 
     def count(self, episodes: Iterable[Episode]) -> set[int]:
-        """These have ended; the workers that they were of. What was aborted may have been an older process's."""
-        workers = [self._worker_of[e.env_id] for e in episodes if e.outcome != "aborted"]
+        """These have ended, however they did; the workers that they were of."""
+        workers = [self._worker_of[episode.env_id] for episode in episodes]
         for worker in workers:
             self.ended[worker] += 1
         return set(workers)
@@ -51,15 +51,22 @@ class Waiting:
     def begin_anew(self, worker: int) -> list[Command]:
         """It has, or gets, a new process; the steps that waited for that, and go there."""
         self.due.discard(worker)
-        self.ended[worker] = 0
+        runs = self._pool.episodes.runs
+        self.ended[worker] = -sum(
+            map(runs, self._assignment.rows[worker])
+        )  # they will be reported as aborted
         return self._take(worker)
 
-    def between_episodes(self, worker: int) -> bool:
-        """Whether none of its envs is in an episode, nor owes a row that is not kept back."""
+    def between_episodes(self, worker: int, resetting: Container[int] = ()) -> bool:
+        """Whether none of its envs is in an episode that goes on, nor owes a row that is not kept back.
+
+        `resetting`: envs that are reset now, whatever they are in.
+        """
         pool = self._pool
         kept = {env_id for command in self._kept.get(worker, ()) for env_id in command.env_ids.tolist()}
         return all(
-            pool.phases[env_id] is not Phase.RUNNING and (env_id in kept or not pool.owes[env_id])
+            (pool.phases[env_id] is not Phase.RUNNING or env_id in resetting)
+            and (env_id in kept or not pool.owes[env_id])
             for env_id in self._assignment.rows[worker]
         )
 

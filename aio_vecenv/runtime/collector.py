@@ -59,7 +59,8 @@ class Collector:
         self._waiter: asyncio.Future[None] | None = None  # of `recv`
         self._need = 0  # rows that it waits for
         self._watchers: list[asyncio.Future[None]] = []  # of `reset`
-        self._warnings: dict[tuple[str, ...], str] = {}  # by subject; "" once it has been issued
+        # by subject; "" once it has been issued
+        self._warnings: dict[tuple[str, ...], str] = {} if renewal is None else renewal.warnings
 
     # -- what callers do -----------------------------------------------------------------------------------------
 
@@ -171,11 +172,15 @@ class Collector:
             await self._all_ready(ids)
             self._pool.take_errors(ids)  # discarded: the reset makes these errors irrelevant
             if stale := self._pool.select(ids):
-                self._hub.release(self._pool.collect(stale)[1])
+                discarded, events = self._pool.collect(stale)
+                self._hub.release(events)
+                self._count(discarded.episodes)
             for column in self.chunks.select(ids):
                 self.chunks.take_errors([column])
-                for released in self.chunks.collect([column])[1]:
+                chunk, in_rows = self.chunks.collect([column])
+                for released in in_rows:
                     self._hub.release(released)
+                self._count(chunk.episodes)
             in_order = np.sort(ids)
             if self.renewal is not None:
                 self.renewal.before_reset(in_order)
@@ -303,7 +308,7 @@ class Collector:
             self._supervisor.post([self._pool.retry(command, together)])
 
     def _count(self, episodes: Sequence[Episode]) -> None:
-        """These have ended in rows that are returned now."""
+        """These have ended in rows that are returned, or discarded, now."""
         if episodes and self.renewal is not None:
             self.renewal.ended(episodes)
 

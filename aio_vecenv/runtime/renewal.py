@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
@@ -32,6 +31,9 @@ from .supervisor import Supervisor, WorkerSlot
 __all__ = ["Renewal", "renewal_of"]
 
 _AHEAD = 0.9  # of what makes a worker due: then a process is started for it, which takes a third of a second
+_AT_ONCE = (
+    4  # a quarter of the workers: each that is renewed has two processes for a while, and its envs wait
+)
 
 
 class Renewal:
@@ -42,8 +44,12 @@ class Renewal:
     ) -> None:
         self._after, self._pool, self._supervisor, self._calls = after, pool, supervisor, calls
         self._rows = assignment.rows
-        self._ahead: set[int] = set()  # workers that are due soon: a process is started for each
-        self._not_again: set[int] = set()  # that could not be renewed
+        self._at_once = max(1, len(supervisor.slots) // _AT_ONCE)
+        self._ahead: set[int] = set()  # workers that are due soon: processes are started for them
+        self._not_before = [0] * len(supervisor.slots)  # episodes, where the last try failed
+        self._looked_at: set[int] = set()  # whose memory was, in their newest process
+        self._no_limit: set[int] = set()  # that were over the limit at the first look
+        self.warnings: dict[tuple[str, ...], str] = {}  # by subject; issued with the next rows
         self._next: list[int] = []  # to be renewed with the send under way
         self.waiting = Waiting(pool, assignment)
 
@@ -54,35 +60,58 @@ class Renewal:
 
     def ended(self, episodes: Iterable[Episode]) -> None:
         """These have ended in what was just collected."""
-        for worker in self.waiting.count(episodes) - self.waiting.due - self._not_again:
+        for worker in sorted(self.waiting.count(episodes) - self.waiting.due):
             self._look_at(self._supervisor.slots[worker])
 
     def _look_at(self, slot: WorkerSlot) -> None:
         """Whether it is due, or soon will be."""
         if slot.worker is None or not slot.ready:
             return
-        after, share = self._after, 0.0
+        after, share, ended = self._after, 0.0, self.waiting.ended[slot.index]
         if after.episodes is not None:
-            share = self.waiting.ended[slot.index] / after.episodes
-        if after.megabytes is not None:
-            share = max(share, resident_bytes(slot.worker.pid) / (1e6 * after.megabytes))
+            share = ended / after.episodes
+        if after.megabytes is not None and slot.index not in self._no_limit:
+            share = max(share, self._of_memory(slot, slot.worker.pid, after.megabytes))
+        if ended < self._not_before[slot.index]:
+            return
         if share >= 1.0:
             self.waiting.due.add(slot.index)
         if share >= _AHEAD and slot.index not in self._ahead:
             self._ahead.add(slot.index)
             self._start_ahead()
 
+    def _of_memory(self, slot: WorkerSlot, pid: int, limit: float) -> float:
+        """What its process holds, as a share of the limit; 0: as much as any process with these envs."""
+        megabytes = resident_bytes(pid) / 1e6
+        if slot.index not in self._looked_at:
+            self._looked_at.add(slot.index)
+            if megabytes >= limit:
+                self._no_limit.add(slot.index)
+                self.warnings.setdefault(
+                    ("renewal", "memory"),
+                    f"renew_after: worker {slot.index} (envs {slot.rows.start}-{slot.rows.stop - 1}) held "
+                    f"{megabytes:.0f} MB when its first episode ended, and the limit is {limit:g} MB: a fresh process "
+                    "would be no smaller, so such a one is not renewed for its memory",
+                )
+                return 0.0
+        return megabytes / limit
+
     def lost(self, slot: WorkerSlot) -> None:
         """It gets a new process in any case."""
-        self._not_again.discard(slot.index)
+        self._fresh(slot.index)
         self._supervisor.post(self._begin_anew(slot.index))
+
+    def _fresh(self, index: int) -> None:
+        self._not_before[index] = 0
+        self._looked_at.discard(index)
+        self._no_limit.discard(index)
 
     # -- what is about to be sent ------------------------------------------------------------------------------
 
     def part(self, selection: Selection, *, resetting: bool) -> Selection:
         """As of `Waiting.part`; while somebody waits for a reset, no env is to wait for others."""
         self._next = self._those_between_episodes(part.worker for part in selection.parts)
-        return self.waiting.part(selection, () if resetting else self._ready_ones())
+        return self.waiting.part(selection, () if resetting else self._ready_ones(len(self._next)))
 
     def keep(self, commands: Sequence[Command]) -> list[Command]:
         """As of `Waiting.keep`, of the commands of what was parted last; they leave now."""
@@ -98,10 +127,18 @@ class Renewal:
     def before_reset(self, env_ids: EnvIds) -> None:
         """The commands that reset these envs leave now."""
         if self.waiting.due:
-            self._begin(self._those_between_episodes(self.waiting.workers_of(env_ids)))
+            workers = self.waiting.workers_of(env_ids)
+            self._begin(self._those_between_episodes(workers, set(env_ids.tolist())))
 
-    def _ready_ones(self) -> list[int]:
+    def _ready_ones(self, beginning: int = 0) -> list[int]:
+        """The workers for whose renewal envs may wait: none while as many as may be are renewed."""
+        if beginning >= self._free():
+            return []
         return [worker for worker in sorted(self.waiting.due) if self._supervisor.slots[worker].ready]
+
+    def _free(self) -> int:
+        """How many renewals may begin now."""
+        return self._at_once - sum(slot.renewal is not None for slot in self._supervisor.slots)
 
     def idle(self) -> list[int]:
         """The workers whose envs wait for a renewal that no row under way brings nearer: the caller has them all."""
@@ -114,26 +151,32 @@ class Renewal:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _those_between_episodes(self, workers: Iterable[int]) -> list[int]:
+    def _those_between_episodes(self, workers: Iterable[int], resetting: Container[int] = ()) -> list[int]:
         """The workers to be renewed now: of those that are due, which get a command or have one that waits.
 
         No sooner: what is called after an episode's end, a picture of its last state say, still meets the old process.
         """
         commanded = self.waiting.keeping | set(workers)
         slots = self._supervisor.slots
+        oldest_first = sorted(
+            self.waiting.due & commanded, key=lambda index: (-self.waiting.ended[index], index)
+        )
         return [
             index
-            for index in sorted(self.waiting.due & commanded)
-            if slots[index].ready and not slots[index].commands and self.waiting.between_episodes(index)
-        ]
+            for index in oldest_first
+            if slots[index].ready
+            and not slots[index].commands
+            and self.waiting.between_episodes(index, resetting)
+        ][: max(0, self._free())]
 
     def _begin(self, workers: Sequence[int]) -> None:
         for index in workers:
             slot = self._supervisor.slots[index]
+            age = self.waiting.ended[index]
             kept = self._begin_anew(index)
             learned = self._calls.post("apply", "get_state", list(slot.rows), lambda _: read_own)
             self._supervisor.pause(slot)  # what is sent from now on goes to the new process
-            work = self._renew(slot, learned, time.monotonic())
+            work = self._renew(slot, learned, age, time.monotonic())
             slot.renewal = self._supervisor.begin_task(work, f"renew worker {index}")
             self._supervisor.post(kept)
 
@@ -141,12 +184,14 @@ class Renewal:
         self._ahead.discard(index)
         return self.waiting.begin_anew(index)
 
-    async def _renew(self, slot: WorkerSlot, learned: Asked, began: float) -> None:
+    async def _renew(self, slot: WorkerSlot, learned: Asked, age: int, began: float) -> None:
+        """`age`: of its old process, in episodes."""
         supervisor = self._supervisor
         try:
-            worker = await self._start_again(slot, learned)
+            worker = await self._start_again(slot, learned, age)
             if worker is None:
                 return
+            self._fresh(slot.index)
             under_way = slot.commands.values()
             seeds = self._pool.renewed(slot.index, slot.incarnation + 1, under_way)
             if await supervisor.take_over(slot, worker, seeds):
@@ -155,7 +200,7 @@ class Renewal:
             slot.renewal = None
         self._start_ahead()
 
-    async def _start_again(self, slot: WorkerSlot, learned: Asked) -> Worker | None:
+    async def _start_again(self, slot: WorkerSlot, learned: Asked, age: int) -> Worker | None:
         """A new process with the envs of the slot; None: there is none, and the old one goes on."""
         supervisor = self._supervisor
         worker: Worker | None = None
@@ -170,13 +215,12 @@ class Renewal:
                 await worker.close(0)
             if not isinstance(error, Exception):
                 raise
-            self._not_again.add(slot.index)
+            self._not_before[slot.index] = age
             if supervisor.failure is None:  # else nothing is sent any more
                 supervisor.resume(slot)
-                text = (
-                    f"worker {slot.index} could not be renewed and goes on: {type(error).__name__}: {error}"
-                )
-                warnings.warn(text, stacklevel=1)
+                why = f"{type(error).__name__}: {error}"
+                text = f"worker {slot.index} could not be renewed, and goes on for {age} episodes more: {why}"
+                self.warnings.setdefault(("renewal", str(slot.index), why), text)
             return None
         return worker
 
@@ -195,9 +239,10 @@ class Renewal:
 
     def _start_ahead(self) -> None:
         try:
-            self._supervisor.backend.start_spares(len(self._ahead))
+            self._supervisor.backend.start_spares(min(len(self._ahead), self._at_once))
         except OSError as error:
-            warnings.warn(f"no process could be started ahead of a renewal: {error}", stacklevel=1)
+            text = f"no process could be started ahead of a renewal: {error}"
+            self.warnings.setdefault(("renewal", "ahead"), text)
 
 
 def renewal_of(

@@ -509,6 +509,9 @@ class Supervisor:
         if self._memory is not None:
             self._memory.slab.stop()
         grace_s = self._timeouts.close if self.failure is None else 0
+        if self.failure is not None:
+            for worker in self._retiring:
+                worker.kill("was not given time to close")
         closings = [asyncio.ensure_future(worker.close(grace_s)) for worker in self.workers]
         closings += self._retiring.values()
         try:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,9 +81,9 @@ class Unrolls:
         selection: Selection,
         chunks: Chunks,
         supervisor: Supervisor,
-        held: Sequence[int] = (),
+        hold: Callable[[Selection], Sequence[int]] | None = None,
     ) -> None:
-        """As of `AsyncVecEnv.send_unroll`; `held`: as of `Chunks.send`."""
+        """As of `AsyncVecEnv.send_unroll`; `hold`: as of `Chunks.send`."""
         policy = self.policy("send_unroll()")
         if not self.length:
             raise ValueError(
@@ -109,7 +109,7 @@ class Unrolls:
             raise BadActions(
                 f"{misfit}; nothing was sent", expected=misfit.expected, got=misfit.got
             ) from None
-        supervisor.post(chunks.send(selection, noise, policy.version, policy.params, held))
+        supervisor.post(chunks.send(selection, noise, policy.version, policy.params, hold))
 
 
 class Acting:
@@ -156,8 +156,8 @@ class Acting:
         self._check_open()
         collector = self._collector
         renewal, selection = collector.renewal, self._assignment.select(env_ids)
-        held = () if renewal is None or not renewal.busy else renewal.held(selection)
-        self._unrolls.send(noise, selection, collector.chunks, self._supervisor, held)
+        hold = None if renewal is None or not renewal.busy else renewal.held
+        self._unrolls.send(noise, selection, collector.chunks, self._supervisor, hold)
 
     async def recv_unroll(self, min_envs: int | None = None) -> Chunk:
         """The columns of one `send_unroll` whose rows are all in, the oldest that has at least `min_envs` of them.

@@ -229,7 +229,7 @@ class Hall:
     def unroll(self, ids: EnvIds, length: int) -> None:
         noise = np.zeros((length, len(ids)), np.float32)
         held = [worker for worker in self.waiting.due if self.waiting.playing(worker)]
-        self._post(self.chunks.send(self.assignment.select(ids), noise, 0, None, held))
+        self._post(self.chunks.send(self.assignment.select(ids), noise, 0, None, lambda _: held))
 
     def reset(self, ids: EnvIds, seeds: dict[int, int | None]) -> None:
         self.pool.take_errors(ids)

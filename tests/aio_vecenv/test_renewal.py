@@ -18,7 +18,16 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import NormalizeObservation
 
-from aio_vecenv import AsyncVecEnv, Batch, Episode, RenewAfter, RestartBudget, Timeouts, WorkerLost
+from aio_vecenv import (
+    AsyncVecEnv,
+    BadActions,
+    Batch,
+    Episode,
+    RenewAfter,
+    RestartBudget,
+    Timeouts,
+    WorkerLost,
+)
 from aio_vecenv.backends.inline import InlineBackend
 from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
@@ -166,6 +175,69 @@ async def test_what_leaks_is_renewed_by_its_memory_and_the_others_do_not_notice(
     assert all((one == other).all() for one, other in zip(ours, plain, strict=True))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.asyncio
+async def test_a_limit_that_a_fresh_process_passes_is_said_and_renews_nobody() -> None:
+    """Else each episode would have a process of its own. The row that the warning stands before is not lost."""
+    after = RenewAfter(megabytes=5)
+    async with AsyncVecEnv(partial(StampEnv, 0, 4), 1, restart=None, renew_after=after) as envs:
+        await envs.reset()
+        await steps(envs, 4)
+        envs.send(zeros(1))
+        why = r"worker 0 \(envs 0-0\) held \d+ MB when its first episode ended, and the limit is 5 MB"
+        with pytest.raises(UserWarning, match=why):  # as filters here say of all
+            await envs.recv()
+        assert (await envs.recv()).first.all()
+        await steps(envs, 9)
+        assert envs.statistics().renewals == 0
+
+
+@pytest.mark.alternate_loops
+@pytest.mark.asyncio
+async def test_a_quarter_of_the_workers_is_renewed_at_once_the_oldest_first() -> None:
+    """Of those that are due together; the others play an episode more and are not forgotten."""
+    backend = ScriptedBackend(automatic=True)
+    factories: list[Any] = [partial(StampEnv, env, 2) for env in range(8)]
+    async with AsyncVecEnv(factories, num_workers=8, backend=backend, restart=None, renew_after=1) as envs:
+        await envs.reset()
+        await steps(envs, 2)
+        for renewed in (2, 4, 6, 8):
+            await steps(envs, 3)
+            incarnations = [worker.incarnation for worker in envs.statistics().workers]
+            assert incarnations == [1] * renewed + [0] * (8 - renewed)
+
+
+@pytest.mark.parametrize("way", ["lockstep", "unrolls"])
+@pytest.mark.asyncio
+async def test_what_a_reset_cuts_off_or_discards_counts_as_well(way: Way) -> None:
+    """Whose episodes are always cut off by the caller leaks, too."""
+    envs = AsyncVecEnv(partial(StampEnv, 0, 9), 1, restart=None, renew_after=3, policy=Zeros(), unroll=5)
+    async with envs:
+        for seed in range(4):
+            assert envs.statistics().renewals == 0
+            await envs.reset(seed=seed)
+            act(envs, way)
+            if seed % 2:
+                await see(envs, way)
+        await envs.reset()
+        assert envs.statistics().renewals == 1
+
+
+@pytest.mark.asyncio
+async def test_an_unroll_that_is_refused_renews_nobody() -> None:
+    """Before anything is sent, nothing has happened."""
+    async with AsyncVecEnv(partial(StampEnv, 0, 1), 1, renew_after=1, policy=Zeros(), unroll=5) as envs:
+        await envs.reset()
+        await steps(envs, 1)
+        before = envs.statistics()
+        with pytest.raises(BadActions):
+            envs.send_unroll(np.zeros((5, 2), np.float32))
+        await envs.get_attr("spec")
+        assert pids(envs) == [before.workers[0].pid]
+        await envs.unroll(np.zeros((1, 1), np.float32))
+        assert pids(envs) != [before.workers[0].pid]
+
+
 class Learns(StampEnv):
     """Has learned how many steps it has seen."""
 
@@ -262,15 +334,25 @@ async def steps(envs: AsyncVecEnv, count: int) -> None:
 
 @pytest.mark.asyncio
 async def test_a_renewal_that_fails_leaves_the_old_process_as_it_was(tmp_path: Path) -> None:
-    """One warning; no loss, no end, no second try. And what closing the old one raises is a warning, too."""
-    async with AsyncVecEnv(partial(Once, tmp_path), 1, restart=None, renew_after=1) as envs:
+    """One warning, no loss, no end, and a second try as long after. What closing the old one raises is a warning."""
+    async with AsyncVecEnv(partial(Once, tmp_path), 1, restart=None, renew_after=2) as envs:
         await envs.reset()
         before = pids(envs)
-        with pytest.warns(UserWarning, match=r"worker 0 could not be renewed and goes on: .*FileExistsError"):
-            await steps(envs, 3)
-        await steps(envs, 6)
+        why = r"worker 0 could not be renewed, and goes on for 2 episodes more: .*FileExistsError"
+
+        async def two_tries_but_one_step() -> None:
+            await steps(envs, 6)
+            (tmp_path / "made").unlink()
+            await steps(envs, 5)
+
+        with pytest.warns(UserWarning, match=why):
+            await two_tries_but_one_step()
         statistics = envs.statistics()
-        assert (pids(envs), statistics.renewals, statistics.terminated) == (before, 0, 4 - 1)
+        assert (pids(envs), statistics.renewals, statistics.terminated) == (before, 0, 4)
+        await steps(envs, 1)
+        statistics = envs.statistics()
+        assert (statistics.renewals, statistics.restarts, statistics.aborted) == (1, 0, 0)
+        assert pids(envs) != before
     envs = await AsyncVecEnv.open(partial(Unclosable, 0, 2), 1, restart=None, renew_after=1)
     await envs.reset()
 
