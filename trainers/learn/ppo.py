@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,6 @@ def update(
 ) -> UpdateStats:
     """Improve `model` on a full rollout, in place. Rows that are `first` never enter the loss."""
     epochs, minibatches = known(config.epochs, "ppo.epochs"), known(config.minibatches, "ppo.minibatches")
-    weight, (lr, clip, entropy_weight) = known(config.value, "ppo.value"), rates
     advantages = advantages_of(rollout, last_values, config)
     returns = advantages + rollout.values
     valid = np.flatnonzero(~rollout.first.reshape(-1))
@@ -90,7 +90,7 @@ def update(
     columns += [] if rollout.masks is None else [flat(rollout.masks[:-1])]
 
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = rates.lr
     model.train()
     gradient = _one_gradient(model)
     sums, count, passes = torch.zeros(5, device=device), 0, 0
@@ -99,39 +99,19 @@ def update(
         order = torch.from_numpy(rng.permutation(valid)).to(device)
         shuffled = [order, *(column.index_select(0, order) for column in columns)]
         for batch in zip(*(column.tensor_split(minibatches) for column in shuffled)):
-            rows, actions, old_log_probs, old_values, advantage, target, *masks = batch
+            rows, *chosen = batch
             if len(rows) == 0:
                 continue
-            params, values = model({key: column.index_select(0, rows) for key, column in obs.items()})
-            log_probs, entropies = head.evaluate(params, actions, masks[0] if masks else None)
-
-            # the clipped surrogate objective (Schulman et al. 2017, eq. 7)
-            if config.normalise_advantages and len(rows) > 1:
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-            log_ratio = log_probs - old_log_probs
-            ratio = log_ratio.exp()
-            clipped = ratio.clamp(1 - clip, 1 + clip)
-            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
-
-            # the value loss, optionally held near the old values
-            error = (values - target) ** 2
-            if config.clip_value is not None:
-                near = old_values + (values - old_values).clamp(-config.clip_value, config.clip_value)
-                error = torch.max(error, (near - target) ** 2)
-            value_loss = 0.5 * error.mean()
-
-            entropy = entropies.mean()
-            loss = policy_loss + weight * value_loss - entropy_weight * entropy
+            predicted = model({key: column.index_select(0, rows) for key, column in obs.items()})
+            loss, kl, parts = _loss(predicted, head, chosen, config, rates)
             gradient.zero_()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             grad_norm = torch.linalg.vector_norm(gradient)
             gradient.mul_((config.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1))
             optimiser.step()
-
             with torch.no_grad():
-                kls.append((ratio - 1 - log_ratio).mean())
-                outside = (clipped != ratio).float().mean()
-                sums += torch.stack((policy_loss, value_loss, entropy, outside, grad_norm))
+                kls.append(kl)
+                sums += torch.stack((*parts, grad_norm))
                 count += 1
         passes += 1
         if config.target_kl is not None and kls and float(torch.stack(kls).mean()) > config.target_kl:
@@ -149,10 +129,44 @@ def update(
         clip_fraction=means[3],
         grad_norm=means[4],
         explained_variance=explained,
-        learning_rate=lr,
+        learning_rate=rates.lr,
         valid_rows=len(valid),
         passes=passes,
     )
+
+
+def _loss(
+    predicted: tuple[torch.Tensor, torch.Tensor],
+    head: ActionHead,
+    batch: Sequence[torch.Tensor],
+    config: PPOConfig,
+    rates: Rates,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The loss of a minibatch; the divergence; the losses of policy and value, the entropy, the share clipped."""
+    (params, values), (actions, old_log_probs, old_values, advantage, target, *masks) = predicted, batch
+    log_probs, entropies = head.evaluate(params, actions, masks[0] if masks else None)
+
+    # the clipped surrogate objective (Schulman et al. 2017, eq. 7)
+    if config.normalise_advantages and len(advantage) > 1:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - rates.clip, 1 + rates.clip)
+    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+
+    # the value loss, optionally held near the old values
+    error = (values - target) ** 2
+    if config.clip_value is not None:
+        near = old_values + (values - old_values).clamp(-config.clip_value, config.clip_value)
+        error = torch.max(error, (near - target) ** 2)
+    value_loss = 0.5 * error.mean()
+
+    entropy = entropies.mean()
+    loss = policy_loss + known(config.value, "ppo.value") * value_loss - rates.entropy * entropy
+    with torch.no_grad():
+        kl = (ratio - 1 - log_ratio).mean()
+        outside = (clipped != ratio).float().mean()
+    return loss, kl, (policy_loss.detach(), value_loss.detach(), entropy.detach(), outside)
 
 
 def _one_gradient(model: nn.Module) -> torch.Tensor:
