@@ -54,6 +54,7 @@ class Options:
     updates_per_s: float = 100.0
     spares: int = 1
     unroll: int = 0  # the most rows of an unroll; 0: single steps
+    renew_after: int = 0  # episodes; 0: no worker is renewed
     factory: Callable[[], Any] | None = None  # default: envs that can check every row
 
 
@@ -66,6 +67,7 @@ class Table:
     batches: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     recoveries: int = 0
+    renewals: int = 0
     recovery_p50_ms: float = 0.0
     recovery_p99_ms: float = 0.0
     started: int = 0
@@ -89,7 +91,7 @@ class Table:
             ("time", f"{self.seconds:.1f} s"),
             ("steps", f"{self.steps:,} in {self.batches:,} batches"),
             ("faults", ", ".join(f"{n} {k}" for k, n in sorted(self.faults.items())) or "none"),
-            ("recoveries", str(self.recoveries)),
+            ("recoveries, renewals", f"{self.recoveries}, {self.renewals}"),
             ("recovery time", f"p50 {self.recovery_p50_ms:.0f} ms, p99 {self.recovery_p99_ms:.0f} ms"),
             ("episodes started", str(self.started)),
             (
@@ -362,6 +364,7 @@ def _make(options: Options) -> AsyncVecEnv:
         spares=options.spares,
         policy=ChaosPolicy() if options.unroll else None,
         unroll=options.unroll or None,
+        renew_after=options.renew_after or None,
     )
 
 
@@ -407,6 +410,7 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
     run_.books.close()
     if statistics is not None:
         table.steps, table.recoveries = statistics.executed_steps, statistics.restarts
+        table.renewals = statistics.renewals
         table.recovery_p50_ms = 1e3 * statistics.recovery.p50_s
         table.recovery_p99_ms = 1e3 * statistics.recovery.p99_s
         if table.applied != table.published:
@@ -532,6 +536,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ROWS",
         help="in chunks of up to so many rows (16), acted by a policy in the workers",
     )
+    parser.add_argument(
+        "--renew-after", type=int, default=defaults.renew_after, metavar="EPISODES",
+        help="renew each worker after so many (0: none is)",
+    )  # fmt: skip
     given = vars(parser.parse_args(argv))
     env = given.pop("env")
     if env is not None and given["unroll"]:

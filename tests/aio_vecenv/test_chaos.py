@@ -18,8 +18,17 @@ ENDED = Episode(1, 0, 1, 3, 6.0, "terminated", 0, None, {}, None, 0)
 @pytest.mark.parametrize("unroll", [0, 16])
 @pytest.mark.asyncio
 async def test_everything_adds_up_under_faults(unroll: int) -> None:
-    options = Options(seconds=8, seed=1, num_envs=8, num_workers=2, faults_per_minute=300, unroll=unroll)
-    table = await soak(options)
+    table = await soak(
+        Options(
+            seconds=8,
+            seed=1,
+            num_envs=8,
+            num_workers=2,
+            faults_per_minute=300,
+            unroll=unroll,
+            renew_after=5,
+        )
+    )
     assert not table.failures, str(table)
     assert table.started == table.terminated + table.truncated + table.aborted > 0
     assert sum(table.faults.values()) >= 4
