@@ -8,7 +8,6 @@ never touches its neighbours; what went wrong is reported with the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from math import isfinite
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +20,7 @@ from ..core.messages import ERROR, INFO, RESTARTED, RESULT, Note, Packed
 from ..core.options import Settings
 from ..core.report import RowError, describe
 from ..core.updates import Inbox
-from .rows import REWARD_TYPES, Rows, bad_flags, close_all, reward_of
+from .rows import LARGEST, PLAIN, Rows, bad_flags, close_all, reward_of
 
 __all__ = ["EnvGroup"]
 
@@ -115,8 +114,8 @@ class EnvGroup:
             usual = (  # nearly always; everything else takes the slow path, `_take`
                 terminated is False
                 and truncated is False
-                and type(reward) is float
-                and isfinite(reward)
+                and type(reward) in PLAIN
+                and -LARGEST <= reward <= LARGEST
                 and type(info) is dict
             )
             if usual:
@@ -158,7 +157,7 @@ class EnvGroup:
         self, i: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any, notes: list[Note]
     ) -> None:
         """Check and store what a step gave. Raises RowError."""
-        if type(reward) not in REWARD_TYPES or not isfinite(reward):
+        if type(reward) not in PLAIN or not -LARGEST <= reward <= LARGEST:
             reward = reward_of(reward)
         if terminated not in _BOOLS or truncated not in _BOOLS or not isinstance(info, dict):
             raise bad_flags(terminated, truncated, info)

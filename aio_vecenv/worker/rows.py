@@ -7,6 +7,7 @@ reply; a large reply goes out in parts.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any, Protocol
@@ -37,7 +38,8 @@ from ..core.options import Settings
 from ..core.report import ErrorReport, RowError, describe
 
 __all__ = [
-    "REWARD_TYPES",
+    "LARGEST",
+    "PLAIN",
     "Group",
     "Refuse",
     "Rows",
@@ -53,7 +55,11 @@ Refuse = Callable[[Note, Exception], None]
 # subjects per worker that are warned about: an env may invent new observation keys endlessly
 _FEW = 64  # numbers that Python adds up faster than numpy looks at them
 _MAX_WARNED = 32
-REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64, np.int32, bool, np.bool_})
+PLAIN = frozenset({float, int, np.float64})  # rewards that compare with any float
+LARGEST = (
+    sys.float_info.max
+)  # between it and its negative: neither NaN nor infinity, nor an int beyond floats
+_REWARD_TYPES = PLAIN | {np.float32, np.int64, np.int32, bool, np.bool_}
 
 
 class Group(Protocol):
@@ -388,9 +394,10 @@ def _too_large(note: Note, size_bytes: int, share: int) -> ValueError:
 def reward_of(reward: Any) -> float:
     """A finite Python float, from any real scalar. Raises RowError."""
     try:
-        if np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub" and isfinite(reward):
+        known = type(reward) in _REWARD_TYPES
+        if (known or (np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub")) and isfinite(reward):
             return float(reward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     if isinstance(reward, np.ndarray) and reward.ndim:
         raise RowError("the reward", "a number", f"an array of shape {reward.shape}: {str(reward)[:80]}")

@@ -352,6 +352,9 @@ F11 = {
     "reward None": (box, part(1, None)),
     "reward NaN": (box, part(1, float("nan"))),
     "reward infinite": (box, part(1, float("-inf"))),
+    "reward NaN as float64": (box, part(1, np.float64("nan"))),
+    "reward infinite as float32": (box, part(1, np.float32("-inf"))),
+    "reward beyond floats": (box, part(1, 10**400)),
     "reward array": (box, part(1, np.zeros(2))),
     "reward text": (box, part(1, "1.0")),
     "terminated None": (box, part(2, None)),
@@ -375,6 +378,7 @@ async def test_f11_what_does_not_fit_is_refused_by_name(case: str) -> None:
         if isinstance(caught.value, SpaceMismatch):
             assert caught.value.expected
             assert caught.value.got
+        assert case != "reward beyond floats" or "the reward: expected a finite number" in str(caught.value)
         await envs.reset()
         await envs.step(zeros(1))
 
@@ -387,6 +391,10 @@ LOSSLESS = {
     "int64 that fits uint8": (pair, obs({"a": 2, "b": np.array([255, 0])})),
     "reward int": (box, part(1, 3)),
     "reward bool": (box, part(1, True)),
+    "reward large": (box, part(1, -(10**300))),
+    "reward float64": (box, part(1, np.float64(1.7e308))),
+    "reward float32": (box, part(1, np.float32(0.1))),
+    "reward int64": (box, part(1, np.int64(-7))),
     "reward 0-d": (box, part(1, np.array(2.0))),
     "done numpy bool": (box, part(2, np.bool_(False))),
     "NaN without check": (box, obs(np.full(3, np.nan, np.float32))),
