@@ -77,7 +77,8 @@ def test_settings_say_it_where_the_shape_does_not() -> None:
     [
         (S.Box(0, 255, (4, 84, 84, 3), np.uint8), "picture 84×84×3 (4 frames, channels last)"),
         (S.Box(0, 255, (84, 80), np.uint8), "picture 84×80×1 (grey)"),
-        (S.Box(-1, 1, (84, 80), np.float32), "vector"),  # entities and their features
+        (S.Box(-1, 1, (40, 80), np.float32), "vector"),  # entities and their features
+        (S.Box(0, 255, (84, 84, 3, 4), np.uint8), "vector of 84,672 numbers (no picture by its axes)"),
         (S.Box(-1, 1, (4, 5, 5, 2), np.float32), "vector"),
         (S.Box(0, 255, (3, 3, 2), np.uint8), "vector"),
         (S.Box(0, 255, (128,), np.uint8), "vector"),

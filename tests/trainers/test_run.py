@@ -689,6 +689,22 @@ async def test_an_observation_with_nothing_to_learn_from_is_refused(tmp_path: Pa
         await asyncio.wait_for(finish(tiny(tmp_path), job), 20)
 
 
+@pytest.mark.parametrize("collect", ["unroll", "lockstep"])
+@pytest.mark.asyncio
+async def test_a_leaf_without_entries_says_nothing_and_does_no_harm(tmp_path: Path, collect: Any) -> None:
+    class Nothing(Corridor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = gym.spaces.Box(0, 1, (0,), np.float32)
+
+        def _obs(self) -> Any:
+            return np.zeros(0, np.float32)
+
+    job = Job(PLAN, lambda: cu.CurriculumEnv(Nothing(), cu.LevelSet(LEVELS)))
+    summary, _ = await asyncio.wait_for(finish(tiny(tmp_path, collect=collect), job), 30)
+    assert summary.episodes
+
+
 @pytest.mark.asyncio
 @pytest.mark.both_loops
 async def test_in_a_running_loop_the_plain_calls_say_what_to_write_instead(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import aio_vecenv as av
 from trainers.collect.collector import Collector
 from trainers.learn.networks import MASK, leaf_arrays
 from trainers.learn.own_networks import parameters_of
+from trainers.learn.rollout import joined
 
 __all__ = ["Unroller"]
 
@@ -58,22 +59,17 @@ class Unroller(Collector):
         if self._mask_size:
             masks = np.asarray(inside, np.bool_).reshape(length + 1, n, self._mask_size)
             self._check_chunk(masks[:-1], chunk.first)
-        said = {key: _rows(column) for key, column in chunk.outputs.items()}
-        stored = self._head.stored(_rows(chunk.actions), said).reshape(length, n, *self._head.shape)
+        said = {key: joined(column) for key, column in chunk.outputs.items()}
+        stored = self._head.stored(joined(chunk.actions), said).reshape(length, n, *self._head.shape)
         self._rollout.chunk(leaves, masks, stored, chunk.outputs["log_prob"], chunk)
         self._steps = _steps_after(chunk.first, self._steps)
 
     def _check_chunk(self, masks: NDArray[np.bool_], first: NDArray[np.bool_]) -> None:
         """As `_check_masks`, for all rows (T, n, …) that were acted on."""
-        nothing = self._head.nothing_allowed(_rows(masks)).reshape(first.shape) & ~first
+        nothing = self._head.nothing_allowed(joined(masks)).reshape(first.shape) & ~first
         for t in np.flatnonzero(nothing.any(axis=1))[:1]:
             self._steps, self._over = _steps_after(first[:t], self._steps), first[t]
             self._check_masks(self.everyone, masks[t])
-
-
-def _rows(column: NDArray[Any]) -> NDArray[Any]:
-    """(T, n, …) → (T·n, …)."""
-    return column.reshape(-1, *column.shape[2:])
 
 
 def _steps_after(first: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -40,6 +40,7 @@ WHOLE, REDUCED = (
     84,
 )  # pixels: longer sides than the first are averaged down to at most the second, the side that the
 # kernels of Mnih et al. 2015 were made for; it bounds the network's size and its time
+WIDE = 4096  # entries: a vector of more is most likely a picture, which should be said
 OBSERVED = 256  # pictures of each rollout that the statistics are taken from
 
 
@@ -119,7 +120,10 @@ def describe(leaf: gym.Space[Any], config: NetworkConfig, path: str = "") -> str
     """How a leaf is read, in words."""
     picture = picture_of(leaf, config, path)
     if picture is None:
-        return "one-hot" if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)) else "vector"
+        if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)):
+            return "one-hot"
+        size = math.prod(leaf.shape or ())
+        return "vector" if size <= WIDE else f"vector of {size:,} numbers (no picture by its axes)"
     frames = f"{picture.frames} frames, " if picture.frames > 1 else ""
     order = "grey" if picture.order == "none" else f"channels {picture.order}"
     per_frame = picture.channels // picture.frames

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainers.learn.actions import ActionHead
 from trainers.learn.networks import ActorCritic, Network
-from trainers.learn.rollout import Bools, Floats
+from trainers.learn.rollout import Bools, Floats, joined
 from trainers.learn.twins import network_plan
 from trainers.twin import compile_steps, forward
 
@@ -51,10 +51,7 @@ class Policy:
         """The values (T, N) of a whole rollout's observations (T, N, …), computed by torch in so many pieces."""
         rows = next(iter(obs.values())).shape[:2]
         with torch.inference_mode():
-            columns = [
-                torch.from_numpy(obs[key].reshape(-1, *obs[key].shape[2:])).tensor_split(pieces)
-                for key in self.model.keys
-            ]
+            columns = [torch.from_numpy(joined(obs[key])).tensor_split(pieces) for key in self.model.keys]
             parts = [
                 self.model.values({key: part.to(self._device) for key, part in zip(self.model.keys, piece)})
                 for piece in zip(*columns)

@@ -15,7 +15,7 @@ from torch import nn
 from trainers.config import PPOConfig, Rates, known
 from trainers.learn.actions import ActionHead
 from trainers.learn.networks import Network
-from trainers.learn.rollout import Floats, Rollout, generalised_advantages
+from trainers.learn.rollout import Floats, Rollout, generalised_advantages, joined
 
 __all__ = ["UpdateStats", "advantages_of", "make_optimiser", "update"]
 
@@ -81,8 +81,8 @@ def update(
 
     device = next(model.parameters()).device
 
-    def flat(array: NDArray[Any]) -> torch.Tensor:  # (T, N, …) → (T·N, …)
-        return torch.from_numpy(array.reshape(-1, *array.shape[2:])).to(device)
+    def flat(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(joined(array)).to(device)
 
     obs = {key: flat(column[:-1]) for key, column in rollout.obs.items()}
     # beside the observations, which can be large: gathered once per pass, then cut into minibatches

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rollout", "generalised_advantages", "score_parts"]
+__all__ = ["Rollout", "generalised_advantages", "joined", "score_parts"]
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -155,6 +155,12 @@ class Rollout:
 def _dtype(space: gym.Space[Any]) -> Any:
     """Numbers of Discrete spaces are kept as int64: torch cannot pick rows of some others."""
     return np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype
+
+
+def joined(column: NDArray[Any]) -> NDArray[Any]:
+    """(T, N, …) → (T·N, …), also of a leaf without entries."""
+    length, n, *shape = column.shape
+    return column.reshape(length * n, *shape)
 
 
 def generalised_advantages(
