@@ -65,7 +65,7 @@ class VecEnv:
     def __init__(
         self,
         env_fns: str | EnvSpec | Factory | Sequence[Factory],
-        num_envs: int | None = None,
+        num_envs: int | str | None = None,
         *,
         start_method: str | None = None,
         num_workers: int | Literal["per env"] | None = None,
@@ -79,6 +79,8 @@ class VecEnv:
         loop: LoopChoice = "auto",
         before_step: BeforeStep | None = None,
     ) -> None:
+        if isinstance(num_envs, str):  # where the original has its start method
+            num_envs, start_method = None, num_envs
         warn_of_context("start_method", start_method)
         _introduce(type(self))
         self.native = AsyncVecEnv(

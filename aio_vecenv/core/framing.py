@@ -9,13 +9,13 @@ inherited descriptors; nothing here ever listens.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import struct
 import types
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from functools import partial
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -91,7 +91,7 @@ class Message(NamedTuple):
 
 
 # As `Message(…)`, but all in C: a function of Python's costs microseconds when it was not called for a while.
-new_message: Callable[[tuple[Kind, int, int, bytes | bytearray, int, int]], Message] = partial(
+new_message: Callable[[tuple[Kind, int, int, bytes | bytearray, int, int]], Message] = functools.partial(
     tuple.__new__, Message
 )
 
@@ -197,10 +197,17 @@ def dumps(value: Any, name: str = "object") -> bytes:
         raise TypeError(f"{path} cannot be pickled ({type(part).__name__}): {error}") from error
 
 
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's; code keeps the name of its file, so that tracebacks from the other side show file and line."""
+    """cloudpickle's; code keeps the name of its file, so that tracebacks from the other side show file and line, and
+    a function of `__main__` under `functools.cache` travels as any other."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, functools._lru_cache_wrapper) and obj.__module__ == "__main__":
+            return _cached, (obj.__wrapped__, obj.cache_parameters())
         if isinstance(obj, types.CodeType) and types.CodeType in self.dispatch_table:
             make, arguments = self.dispatch_table[types.CodeType](obj)
             return make, tuple(obj.co_filename if part == "<dynamic-code>" else part for part in arguments)

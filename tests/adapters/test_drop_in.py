@@ -69,6 +69,7 @@ def test_a_start_method_is_accepted_and_said_to_have_no_meaning(method: str) -> 
     """Arguments of the original that mean nothing here are taken; one warning says so, where it was written."""
     makers: list[Callable[[], Any]] = [
         lambda: VecEnv([CountEnv], start_method=method, backend="inline"),
+        lambda: VecEnv([CountEnv], method, backend="inline"),
         lambda: VectorEnv([CountEnv], context=method, backend="inline"),
     ]
     for make in makers:

@@ -20,7 +20,9 @@ from aio_vecenv.core.framing import (
     Kind,
     Message,
     ProtocolError,
+    dumps,
     encode,
+    loads,
     pieces,
 )
 from aio_vecenv.core.log_levels import LogLevels
@@ -232,3 +234,26 @@ def test_a_lambda_travels_and_what_refuses_to_be_rebuilt_raises() -> None:
     assert wire.loads(wire.dumps(lambda x: x + 1))(2) == 3
     with pytest.raises(RuntimeError, match="does not want"):
         wire.loads(wire.dumps(Unloadable()))
+
+
+def test_functions_of_the_script_under_a_cache_travel_as_any_other() -> None:
+    """By value, with what the cache was told, also where they call themselves."""
+    script: dict[str, Any] = {"__name__": "__main__"}
+    exec(
+        """
+from functools import cache, lru_cache
+
+@cache
+def fibonacci(n):
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+@lru_cache(maxsize=3, typed=True)
+def table(n):
+    return [n]
+
+def use():
+    return fibonacci(20), table(1) is table(1), table.cache_parameters()
+""",
+        script,
+    )
+    assert loads(dumps(script["use"]))() == (6765, True, {"maxsize": 3, "typed": True})
