@@ -130,9 +130,8 @@ class ActorCritic(Network):
         self.keys = tuple(leaves)
         unknown = sorted({*config.vectors} - {"*", *leaves})
         if unknown:
-            raise ConfigError(
-                f"network.vectors: no observation {unknown[0]!r}; known: {', '.join(filter(None, ['*', *leaves]))}"
-            )
+            known = ", ".join(filter(None, (*leaves, "*")))
+            raise ConfigError(f"network.vectors: no observation {unknown[0]!r}; known: {known}")
         self.encoders = nn.ModuleList(encoder(leaf, path, config, draw) for path, leaf in leaves.items())
         width = sum(cast(int, part.width) for part in self.encoders)
         gaussian = isinstance(head, Gaussian)
