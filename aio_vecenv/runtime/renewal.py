@@ -215,7 +215,7 @@ class Renewal:
                 await worker.close(0)
             if not isinstance(error, Exception):
                 raise
-            self._not_before[slot.index] = age
+            self._not_before[slot.index] = max(1, age)
             if supervisor.failure is None:  # else nothing is sent any more
                 supervisor.resume(slot)
                 why = f"{type(error).__name__}: {error}"
