@@ -130,7 +130,7 @@ class Evaluator:
             space, actions = self.envs.single_observation_space, self.envs.single_action_space
             self._learner = Learner(self._config, space, actions, masked=is_masked(space, infos))
         if number == 0 or draw is not None:
-            self._learner.load(path, saved.model)
+            self._learner.load(path, saved)
         collector = Collector(self.envs, self._learner, greedy=greedy)
         collector.see(collector.everyone, obs, infos)
         if draw is not None:

@@ -24,6 +24,7 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.evaluation import Evaluation
 from trainers.jobs import restore_envs, restore_what_fits, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stream
+from trainers.learn.meaning import differences
 from trainers.learn.networks import MASK, mask_leaf
 from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
@@ -225,13 +226,17 @@ class Run:
             partial(Learner, config, space, self.envs.single_action_space, masked=is_masked(space, infos))
         )
         if saved is not None:
-            learner.load(saved[1], saved[0].model, saved[0].optimiser)
+            learner.load(saved[1], saved[0], optimiser=True)
         elif start is not None:
             state, path, refused = start
             self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
             count, parts = load_what_fits(path, learner.model, state.model, of="this env and config")
             said = "; ".join([*parts, *left]) or "nothing"
-            self.choices += (f"begins with {count} tensors of {path}; left out: {said}",)
+            other = "; ".join(differences(state.spaces, learner.spaces))
+            self.choices += (
+                f"begins with {count} tensors of {path}; left out: {said}"
+                + (f"; trained for other spaces: {other}" if other else ""),
+            )
         self._collector = self._make_collector(learner, events, is_masked(space, infos))
         await self._collector.follow()
         self._collector.see(self._collector.everyone, obs, infos)
@@ -446,6 +451,7 @@ class Run:
             train_time_s=self._monitor.wall_s(),
             sizes=self.folder.log_sizes(),
             envs=self._env_state,
+            spaces=self._collector.learner.spaces,
         )
 
     # ---- small parts

@@ -18,6 +18,7 @@ from trainers.config import ConfigError
 from trainers.learn.actions import ActionHead, action_head
 from trainers.learn.defaults import for_spaces
 from trainers.learn.learner import EVAL, load_parameters, stream
+from trainers.learn.meaning import check_meaning, meaning_of
 from trainers.learn.networks import MASK, Network, leaf_spaces
 from trainers.learn.own_networks import OwnNetwork, make_network, parameters_of
 from trainers.learn.policy import Policy
@@ -56,6 +57,7 @@ def load_policy(
     network = for_spaces(folder.config(), obs_space, action_space).network
     head = action_head(action_space, network)
     model = make_network(obs_space, head, network, seed=0)
+    check_meaning(path, saved.spaces, meaning_of(model, head, obs_space))
     load_parameters(path, model, saved.model)
     if saved.envs:
         _restore_env(env, saved.envs, path)

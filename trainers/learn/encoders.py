@@ -240,6 +240,7 @@ class Pixels(Moments):
 
     def __init__(self, leaf: spaces.Box, picture: Picture, generator: torch.Generator) -> None:
         super().__init__(1, variance=_spread(leaf) ** 2)
+        self.largest = _spread(leaf)
         self.picture = picture
         h, w, c = picture.height, picture.width, picture.channels
         self.pool = (_pooled(h), _pooled(w))

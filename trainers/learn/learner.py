@@ -15,13 +15,14 @@ import torch
 from trainers.config import ConfigError, TrainConfig, known
 from trainers.learn.actions import action_head
 from trainers.learn.defaults import for_spaces
+from trainers.learn.meaning import check_meaning, meaning_of
 from trainers.learn.moments import DiscountedReturns
 from trainers.learn.networks import has_image, leaf_spaces
 from trainers.learn.own_networks import make_network
 from trainers.learn.policy import Policy
 from trainers.learn.ppo import UpdateStats, advantages_of, make_optimiser, update
 from trainers.learn.rollout import Floats, Rollout, score_parts
-from trainers.record.checkpoint import CheckpointError
+from trainers.record.checkpoint import Checkpoint, CheckpointError
 
 __all__ = ["Learner", "env_seeds", "load_parameters", "load_what_fits", "stream", "torch_threads"]
 
@@ -70,6 +71,7 @@ class Learner:
             raise ConfigError(f"an action mask was given, but {action_space} cannot be masked")
         self.device = _device(config.device, has_image(obs_space, config.network))
         self.model = make_network(obs_space, self.head, config.network, seed=config.seed).to(self.device)
+        self.spaces = meaning_of(self.model, self.head, obs_space)
         self.optimiser = make_optimiser(self.model, config.ppo)
         self.policy = Policy(self.model, self.head, self.device)
         self._returns = DiscountedReturns(self.model.returns, config.num_envs)
@@ -128,11 +130,13 @@ class Learner:
         """All envs have been reset: no episode goes on in the next rollout."""
         self._returns.forget()
 
-    def load(self, path: Path, model: dict[str, Any], optimiser: dict[str, Any] | None = None) -> None:
-        """Take over the parameters that `path` holds. Raises `CheckpointError` if they are of another network."""
-        load_parameters(path, self.model, model)
-        if optimiser is not None:
-            load_parameters(path, self.optimiser, optimiser)
+    def load(self, path: Path, saved: Checkpoint, *, optimiser: bool = False) -> None:
+        """Take over the parameters that `path` holds, and with `optimiser` Adam's state. Raises `CheckpointError` if
+        they are of another network, or of one for other spaces."""
+        check_meaning(path, saved.spaces, self.spaces)
+        load_parameters(path, self.model, saved.model)
+        if optimiser:
+            load_parameters(path, self.optimiser, saved.optimiser)
 
 
 def load_parameters(

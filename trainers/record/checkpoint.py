@@ -57,6 +57,8 @@ class Checkpoint:
     """Bytes of each of the run folder's logs when this was written: a resumed run cuts them back to here."""
     envs: dict[str, Any] = field(default_factory=dict)
     """What wrappers in the envs have learned: `AsyncVecEnv.get_state`. Empty: nothing, or of an older version."""
+    spaces: dict[str, Any] = field(default_factory=dict)
+    """What the envs' spaces mean to the network: `trainers.learn.meaning`. Empty: of an older version."""
 
 
 class Checkpoints:
@@ -149,7 +151,7 @@ def load(path: Path) -> Checkpoint:
     version = content.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{path}: has format {version!r}, this program reads {VERSION}")
-    missing = {item.name for item in fields(Checkpoint)} ^ ({"envs"} | set(content))
+    missing = {item.name for item in fields(Checkpoint)} ^ ({"envs", "spaces"} | set(content))
     if missing:
         raise CheckpointError(f"{path}: wrong content: {', '.join(sorted(missing))}")
     return Checkpoint(**content)
