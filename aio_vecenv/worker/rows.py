@@ -10,9 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..core.framing import dumps, loads
@@ -131,6 +132,8 @@ class Rows:
         # of an observation that is one leaf
         self._dtype = obs.leaves[0].dtype if obs.is_leaf else None
         self._shape = obs.leaves[0].shape if obs.is_leaf else ()
+        self._plain = _plain_leaves(obs, self.columns)
+        self._nest = dict if isinstance(obs.space, spaces.Dict) else tuple
         self._warned: set[str] = set()  # subjects the parent was warned about
 
     # -- observations --------------------------------------------------------------------------------------------
@@ -146,6 +149,8 @@ class Rows:
             if column is not None:
                 column[i] = self._check_finite(self._obs.leaves[0], obs)
                 return
+        elif self._plain is not None and not final and self._write_plain(i, obs, notes):
+            return
         values = self._split("the observation", i, obs, notes)
         fitting: list[tuple[NDArray[Any], Any]] = []
         pickled: list[Any] = []
@@ -162,6 +167,40 @@ class Rows:
             notes.append((self.first + i, self.t, GIVEN_OBS, loads(dumps(obs, "the observation"))))
         if pickled:
             notes.append((self.first + i, self.t, FINAL_OBS if final else OBS, pickled))
+
+    def _write_plain(self, i: int, obs: Any, notes: list[Note]) -> bool:
+        """Write an observation of several leaves whose values are what the space says, as they nearly always are.
+
+        False, and nothing is written: it takes a closer look.
+        """
+        plain, finite = self._plain, self._finite
+        assert plain is not None
+        if not isinstance(obs, self._nest) or len(obs) != len(plain):
+            return False
+        found: list[tuple[NDArray[Any], Any]] = []
+        pickled: list[Any] = []
+        for leaf in plain:
+            try:
+                value = obs[leaf.key]
+            except (KeyError, TypeError):
+                return False
+            if leaf.column is None:
+                pickled.append(value)
+                continue
+            kind = type(value)
+            if kind is np.ndarray:
+                if value.dtype is not leaf.dtype or value.shape != leaf.shape:
+                    return False
+                if finite and leaf.floats and not _all_finite(value):
+                    return False
+            elif kind is not int or not leaf.low <= value <= leaf.high:
+                return False
+            found.append((leaf.column, value))
+        for column, value in found:
+            column[i] = value
+        if pickled:
+            notes.append((self.first + i, self.t, OBS, pickled))
+        return True
 
     def _is_as_in_its_row(self, values: Sequence[Any]) -> bool:
         """Whether reading the row of this (fitting) observation gives the same values, types included."""
@@ -313,6 +352,34 @@ class Rows:
             notes[note[0]] = (note[0], 0, ERROR, describe(error, "call"))
 
         return pack(notes, refuse, self._left)
+
+
+class _PlainLeaf(NamedTuple):
+    """A leaf right below the space, as the quick look needs it."""
+
+    key: Any
+    column: NDArray[Any] | None  # None: it travels pickled, as it is
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    low: int  # of the ints that it takes; above `high`: none
+    high: int
+    floats: bool
+
+
+def _plain_leaves(obs: SpaceTree, columns: Sequence[NDArray[Any] | None]) -> list[_PlainLeaf] | None:
+    """None: the quick look does not see through this space."""
+    plain: list[_PlainLeaf] = []
+    for leaf, column in zip(obs.leaves, columns):
+        if len(leaf.path) != 1 or (column is None and leaf.stackable):
+            return None
+        low, high = 1, 0
+        if isinstance(leaf.space, spaces.Discrete):
+            limits = np.iinfo(leaf.dtype)
+            low, high = int(limits.min), int(limits.max)
+        plain.append(
+            _PlainLeaf(leaf.path[0], column, leaf.dtype, leaf.shape, low, high, leaf.dtype.kind == "f")
+        )
+    return plain
 
 
 def _all_finite(array: NDArray[Any]) -> bool:

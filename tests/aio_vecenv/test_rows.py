@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -942,3 +943,78 @@ def test_envs_are_dealt_alike_however_they_are_named(rows: list[int]) -> None:
                 assert (local is None) == whole
                 if local is not None:
                     assert (local + assignment.rows[worker].start).tolist() == mine.tolist()
+
+
+class Shows(gym.Env[Any, Any]):
+    """Its second observation is `shown`."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: gym.Space[Any], good: Any, shown: Any) -> None:
+        self.observation_space, self._good, self._shown = space, good, shown
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self._good, {}
+
+    def step(self, action: Any) -> Any:
+        return self._shown, 0.0, False, False, {}
+
+
+GOOD = {"a": np.ones(2, np.float32), "b": 3, "c": np.zeros((2, 2), np.uint8), "d": "word"}
+SHOWN: dict[str, Any] = {
+    "as it should": GOOD,
+    "numpy's int": {**GOOD, "b": np.int64(-4)},
+    "an int too large": {**GOOD, "b": 1 << 70},
+    "a bool": {**GOOD, "b": True},
+    "a float": {**GOOD, "b": 3.0},
+    "float64": {**GOOD, "a": np.ones(2)},
+    "a list": {**GOOD, "a": [1.0, 2.0]},
+    "shape": {**GOOD, "a": np.ones(3, np.float32)},
+    "NaN": {**GOOD, "a": np.array([1, np.nan], np.float32)},
+    "negative": {**GOOD, "c": np.full((2, 2), -1)},
+    "missing": {key: GOOD[key] for key in "acd"},
+    "another": {**{key: GOOD[key] for key in "acd"}, "e": 1},
+    "one more": {**GOOD, "e": 1},
+    "no text": {**GOOD, "d": None},
+    "a tuple": tuple(GOOD.values()),
+    "numbers for keys": dict(enumerate(GOOD.values())),
+    "None": None,
+}
+
+
+@pytest.mark.parametrize("nest", ["dict", "tuple"])
+@pytest.mark.parametrize("case", SHOWN)
+def test_the_quick_look_at_an_observation_and_the_closer_one_agree(
+    monkeypatch: pytest.MonkeyPatch, case: str, nest: str
+) -> None:
+    """What comes of a row of several leaves, values, warnings and errors, is the same for both."""
+    leaves = (
+        spaces.Box(-9, 9, (2,), np.float32),
+        spaces.Discrete(9, start=-4),
+        spaces.Box(0, 255, (2, 2), np.uint8),
+    )
+    parts: dict[str, Any] = dict(zip("abcd", (*leaves, spaces.Text(9))))
+    space: Any = spaces.Dict(parts) if nest == "dict" else spaces.Tuple(tuple(parts.values()))
+
+    def nested(value: Any) -> Any:
+        words = isinstance(value, dict) and "a" in value
+        return tuple(value.values()) if nest == "tuple" and words else value
+
+    async def outcome() -> Any:
+        env = partial(Shows, space, nested(GOOD), nested(SHOWN[case]))
+        async with AsyncVecEnv([env], backend="inline", check="finite") as envs:
+            await envs.reset()
+            try:
+                batch = await envs.step(zeros(1))
+            except (SpaceMismatch, EnvError) as error:
+                return str(error).partition("the traceback")[0]
+            return str(batch.obs), batch.rewards, batch.infos
+
+    outcomes = []
+    for quick in (True, False):
+        if not quick:
+            monkeypatch.setattr("aio_vecenv.worker.rows._plain_leaves", lambda *_: None)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            outcomes.append((run(outcome()), [str(warning.message) for warning in said]))
+    assert str(outcomes[0]) == str(outcomes[1])
