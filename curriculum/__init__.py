@@ -34,8 +34,11 @@ from curriculum.strategies import (
     Staged,
     Strategy,
     ever_success,
+    ever_success_score,
     is_success,
+    said_success,
     success_score,
+    unclear_success,
 )
 
 if TYPE_CHECKING:
@@ -75,9 +78,12 @@ __all__ = [
     "StateError",
     "Strategy",
     "ever_success",
+    "ever_success_score",
     "is_success",
     "read_journal",
+    "said_success",
     "success_score",
+    "unclear_success",
 ]
 
 

@@ -15,7 +15,17 @@ from curriculum.decision_stream import DecisionHub, DecisionStream
 from curriculum.directive import Directive
 from curriculum.errors import CommandError, CoordinatorError, StateError
 from curriculum.journal import NOTED, SCHEMA, Journal
-from curriculum.strategies.base import SUCCESS_EVER, Decision, Strategy, is_success, need, success_score
+from curriculum.strategies.base import (
+    SUCCESS_EVER,
+    Decision,
+    Strategy,
+    ever_success,
+    ever_success_score,
+    is_success,
+    need,
+    success_score,
+    unclear_success,
+)
 
 __all__ = ["Coordinator", "EventBatchLike", "EventsLike", "VecEnvLike"]
 
@@ -90,10 +100,13 @@ class Coordinator:
         self._settle = self._optional("settle")
         self._result: Callable[[Any], Any] | None = self._optional("success") or self._optional("score")
         self._warn = _warn if warn is None else warn
-        last = (
-            getattr(strategy, "success", None) is is_success
-            or getattr(strategy, "score", None) is success_score
+        last, ever = (
+            getattr(strategy, "success", None) is success or getattr(strategy, "score", None) is score
+            for success, score in ((is_success, success_score), (ever_success, ever_success_score))
         )
+        self._look_for_unclear = (
+            last or ever
+        )  # for an episode whose success cannot be read, until there is one
         # episodes that succeeded before their last step only; None: another has succeeded at its end, or it is moot
         self._too_early: int | None = 0 if last else None
         self._directive: Directive | None = None
@@ -230,6 +243,11 @@ class Coordinator:
             self._journal.batch(batch.number, batch.watermark, started, results, beginning)
         if self._too_early is not None and ended:
             self._look_for_success(ended)
+        if self._look_for_unclear:
+            for text in filter(None, map(unclear_success, ended)):
+                self._look_for_unclear = False
+                self._warn(text)
+                break
         if self._started is not None:
             for event in started:
                 self._started(event)

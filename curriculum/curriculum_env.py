@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
@@ -13,7 +14,15 @@ import numpy as np
 from curriculum.directive import Directive, Draws
 from curriculum.errors import DirectiveError, LevelError
 from curriculum.levels import Level, LevelSet
-from curriculum.strategies.base import SUCCESS_EVER, FinishedEpisode, Strategy, said_success
+from curriculum.strategies.base import (
+    SUCCESS_EVER,
+    SUCCESS_UNCLEAR,
+    FinishedEpisode,
+    Strategy,
+    said_success,
+    unclear_said,
+    unclear_success,
+)
 
 __all__ = ["CurriculumEnv"]
 
@@ -24,7 +33,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
     `load(env, level)` puts a level into the env inside; without it the level is passed on as
     `reset(options={"level": level.data})`. The reset info gets `task` (stage, level, generator, role) and the
     flat keys `curriculum_stage` and `curriculum_level_id`; the last step's info gets the flat keys again, and
-    `curriculum_success_ever`: whether any step's info said `is_success` (else `success`).
+    `curriculum_success_ever`: whether any step's info said `is_success` (else `success`); None where none said either.
 
     Under a vec env, directives come from the coordinator; what is broadcast and is not a directive is handed
     to the env inside. Alone, with `strategy=`, it is the only one who counts: it tracks its own episodes, and
@@ -54,10 +63,14 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._seed: int | None = None  # the newest that a reset brought
         # (stage, level, error) of resets that raised since the last one that did not: its info says so
         self._failed_resets: list[tuple[str, str, str]] = []
-        self._succeeded = False  # a step of the episode that runs said so
+        self._succeeded: bool | None = (
+            None  # whether a step of the episode that runs succeeded; None: none said
+        )
+        self._unclear: str | None = None  # the first that one of them said which is neither yes nor no
         # index, length, return, version; while one runs, and only with a strategy of its own to tell them to
         self._episode: tuple[int, int, float, int] | None = None
         self._episodes = 0
+        self._warned = False  # of a success that cannot be read
         if strategy is not None:
             self._call("attached", 1)
             self._publish()
@@ -137,7 +150,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             error.add_note(f"while starting level {level.id!r} of stage {stage!r} ({generator})")
             self._failed_resets.append((stage, level.id, f"{type(error).__name__}: {error}"))
             raise
-        self._succeeded = False
+        self._succeeded = self._unclear = None
         self._task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
         if self.strategy is not None:
             self._episode = (self._episodes, 0, 0.0, self._version)
@@ -164,14 +177,24 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         if not ended and not info:
             return result
         info = self._checked(info, "step")
-        if not self._succeeded and _said(info):
-            self._succeeded = True
+        if not self._succeeded:
+            self._read_success(info)
         if ended:
             info = {**info, **self._flat(), SUCCESS_EVER: self._succeeded}
+            if self._unclear is not None:
+                info[SUCCESS_UNCLEAR] = self._unclear
             self._end("terminated" if terminated else "truncated", info)
         elif self._succeeded:  # a wrapper around this one may end the episode here
             info = {**info, SUCCESS_EVER: True}
         return obs, reward, terminated, truncated, info
+
+    def _read_success(self, info: dict[str, Any]) -> None:
+        """Take in what a step's info says of success."""
+        said = said_success(info)
+        if said is not None:
+            self._succeeded = said
+        elif self._unclear is None:
+            self._unclear = unclear_said(info)
 
     def _where(self) -> str:
         if not self._task:
@@ -199,7 +222,11 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         """
         if self._episode is None or self.strategy is None:
             return
-        self.strategy.observe(self._finished(outcome, info))
+        episode = self._finished(outcome, info)
+        if not self._warned and (text := unclear_success(episode)) is not None:
+            self._warned = True
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        self.strategy.observe(episode)
         self._call("settle", None)
         self._publish()
         self._episode = None
@@ -217,11 +244,3 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         method = getattr(self.strategy, name, None)
         if method is not None:
             method(*arguments)
-
-
-def _said(info: dict[str, Any]) -> bool:
-    """Whether a step's info says that it succeeded. What is no plain truth says nothing before the episode's end."""
-    try:
-        return said_success(info)
-    except ValueError:  # an array of several
-        return False

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,10 @@ async def evaluate(
     try:
         async with evaluator(config, job) as judge:
             torch.set_num_threads(judge.torch_threads)
-            return await judge.play(saved, path, episodes=episodes, greedy=greedy, seed=seed)
+            results = await judge.play(saved, path, episodes=episodes, greedy=greedy, seed=seed)
+            if judge.unclear is not None:
+                warnings.warn(judge.unclear, stacklevel=2)
+            return results
     finally:
         torch.set_num_threads(threads_before)
 
@@ -76,6 +80,9 @@ class Evaluator:
     def __init__(self, envs: av.AsyncVecEnv, config: TrainConfig, job: Job) -> None:
         self.envs, self.stages, self._config = envs, job.plan.names, config
         self._success = success_of(job, config)
+        self.unclear: str | None = (
+            None  # the first episode whose success cannot be read, where its info is to say it
+        )
         self._learner: Learner | None = None
 
     @property
@@ -136,6 +143,8 @@ class Evaluator:
         if draw is not None:
             await draw()
         played = await self._play_stage(collector, infos, per_env, (seed, number), draw)
+        if self._success in (cu.is_success, cu.ever_success):
+            self.unclear = next(filter(None, (self.unclear, *map(cu.unclear_success, played))), None)
         return _result(name, played, self._success)
 
     async def _play_stage(

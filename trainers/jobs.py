@@ -229,7 +229,9 @@ def _strategy(config: TrainConfig, job: Job, levels: Any) -> Any:
     def scored(episode: Any) -> float:
         return float(success(episode))
 
-    score: Any = cu.success_score if success is cu.is_success else scored
+    score: Any = scored
+    if success in (cu.is_success, cu.ever_success):
+        score = cu.success_score if success is cu.is_success else cu.ever_success_score
     if config.strategy == "ladder":
         own = {"success": success, "seed": config.seed}
         return cu.Ladder(job.plan, **own, **_options(cu.Ladder, config, own))

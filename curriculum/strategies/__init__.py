@@ -6,8 +6,11 @@ from curriculum.strategies.base import (
     FinishedEpisode,
     Strategy,
     ever_success,
+    ever_success_score,
     is_success,
+    said_success,
     success_score,
+    unclear_success,
 )
 from curriculum.strategies.ladder import Ladder
 from curriculum.strategies.learnability import Learnability
@@ -28,6 +31,9 @@ __all__ = [
     "Staged",
     "Strategy",
     "ever_success",
+    "ever_success_score",
     "is_success",
+    "said_success",
     "success_score",
+    "unclear_success",
 ]

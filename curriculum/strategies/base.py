@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from curriculum.directive import Directive
 from curriculum.errors import PlanError, StampError, StateError
 
 __all__ = [
     "SUCCESS_EVER",
+    "SUCCESS_UNCLEAR",
     "Decision",
     "EpisodeLike",
     "FinishedEpisode",
@@ -20,18 +24,23 @@ __all__ = [
     "Strategy",
     "Success",
     "ever_success",
+    "ever_success_score",
     "is_success",
     "need",
     "said_success",
     "success_function",
     "success_score",
     "task_of",
+    "unclear_said",
+    "unclear_success",
 ]
 
 
+# keys of the last info, by CurriculumEnv
 SUCCESS_EVER = (
-    "curriculum_success_ever"  # key of the last info, by CurriculumEnv: a step of the episode succeeded
+    "curriculum_success_ever"  # whether a step of the episode succeeded; None: no step said anything
 )
+SUCCESS_UNCLEAR = "curriculum_success_unclear"  # what a step said that is neither yes nor no, if one did
 
 
 class StartedLike(Protocol):
@@ -141,15 +150,59 @@ class Decision:
         return cls(**{**data, "reasons": tuple(data["reasons"])})
 
 
-def said_success(info: Mapping[str, Any]) -> bool:
-    """`info["is_success"]`, else `["success"]`, else false."""
+def said_success(info: Mapping[str, Any]) -> bool | None:
+    """What `info["is_success"]`, else `["success"]` says: a bool, or a number that is neither 0 nor NaN, also as a
+    NumPy scalar or an array of one entry. None: neither key is there, or what it holds is no such value."""
     value = info.get("is_success")
-    return bool(value if value is not None else info.get("success", False))
+    if value is None:
+        value = info.get("success")
+    return value if value is None or value is True or value is False else _truth(value)
+
+
+def _truth(value: Any) -> bool | None:
+    try:
+        if not isinstance(value, Real):
+            value = np.asarray(value) if hasattr(value, "__array__") else None
+            if value is None or value.size != 1 or value.dtype.kind not in "biuf":
+                return None
+            value = value.item()
+        return bool(value != 0 and value == value)  # NaN is no success
+    except Exception:  # of a type of the env's own
+        return None
+
+
+def unclear_said(info: Mapping[str, Any]) -> str | None:
+    """The value of a success key that `said_success` can make nothing of, in words; None where there is none."""
+    for key in ("is_success", "success"):
+        if (value := info.get(key)) is not None:
+            return None if said_success(info) is not None else f"{key} is {_shown(value)}"
+    return info.get(SUCCESS_UNCLEAR)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a type of the env's own
+        return type(value).__name__
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def unclear_success(episode: EpisodeLike) -> str | None:
+    """That an episode's success cannot be read from its info, where that is so."""
+    if (said := unclear_said(episode.final_info)) is None:
+        return None
+    task = episode.task if isinstance(episode.task, Mapping) else {}
+    where = f"env {episode.env_id}, stage {task.get('stage')!r}, level {task.get('level')!r}"
+    return f"{where}: {said}, which is neither a bool nor a number: no success, wherever it is said"
 
 
 def is_success(episode: EpisodeLike) -> bool:
-    """Whether the episode's last step succeeded: `final_info["is_success"]`, else `["success"]`, else false."""
-    return said_success(episode.final_info)
+    """Whether the episode's last step succeeded: what `final_info["is_success"]`, else `["success"]` says.
+
+    A bool or a number counts (0 and NaN are no success), also as a NumPy scalar or an array of one entry; anything
+    else is no success.
+    """
+    return said_success(episode.final_info) is True
 
 
 def ever_success(episode: EpisodeLike) -> bool:
@@ -157,7 +210,7 @@ def ever_success(episode: EpisodeLike) -> bool:
 
     StampError if the episode was stamped by something else, which does not tell.
     """
-    if said_success(episode.final_info):
+    if is_success(episode):
         return True
     value = episode.final_info.get(SUCCESS_EVER)
     if value is None and "role" not in task_of(episode):
@@ -183,6 +236,11 @@ def success_function(success: Any) -> Success:
 def success_score(episode: EpisodeLike) -> float:
     """1.0 for a success, else 0.0."""
     return float(is_success(episode))
+
+
+def ever_success_score(episode: EpisodeLike) -> float:
+    """1.0 if any step succeeded, else 0.0; raises as `ever_success`."""
+    return float(ever_success(episode))
 
 
 def task_of(event: StartedLike) -> Mapping[str, Any]:

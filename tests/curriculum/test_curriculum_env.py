@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 from curriculum import (
@@ -24,6 +29,7 @@ from curriculum import (
     StampError,
     ever_success,
     is_success,
+    unclear_success,
 )
 from tests.curriculum.helpers import PLAN, ActionEnv, Flash, LevelEnv, level_set
 
@@ -272,6 +278,56 @@ def test_a10_an_episode_succeeds_at_its_last_step_or_at_any(
             *_, info = env.step(0)
         episode = FinishedEpisode(0, 0, 0, 10, 0.0, "terminated", 1, task, info)
         assert (is_success(episode), ever_success(episode)) == (last, ever)
+
+
+@pytest.mark.parametrize(
+    ("value", "success"),
+    [
+        (True, True), (0, False), (0.5, True), (math.nan, False), (np.True_, True), (np.float32(0), False),
+        (np.array(True), True), (np.array([[0.0]]), False), (np.array([math.nan]), False), (Fraction(1, 2), True),
+        (np.array([1, 0]), None), (np.array([]), None), ("no", None), (["x"], None), (object(), None), (1j, None),
+        (np.array(["no"]), None), ({"a": 1}, None),
+    ],
+)  # fmt: skip
+def test_what_is_neither_a_bool_nor_a_number_is_no_success_and_said_once(
+    value: Any, success: bool | None
+) -> None:
+    """At an episode's last step or on the way, alone and under a coordinator: nothing raises."""
+    env = CurriculumEnv(Says(value), level_set(), strategy=DomainRandomisation(level_set()))
+    said: list[str] = []
+    with contextlib.nullcontext() if success is not None else pytest.warns(RuntimeWarning) as told:
+        for _ in range(2):
+            _, info = env.reset()
+            task = info["task"]
+            *_, info = env.step(0)
+            *_, info = env.step(0)
+            episode = FinishedEpisode(3, 0, 0, 2, 0.0, "terminated", 1, task, info)
+            assert (is_success(episode), ever_success(episode)) == (False, bool(success))
+            last = replace(episode, final_info={"success": value})
+            assert is_success(last) == bool(success)
+            said += filter(None, map(unclear_success, (episode, last)))
+    assert len(said) == (0 if success is not None else 4)
+    assert all(
+        re.match(r"env 3, stage '\w+', level '[^']+': success is .*neither a bool", text) for text in said
+    )
+    assert told is None or len(told) == 1
+
+
+class Says(gym.Env[Any, Any]):
+    """Two steps, of which the first says `value`."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return 0, 0.0, self.t == 2, False, {"success": self.value} if self.t == 1 else {}
 
 
 def test_a10_a_wrapper_around_may_end_the_episode_first() -> None:

@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from trainers.evaluate import evaluate
 from trainers.record.checkpoint import CheckpointError, Checkpoints
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import read_metrics
-from trainers.record.progress import PlainLines
+from trainers.record.progress import PlainLines, summary_lines
 
 pytestmark = pytest.mark.alternate_loops
 
@@ -330,6 +331,53 @@ async def test_success_that_never_comes_is_warned_of_once(
         async with training(tiny(tmp_path, total_steps=64 * 25, checkpoint_every=1000), job=job) as run:
             assert (await run.wait()).episodes > 100
         assert run.warnings == []
+
+
+class Says(Corridor):
+    """Two steps, of which the first says `value`, or both do, instead of whether it succeeded."""
+
+    def __init__(self, value: Any, each: bool = False) -> None:
+        super().__init__()
+        self.value, self.each = value, each
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, *_ = super().step(action)
+        info = {"is_success": self.value} if self.each or self.t == 1 else {}
+        return obs, reward, False, self.t == 2, info
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("value", [True, False])
+async def test_under_ever_an_episode_says_by_any_step_whether_it_succeeded(
+    tmp_path: Path, value: bool
+) -> None:
+    """And not by its last step alone, which may say nothing."""
+    levels = cu.LevelSet(LEVELS)
+    job = Job(PLAN, lambda: cu.CurriculumEnv(Says(value), levels))
+    async with training(tiny(tmp_path, total_steps=64 * 7, success="ever"), job=job) as run:
+        summary = await run.wait()
+    assert summary.episodes > 100
+    assert run.warnings == []
+    assert f"  one        success {value:4.0%} of the newest" in "\n".join(summary_lines(summary, run))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("strategy", "success"), [("staged", "last"), ("uniform", "ever")])
+async def test_a_success_that_cannot_be_read_ends_no_run_and_is_warned_of_once(
+    tmp_path: Path, strategy: Any, success: Any
+) -> None:
+    levels = cu.LevelSet(LEVELS)
+    job = Job(PLAN, lambda: cu.CurriculumEnv(Says(np.array([1, 0]), each=True), levels))
+    config = tiny(tmp_path, name="run", total_steps=64, strategy=strategy, success=success)
+    text = r"^env \d, stage '\w+', level '\w+': is_success is array\(\[1, 0\]\), which is neither a bool nor a number"
+    async with training(config, job=job) as run:
+        summary = await run.wait()
+    assert len(run.warnings) == 1
+    assert re.match(text, run.warnings[0])
+    assert {stage.success_rate for stage in summary.stages} == {0.0}
+    with pytest.warns(UserWarning, match=text):
+        rows = await evaluate(tmp_path / "run", episodes=4, job=job)
+    assert {row.success_rate for row in rows} == {0.0}
 
 
 class Faulty(Corridor):

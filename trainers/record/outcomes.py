@@ -11,7 +11,7 @@ import curriculum as cu
 
 __all__ = ["Outcomes"]
 
-SAID = {"is_success", "success"}  # keys of a final info
+EVER = "curriculum_success_ever"  # of a final info: what a CurriculumEnv says of all steps
 SILENT = 100  # episodes
 NEWEST = 50  # outcomes kept per stage, as the curriculum's own windows do
 STRAGGLER = 20  # × num_envs: outcomes that wait for an older episode before it is passed over
@@ -47,8 +47,7 @@ class Outcomes:
             if success is not None:
                 self._ended[stage] = self.ended(stage) + 1
             if self.silent is not None:
-                said = SAID & event.final_info.keys()
-                self.silent = None if said else self.silent + (success is not None)
+                self.silent = None if self._said(event) else self.silent + (success is not None)
             if not self._in_order or not self._order.end(event.order, entry._replace(success=success)):
                 self._count(stage, success)
         if self._in_order:
@@ -56,6 +55,12 @@ class Outcomes:
             for entry, passed_over in self._order.release(batch.watermark, self._patience, batch.beginning):
                 if not passed_over:
                     self._count(names[entry.stage], entry.success)
+
+    def _said(self, episode: Any) -> bool:
+        """Whether the episode says if it succeeded; any of its steps may, where any counts."""
+        info = episode.final_info
+        any_step = self._success is cu.ever_success and info.get(EVER) is not None
+        return any_step or cu.said_success(info) is not None
 
     def _count(self, stage: str, success: bool | None) -> None:
         if success is not None:
