@@ -30,7 +30,7 @@ from trainers.learn.thread import LearnerThread
 from trainers.loop_monitor import LoopMonitor
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints
-from trainers.record.env_errors import EnvErrors, TooManyEnvErrors
+from trainers.record.env_errors import EnvErrors, TooManyEnvErrors, WorkerLosses
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import EvalReport, Report, StageReport, Timing, percentile
 from trainers.record.outcomes import SILENT, Outcomes
@@ -189,6 +189,11 @@ class Run:
         """Episodes that failed with an error of their env, by level."""
         return self._tally.errors
 
+    @property
+    def worker_losses(self) -> WorkerLosses:
+        """Workers that were lost and replaced, and the episodes that were lost with them."""
+        return self._tally.losses
+
     def summary(self) -> Summary:
         """The run so far; once it has ended, as it ended."""
         return self._summary if self._summary is not None else self._summarise("running")
@@ -221,7 +226,7 @@ class Run:
         space, events = self.envs.single_observation_space, self.envs.events()
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
-        self._warn_of_errors(tally.errors.resets(infos))
+        self._note_reset(infos)
         learner = await self._thread.run(  # torch loads much on first use: not on the loop
             partial(Learner, config, space, self.envs.single_action_space, masked=is_masked(space, infos))
         )
@@ -327,6 +332,9 @@ class Run:
         await self.coordinator.settled()  # what is decided on this batch holds for the very next step
         tally = self._tally
         self._warn_of_errors(tally.batch(batch))
+        if lost := tally.losses.batch(batch):
+            for text in tally.losses.count(self.envs.statistics(), lost):
+                self._warn(text)
         self._note_stage()
         if batch.episodes:
             self._expect_success()
@@ -342,6 +350,11 @@ class Run:
         needed = len(self._job.plan.names) > 1 or self.config.solve_rate is not None
         if needed and not self.says_success and self._outcomes.silence and MUTE not in self.warnings:
             self._warn(MUTE)
+
+    def _note_reset(self, infos: Any) -> None:
+        """Count what went wrong in a reset of all envs."""
+        self._warn_of_errors(self._tally.errors.resets(infos))
+        self._tally.losses.count(self.envs.statistics(), {})
 
     def _warn_of_errors(self, first: list[str]) -> None:
         """Levels whose first error of their env this is; the first few are named as they come."""
@@ -395,7 +408,7 @@ class Run:
             obs, infos = await self.envs.reset(seed=self._seeds())
             await self.coordinator.settled()
             await self._collector.follow()
-            self._warn_of_errors(self._tally.errors.resets(infos))
+            self._note_reset(infos)
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
         self._collector.learner.begin_anew()

@@ -137,7 +137,7 @@ def report(name: str, ratio: float = 0.0) -> Report:
     stage = StageReport(name, 0.5, 10, 20, ratio, 1.0, "")
     timing = Timing(1.0, 100.0, 0.5, 0.5, 0.1, 0.0, 0.0, 1, 1)
     return Report(
-        update=1, env_steps=64, episodes=20, aborted=0, env_errors={}, stage=name, mixing_ratio=ratio,
+        update=1, env_steps=64, episodes=20, aborted=0, env_errors={}, worker_losses=0, stage=name, mixing_ratio=ratio,
         episode_return=None, episode_length=None, valid_rows=60, passes=4, stages=(stage,), timing=timing,
         policy_loss=0.1, value_loss=0.1, entropy=0.1, approx_kl=0.1, clip_fraction=0.1, grad_norm=0.1,
         explained_variance=0.1, learning_rate=0.1,

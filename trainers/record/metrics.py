@@ -96,6 +96,8 @@ class Report:
     Those that a reset of all envs ends are not counted."""
     env_errors: dict[str, int]
     """Errors of envs in this update by level (STAGE/LEVEL): episodes that they ended, or kept from beginning."""
+    worker_losses: int
+    """Workers that were lost and replaced in this update; with several machines, hosts too."""
     stage: str
     """The current stage; "all" for strategies without one."""
     mixing_ratio: float

@@ -204,9 +204,9 @@ def _return(report: Report) -> str:
 
 
 def _errors(report: Report) -> str:
-    """How many episodes of the update failed with an error of their env, where any did."""
-    count = sum(report.env_errors.values())
-    return f"  {count} env error{'s' * (count > 1)}" if count else ""
+    """How many episodes of the update failed with an error of their env, and how many workers were lost, if any."""
+    counts = (("env error", sum(report.env_errors.values())), ("lost worker", report.worker_losses))
+    return "".join(f"  {count} {what}{'s' * (count > 1)}" for what, count in counts if count)
 
 
 def _staged(report: Report) -> bool:
@@ -267,6 +267,7 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
         f"  directives {summary.published} published, {summary.applied} applied by every worker",
         *([f"  {evaluation_line(run.last_evaluation).strip()}"] if run.last_evaluation else []),
         *(f"  env error  {line}" for line in run.env_errors.lines()),
+        *(f"  workers    {line}" for line in run.worker_losses.lines()),
         *(f"  warning    {warning}" for warning in run.warnings),
         f"  run        {run.folder.path}",
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import aio_vecenv as av
 from trainers.learn.ppo import UpdateStats
-from trainers.record.env_errors import EnvErrors
+from trainers.record.env_errors import EnvErrors, WorkerLosses
 from trainers.record.metrics import Report, StageReport, Timing
 from trainers.record.outcomes import Outcomes
 
@@ -49,6 +49,10 @@ class Summary:
     """Every stage at the end."""
     env_errors: dict[str, int]
     """Episodes that an error of their env ended, or kept from beginning, by level; whatever the stage."""
+    worker_losses: int
+    """Workers that were lost and replaced, over all parts of the run; with several machines, hosts too."""
+    lost_episodes: int
+    """Episodes that were aborted with them."""
     wall_s: float
     """Seconds from the first reset to the end, over all parts of the run."""
     steps_per_s: float
@@ -74,6 +78,7 @@ class RunTally:
 
     def __init__(self, max_error_share: float = 1.0) -> None:
         self.errors = EnvErrors(max_error_share)
+        self.losses = WorkerLosses()
         self.updates = self.env_steps = self.episodes = self.resumes = 0
         self.solved_at: int | None = None
         self.timeline: list[StageEntry] = []
@@ -122,6 +127,7 @@ class RunTally:
             episodes=self.episodes,
             aborted=self._aborted,
             env_errors=self.errors.take(),
+            worker_losses=self.losses.take(),
             stage=stage,
             mixing_ratio=next((row.mixing_ratio for row in stages if row.name == stage), 0.0),
             episode_return=self._return / ended if ended else None,
@@ -143,6 +149,8 @@ class RunTally:
             solved_at=self.solved_at,
             timeline=tuple(self.timeline),
             env_errors=dict(self.errors.total),
+            worker_losses=self.losses.total,
+            lost_episodes=self.losses.aborted,
             wall_s=wall_s,
             steps_per_s=self.env_steps / wall_s,
             resumes=self.resumes,
@@ -159,6 +167,7 @@ class RunTally:
             "solved_at": self.solved_at,
             "timeline": [dataclasses.asdict(entry) for entry in self.timeline],
             "env_errors": dict(self.errors.total),
+            "worker_losses": self.losses.state(),
             "of_update": [self._ended, self._aborted, self._steps, self._return],
         }
 
@@ -170,6 +179,7 @@ class RunTally:
         self.timeline = [StageEntry(**entry) for entry in state["timeline"]]
         self._ended, self._aborted, self._steps, self._return = state["of_update"]
         self.errors.total.update(state.get("env_errors", {}))  # not in the oldest checkpoints
+        self.losses.load(state.get("worker_losses", (0, 0)))  # nor in those of 0.1
 
 
 def stage_reports(
