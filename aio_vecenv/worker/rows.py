@@ -188,7 +188,7 @@ class Rows:
                 pickled.append(value)
                 continue
             kind = type(value)
-            if kind is np.ndarray:
+            if kind is np.ndarray or kind is leaf.scalar:
                 if value.dtype is not leaf.dtype or value.shape != leaf.shape:
                     return False
                 if finite and leaf.floats and not _all_finite(value):
@@ -360,6 +360,7 @@ class _PlainLeaf(NamedTuple):
     key: Any
     column: NDArray[Any] | None  # None: it travels pickled, as it is
     dtype: np.dtype[Any]
+    scalar: type[Any]  # numpy's, of that dtype
     shape: tuple[int, ...]
     low: int  # of the ints that it takes; above `high`: none
     high: int
@@ -376,8 +377,9 @@ def _plain_leaves(obs: SpaceTree, columns: Sequence[NDArray[Any] | None]) -> lis
         if isinstance(leaf.space, spaces.Discrete):
             limits = np.iinfo(leaf.dtype)
             low, high = int(limits.min), int(limits.max)
+        dtype = leaf.dtype
         plain.append(
-            _PlainLeaf(leaf.path[0], column, leaf.dtype, leaf.shape, low, high, leaf.dtype.kind == "f")
+            _PlainLeaf(leaf.path[0], column, dtype, dtype.type, leaf.shape, low, high, dtype.kind == "f")
         )
     return plain
 

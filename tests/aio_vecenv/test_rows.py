@@ -964,6 +964,8 @@ GOOD = {"a": np.ones(2, np.float32), "b": 3, "c": np.zeros((2, 2), np.uint8), "d
 SHOWN: dict[str, Any] = {
     "as it should": GOOD,
     "numpy's int": {**GOOD, "b": np.int64(-4)},
+    "another of numpy's": {**GOOD, "b": np.int8(-4)},
+    "numpy's int for pictures": {**GOOD, "c": np.uint8(1)},
     "an int too large": {**GOOD, "b": 1 << 70},
     "a bool": {**GOOD, "b": True},
     "a float": {**GOOD, "b": 3.0},
