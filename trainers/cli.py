@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import io
@@ -12,6 +13,7 @@ import signal
 import sys
 import tomllib
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,6 +227,9 @@ def _spelt_out(args: list[str]) -> list[str]:
     """Settings that are on, off or chosen by the spaces take a value; on and off are also said as of other settings:
     `--network.normalise-obs` and `--network.no-normalise-obs`. `--fleet 4` says how many hosts; `--network NAME` is
     `--network.factory NAME`."""
+    for table in ("--env-kwargs", "--strategy-options"):  # the last one would win
+        if sum(arg.partition("=")[0].replace("_", "-") == table for arg in args) > 1:
+            raise ConfigError(f"{table} is said twice: say all its NAME=VALUE after one")
     args = [
         arg.replace("--network", "--network.factory", 1) if arg.split("=")[0] == "--network" else arg
         for arg in args
@@ -246,20 +251,21 @@ _TABLES = tyro.constructors.ConstructorRegistry()
 
 @_TABLES.primitive_rule
 def _table(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Tables are written NAME=VALUE …; a value is one of TOML's, else a string."""
+    """Tables are written NAME=VALUE …, each name once; a value is one of TOML's or Python's, else text."""
     if info.type != dict[str, Any]:
         return None
 
     def read(words: list[str]) -> dict[str, Any]:
-        table = {}
+        table: dict[str, Any] = {}
+        if not words:
+            raise ValueError("expected NAME=VALUE, got nothing")
         for word in words:
             name, equals, text = word.partition("=")
             if not equals or not name:
                 raise ValueError(f"expected NAME=VALUE, got {word!r}")
-            try:
-                table[name] = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
-                table[name] = text
+            if name in table:
+                raise ValueError(f"{name!r} is said twice")
+            table[name] = _value(text)
         return table
 
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -267,8 +273,27 @@ def _table(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         metavar="NAME=VALUE",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda table: [f"{name}={value}" for name, value in table.items()],
+        str_from_instance=lambda table: [f"{name}={_written(value)}" for name, value in table.items()],
     )
+
+
+def _value(text: str) -> Any:
+    """What a word means: a value of TOML's (true, 1e-3, [1, 2]), else a literal of Python's (True, None, .3), else
+    text. So are dates, which settings have none of."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of what only looks like Python
+                value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return text
+    return value if isinstance(value, (str, bool, int, float, list, tuple, dict, type(None))) else text
+
+
+def _written(value: Any) -> str:
+    """A word that means `value`."""
+    return value if isinstance(value, str) and _value(value) == value else repr(value)
 
 
 def _source(args: list[str]) -> _Source:

@@ -28,6 +28,7 @@ __all__ = [
     "Rates",
     "Schedule",
     "TrainConfig",
+    "coerce",
     "from_mapping",
     "known",
     "to_mapping",
@@ -38,6 +39,7 @@ C = TypeVar("C")
 T = TypeVar("T")
 FLEET_BLOCK = 16  # envs that a policy acts in at once; a host has whole ones
 UNSET = "none"  # TOML has no None; left out, a setting would be filled from the preset
+NOTHING = {"none": True}  # None inside a table of the user's, where the word is a text like others
 Schedule = Literal["constant", "linear", "cosine"] | tuple[tuple[float, float], ...]
 StrategyName = Literal[
     "staged", "ladder", "uniform", "learning_progress", "learnability", "prioritised_replay"
@@ -63,7 +65,7 @@ def _check(config: Any, prefix: str = "") -> None:
             not isinstance(given, str) or given != UNSET,
             f"{prefix}{item.name} must not be {UNSET!r}: that says None in a config file",
         )
-        value = _coerce(given, hints[item.name], f"{prefix}{item.name}")
+        value = coerce(given, hints[item.name], f"{prefix}{item.name}")
         _require(
             not (isinstance(value, float) and math.isnan(value)),
             f"{prefix}{item.name} must be a number, got nan",
@@ -305,7 +307,8 @@ class TrainConfig:
     env: str | None = None
     """Your own env: MODULE:FACTORY, a Gymnasium id, or MODULE:ID where importing MODULE registers it."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments for the env: NAME=VALUE …, in a file the table [env_kwargs]."""
+    """Arguments for the env: NAME=VALUE …, a value as TOML or Python writes it, else text; in a file the table
+    [env_kwargs]."""
     plan: Path | None = None
     """Stage plan (TOML)."""
     levels: Path | None = None
@@ -319,7 +322,7 @@ class TrainConfig:
     replay_score: Literal["l1", "positive", "max_mc"] = "l1"
     """prioritised_replay: score levels by mean |A|, by mean max(A, 0), or by the highest return so far - mean V."""
     strategy_options: dict[str, Any] = field(default_factory=dict)
-    """Other parameters of the strategy's class: NAME=VALUE …, in a file the table [strategy_options]."""
+    """Other parameters of the strategy's class, written like `env_kwargs`; in a file the table [strategy_options]."""
     window: Literal["started", "completed"] = "started"
     """Count outcomes in the order in which episodes started, or in which they ended."""
     rules: Literal["reference", "sequential"] = "reference"
@@ -570,6 +573,8 @@ def _toml_value(value: Any) -> str:
     # JSON's strings (but for DEL), integers, booleans and arrays are TOML's; floats keep their shortest exact form
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)  # inf, -inf: JSON would say Infinity
+    if value is None:
+        value = NOTHING
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -603,14 +608,14 @@ def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C
             inner = getattr(base, name) if base is not None else None
             values[name] = from_mapping(typing.cast(type[Any], hint), value, source=where, base=inner)
         else:
-            values[name] = _coerce(value, hint, where)
+            values[name] = coerce(value, hint, where)
     try:
         return kind(**values) if base is None else dataclasses.replace(typing.cast(Any, base), **values)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
+def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint` asks, without losing anything; else `ConfigError`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
@@ -628,7 +633,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         kinds = [option for option in options if option is not type(None)]
         shape = tuple if isinstance(value, (list, tuple)) else Literal if isinstance(value, str) else None
         fits = [kind for kind in kinds if typing.get_origin(kind) is shape]
-        return _coerce(value, (fits or kinds)[0], where)
+        return coerce(value, (fits or kinds)[0], where)
     if origin is Literal:
         if type(value) is not type(options[0]) or value not in options:
             raise ConfigError(
@@ -645,8 +650,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if options[-1] is not Ellipsis:
             if len(value) != len(options):
                 raise ConfigError(f"{where}: expected {len(options)} values, got {value!r}")
-            return tuple(_coerce(item, option, where) for item, option in zip(value, options))
-        return tuple(_coerce(item, options[0], where) for item in value)
+            return tuple(coerce(item, option, where) for item, option in zip(value, options))
+        return tuple(coerce(item, options[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():  # 1e6
@@ -664,11 +669,13 @@ def _network_table(hint: Any, value: Any) -> Any:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` as TOML can hold it: tables, lists, strings, numbers, booleans."""
+    """`value` as TOML can hold it: tables, lists, strings, numbers, booleans; and None."""
     if isinstance(value, np.generic):
         value = value.item()
+    if value is None or (isinstance(value, Mapping) and value == NOTHING):
+        return None
     if not isinstance(value, (Mapping, list, tuple, str, bool, int, float)):
-        raise ConfigError(f"{where}: expected a string, number, boolean, list or table, got {value!r}")
+        raise ConfigError(f"{where}: expected a string, number, boolean, None, list or table, got {value!r}")
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     return [_plain(item, where) for item in value] if isinstance(value, (list, tuple)) else value

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import sys
+import types
+import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import aio_vecenv as av
 import curriculum as cu
-from trainers.config import ConfigError, TrainConfig, known
+from trainers.config import ConfigError, TrainConfig, coerce, known
 from trainers.learn.networks import MASK
 from trainers.names import imported, named
 from trainers.presets import Job, load_preset
@@ -266,9 +269,38 @@ def _options(kind: Any, config: TrainConfig, own: dict[str, Any]) -> dict[str, A
             raise ConfigError(
                 f"strategy_options: {config.strategy} takes no {name!r}{hint}; it takes {', '.join(known)}"
             )
-    return config.strategy_options
+    hints = typing.get_type_hints(kind.__init__)
+    return {
+        name: _fitting(value, hints[name], f"strategy_options: {config.strategy}'s {name}")
+        for name, value in config.strategy_options.items()
+    }
 
 
+def _fitting(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the first of the types that `hint` allows. Raises `ConfigError` if it fits none of them."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = [kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not type(None)]
+    if value is None and len(kinds) < len(typing.get_args(hint)):
+        return None
+    wanted = []
+    for kind in kinds:
+        origin, options = typing.get_origin(kind), typing.get_args(kind)
+        with contextlib.suppress(ConfigError):
+            if origin is Mapping and isinstance(value, dict):
+                return {key: coerce(item, options[1], where) for key, item in value.items()}
+            if origin is None or origin is typing.Literal:
+                return coerce(value, kind, where)
+        wanted.append(_KINDS.get(kind) or _KINDS.get(origin) or " or ".join(map(repr, options)))
+    raise ConfigError(f"{where}: expected {' or '.join(wanted)}, got {value!r}")
+
+
+_KINDS: dict[Any, str] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    Callable: "a function, which only Python can give",
+    Mapping: "a table of these by stage",
+}
 NO_STAGES = "all"  # the one stage of an env that was given no plan
 NO_PLAN = cu.StagePlan([cu.Stage(NO_STAGES)])  # this very object: a plan of the user's may look the same
 

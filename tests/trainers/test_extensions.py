@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.trainers.helpers import corridor_job, tiny
-from trainers import CallbackError, ConfigError, training
+from trainers import CallbackError, ConfigError, TrainConfig, training
 from trainers.cli import _parse
+from trainers.config import from_mapping, to_toml
 from trainers.record.folder import load_config
 from trainers.record.loggers import LoggerError
 from trainers.record.metrics import read_metrics
@@ -164,6 +166,28 @@ async def test_a_callback_may_stop_the_run_and_hides_none_of_its_errors(mine: Pa
         ({"strategy_options": {"prob": 0.1}}, "staged takes no 'prob'; did you mean 'probe'"),
         ({"strategy_options": {"window": "started"}}, "staged takes no 'window'"),
         ({"strategy": "prioritised_replay", "strategy_options": {"rh": 0.3}}, "did you mean 'rho'"),
+        ({"strategy_options": {"probe": "x"}}, "staged's probe: expected a number, got 'x'"),
+        (
+            {"strategy_options": {"adaptive_mixing": 1}},
+            "staged's adaptive_mixing: expected true or false, got 1",
+        ),
+        (
+            {"strategy_options": {"threshold": {"one": "x"}}},
+            "expected a number or a table of these by stage, got {",
+        ),
+        ({"strategy_options": {"mix_by": None}}, "mix_by: expected 'episodes' or 'steps', got None"),
+        (
+            {"strategy": "ladder", "strategy_options": {"start": 0.5}},
+            "start: expected a whole number, got 0.5",
+        ),
+        (
+            {"strategy": "ladder", "strategy_options": {"down": "f"}},
+            "down: expected a function, which only Python",
+        ),
+        (
+            {"strategy": "prioritised_replay", "strategy_options": {"replay": True}},
+            "replay: expected a number or 'proportionate', got True",
+        ),
     ],
 )
 async def test_what_is_not_there_is_one_clear_error(
@@ -188,6 +212,26 @@ async def test_every_strategy_takes_its_own_parameters(tmp_path: Path) -> None:
                     assert getattr(run.coordinator.strategy, name) == value, strategy
             await run.wait()
         assert run.folder.config().strategy_options == options
+
+
+def test_words_of_a_table_are_read_as_toml_or_python_writes_them(capfd: pytest.CaptureFixture[str]) -> None:
+    """Booleans, None and numbers in both spellings, else text; a name twice, or nothing at all, is an error."""
+    read: dict[str, Any] = {
+        "False": False, "true": True, "None": None, ".3": 0.3, "1e-3": 1e-3, "(1,2)": [1, 2], "{'x':None}": {"x": None},
+        "hard": "hard", "none": "none", "2020-01-01": "2020-01-01", "'True'": "True", "": "",
+    }  # fmt: skip
+    words = [f"a{i}={word}" for i, word in enumerate(read)]
+    command: Any = _parse(["train", "--env", "x:y", "--env-kwargs", *words])
+    assert list(command.settings.env_kwargs.values()) == list(read.values())
+    assert from_mapping(TrainConfig, tomllib.loads(to_toml(command.settings)), source="x") == command.settings
+    for wrong, said in (
+        (["--env-kwargs"], "NAME=VALUE, got nothing"), (["--strategy-options"], "NAME=VALUE, got nothing"),
+        (["--env-kwargs", "a=1", "a=2"], "'a' is said twice"),
+        (["--env-kwargs", "a=1", "--env_kwargs", "b=2"], "--env-kwargs is said twice"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            _parse(["train", "--env", "x:y", *wrong])
+        assert said in " ".join(capfd.readouterr().err.split())
 
 
 def test_the_command_line_takes_them() -> None:
