@@ -229,6 +229,13 @@ def _strategy(config: TrainConfig, job: Job, levels: Any) -> Any:
     if len(levels) < 2:
         raise ConfigError(f"{name} needs at least two levels to choose from, and there is one")
 
+    for stage in job.plan.stages if config.strategy in _BY_SUCCESS and job.success is None else ():
+        if stage.measure != "success":
+            raise ConfigError(
+                f"stage {stage.name!r}: measure = {stage.measure!r}, and {name} goes by success: take "
+                "strategy='staged', which moves on by it, or measure success"
+            )
+
     def scored(episode: Any) -> float:
         return float(success(episode))
 
@@ -247,6 +254,7 @@ def _strategy(config: TrainConfig, job: Job, levels: Any) -> Any:
     return kind(levels, **own, **_options(kind, config, own))
 
 
+_BY_SUCCESS = ("ladder", "learning_progress", "learnability")  # the others ask nothing of a plan's stages
 _WEIGHTED: dict[str, Any] = {
     "uniform": cu.DomainRandomisation,
     "learning_progress": cu.LearningProgress,

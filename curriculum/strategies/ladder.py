@@ -49,6 +49,13 @@ class Ladder:
         start: int = 0,
         seed: int = 0,
     ) -> None:
+        plan = stages.plan if isinstance(stages, LevelSet) else stages
+        for stage in plan.stages if isinstance(plan, StagePlan) and not callable(success) else ():
+            if stage.measure != "success":
+                raise PlanError(
+                    f"stage {stage.name!r}: measure = {stage.measure!r}: Ladder goes by success; say with success=, a "
+                    "function of the episode, which episodes go up, or take Staged"
+                )
         if isinstance(stages, StagePlan):
             success, names = stages.success if success is None else success, stages.names
         else:

@@ -27,6 +27,7 @@ from curriculum import (
     Level,
     LevelSet,
     PlanError,
+    Stage,
     StagePlan,
     StampError,
     StateError,
@@ -112,6 +113,11 @@ def test_an_episode_of_no_rung_names_its_env() -> None:
         (["a", "a"], {}, "each once"),
         (NAMES, {"start": 3}, "start: expected a rung from 0 to 2, got 3"),
         (NAMES, {"down": "failure"}, "down: expected a function"),
+        (
+            StagePlan([Stage("far", threshold=1.0, measure="return")]),
+            {},
+            "stage 'far': measure = 'return': Ladder goes",
+        ),
         (NAMES, {"success": "often"}, "success: expected a function of the episode, 'last' or 'ever'"),
     ],
 )

@@ -383,6 +383,23 @@ def test_a_strategy_without_levels_to_choose_from_is_one_clear_error(tmp_path: P
     assert not list(tmp_path.iterdir()), "a run that cannot be leaves no folder"
 
 
+@pytest.mark.parametrize(
+    "strategy", ["uniform", "prioritised_replay", "ladder", "learning_progress", "learnability"]
+)
+def test_who_goes_by_success_refuses_a_plan_that_measures_something_else(strategy: Any) -> None:
+    """Nothing would ever move. Who asks nothing of the stages takes any; so does whoever is told what succeeds."""
+    plan = cu.StagePlan([cu.Stage("one"), cu.Stage("three", threshold=0.5, measure="return")])
+    config, levels = tiny(Path("runs"), strategy=strategy), cu.LevelSet(LEVELS)
+    make_strategy(config, Job(plan, Corridor, success=bool), levels)
+    if strategy in ("uniform", "prioritised_replay"):
+        make_strategy(config, Job(plan, Corridor), levels)
+    else:
+        with pytest.raises(
+            ConfigError, match=f"stage 'three': measure = 'return', and strategy='{strategy}'"
+        ):
+            make_strategy(config, Job(plan, Corridor), levels)
+
+
 # ---- the goal
 
 
