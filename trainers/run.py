@@ -346,8 +346,11 @@ class Run:
         return self._tally.solved_at is None and not self._stop_asked
 
     def _expect_success(self) -> None:
-        """Warn once if no episode says whether it succeeded: then no stage will ever move."""
-        needed = len(self._job.plan.names) > 1 or self.config.solve_rate is not None
+        """Warn once if no episode says whether it succeeded, and some stage will never move for that, or the run
+        never be solved."""
+        plan = self._job.plan
+        moves = len(plan.names) > 1 and any(stage.measure == "success" for stage in plan.stages)
+        needed = moves or self.config.solve_rate is not None
         if needed and not self.says_success and self._outcomes.silence and MUTE not in self.warnings:
             self._warn(MUTE)
 

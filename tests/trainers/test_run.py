@@ -380,6 +380,27 @@ async def test_a_success_that_cannot_be_read_ends_no_run_and_is_warned_of_once(
     assert {row.success_rate for row in rows} == {0.0}
 
 
+@pytest.mark.asyncio
+async def test_stages_that_need_no_success_show_what_is_measured_instead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No warning that success is never said: nothing waits for it. Lines and summary say how far each stage is."""
+    plan = cu.StagePlan(
+        [cu.Stage("one", measure="return", threshold=2.0), cu.Stage("three", measure="steps", threshold=500)]
+    )
+    shown, mute = PlainLines(), Job(plan, lambda: cu.CurriculumEnv(Mute(), cu.LevelSet(LEVELS)))
+    async with training(tiny(tmp_path, total_steps=64 * 25, checkpoint_every=1000), job=mute) as run:
+        shown.start(run)
+        async for report in run.reports():
+            shown.show(report)
+        shown.finish(await run.wait(), run)
+    assert run.warnings == []
+    assert run.summary().episodes > 100
+    lines = capsys.readouterr().out
+    assert re.search(r"64 steps  one +one return [\d.-]+ of 2  mix", lines)
+    assert re.search(r"^  one +return [\d.]+ of 2, \d+ episodes", lines, re.M)
+
+
 class Faulty(Corridor):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         raise ZeroDivisionError("the env is broken")

@@ -84,8 +84,8 @@ class PlainLines:
             return
         self._stage, self._next_s = report.stage, now + LINE_EVERY_S
         stages = f"  {report.stage:<10} "
-        if self._run is None or self._run.says_success:
-            stages += "  ".join(f"{row.name} {row.success_rate:4.0%}" for row in report.stages)
+        says = self._run is None or self._run.says_success
+        stages += "  ".join(filter(None, (_progress(row, says) for row in report.stages)))
         stages = f"{stages}  {_drawn(report)}" if len(report.stages) > 1 or stages.strip() != "all" else ""
         print(
             f"{report.env_steps:>9,} steps{stages}"
@@ -193,9 +193,17 @@ def evaluation_line(evaluation: EvalReport) -> str:
     return f"evaluated  @ {evaluation.env_steps:,}: {stages}{'  (best)' if evaluation.best else ''}"
 
 
-def _success(row: StageReport, run: Run) -> str:
-    """What is known of a stage's success; nothing where no episode says whether it succeeded."""
-    return f"success {row.success_rate:4.0%} of the newest {row.outcomes}, " if run.says_success else ""
+def _progress(row: StageReport, says_success: bool) -> str:
+    """A stage's success and what else is measured of it, in a few words; nothing where nothing is known."""
+    known = [f"{row.success_rate:4.0%}"] if says_success else []
+    known += [_measured(row)] if _measured(row) else []
+    return " ".join((row.name, *known)) if known else ""
+
+
+def _known(row: StageReport, run: Run) -> str:
+    """As `_progress`, in the summary's words."""
+    success = f"success {row.success_rate:4.0%} of the newest {row.outcomes}, " if run.says_success else ""
+    return success + (f"{_measured(row)}, " if _measured(row) else "")
 
 
 def _return(report: Report) -> str:
@@ -223,7 +231,9 @@ def _drawn(report: Report) -> str:
 
 def _measured(row: StageReport) -> str:
     """Of a stage that something else than success moves on: how far it is."""
-    if row.measure == "success" or not row.value or row.threshold is None:
+    if row.measure == "success" or row.value is None or row.threshold is None:
+        return ""
+    if row.measure == "steps" and not row.value:  # not entered yet
         return ""
     return f"{row.measure} {row.value:,.6g} of {row.threshold:,.6g}"
 
@@ -261,7 +271,7 @@ def summary_lines(summary: Summary, run: Run) -> list[str]:
         "",
         f"{ended}: {counts}, {_duration(summary.wall_s)}",
         f"  stages     {timeline}  (entered at env step)",
-        *(f"  {row.name:<10} {_success(row, run)}{row.episodes:,} episodes" for row in summary.stages),
+        *(f"  {row.name:<10} {_known(row, run)}{row.episodes:,} episodes" for row in summary.stages),
         *([f"  return     {_return(run.last_report)} (mean of the last update)"] if run.last_report else []),
         f"  speed      {summary.steps_per_s:,.0f} env steps/s; event loop lag p99 {lag_ms:.1f} ms",
         f"  directives {summary.published} published, {summary.applied} applied by every worker",
