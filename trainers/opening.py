@@ -119,7 +119,7 @@ async def training(
             warn(warned, evaluation.never)
         loggers += await open_loggers(config, folder, stack, thread, own)
         run = Run(
-            config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation, maker.twin
+            config, job, levels, folder, checkpoints, envs, coordinator, thread, reports, warned, evaluation, maker
         )  # fmt: skip
         run.choices = choices
         stack.push_async_callback(run._quiet)

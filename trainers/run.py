@@ -27,6 +27,7 @@ from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stre
 from trainers.learn.meaning import differences
 from trainers.learn.networks import MASK, mask_leaf
 from trainers.learn.thread import LearnerThread
+from trainers.learn.twins import TwinMaker
 from trainers.loop_monitor import LoopMonitor
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints
@@ -70,13 +71,13 @@ class Run:
         reports: ReportStream,
         warned: list[str],
         evaluation: Evaluation | None,
-        twin: Any = None,
+        maker: TwinMaker,
     ) -> None:
         self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
         self.choices: tuple[str, ...] = ()  # how observations are read, which settings the spaces decided
         self.warnings = warned  # what went wrong without ending the run
         self._job, self._levels, self._evaluation = job, levels, evaluation
-        self._twin = twin  # what acts in the workers
+        self._maker = maker  # of what acts in the workers, if anything does
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
         self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
         self._outcomes = Outcomes(
@@ -257,13 +258,18 @@ class Run:
                 f"put them into the observation, as a leaf {MASK!r} of a Dict, or say collect='lockstep'"
             )
         options: dict[str, Any] = {"events": events, "on_events": self._outcomes.follow}
-        if self._twin is not None and not hidden:
+        twin = self._maker.twin
+        if twin is not None and not hidden:
             self.config = dataclasses.replace(config, collect="unroll")
             self.choices += (f"collected by unrolls of {config.unroll} steps",)
-            return Unroller(self.envs, learner, twin=self._twin, length=config.unroll, **options)
+            return Unroller(self.envs, learner, twin=twin, length=config.unroll, **options)
         self.config = dataclasses.replace(config, collect=config.collect or "lockstep")
         if self.config.collect == "first_ready":
             options["quorum"] = config.min_envs or max(1, config.num_envs // 4)
+            self.choices += (f"collected from the first {options['quorum']} envs that are ready",)
+        else:
+            why = "the action masks are in the infos" if twin is not None else self._maker.why
+            self.choices += ("collected in lockstep" + (f": {why}" if why else ""),)
         return Collector(self.envs, learner, **options)
 
     async def _main(self) -> Summary:

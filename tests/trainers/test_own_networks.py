@@ -123,6 +123,12 @@ def config(tmp_path: Path, factory: str, **changes: Any) -> TrainConfig:
     return tiny(tmp_path, env="CartPole-v1", network=network, name="run", **changes)
 
 
+HOW = {
+    "lockstep": "collected in lockstep: the network has no twin()",
+    "unroll": "collected by unrolls of 8 steps",
+}
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("factory", "collect"), [("Net", "lockstep"), ("WithTwin", "unroll"), ("OwnTwin", "unroll")]
@@ -131,6 +137,7 @@ async def test_it_trains_is_saved_resumed_and_judged(tmp_path: Path, factory: st
     async with training(config(tmp_path, factory, total_steps=128)) as run:
         await run.wait()
         assert run.choices[0] == f"network: my_net:{factory}"
+        assert run.choices[-1] == HOW[collect]
         before = {key: value.clone() for key, value in run._collector.learner.model.state_dict().items()}
     folder = tmp_path / "run"
     saved = RunFolder(folder).config()

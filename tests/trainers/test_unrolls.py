@@ -103,10 +103,11 @@ async def test_a_curriculum_moves_and_says_which_episodes_were_late(tmp_path: Pa
 
 @pytest.mark.asyncio
 async def test_what_cannot_be_unrolled_is_collected_in_lockstep(tmp_path: Path) -> None:
-    """Masks in infos; a large picture; what was asked for, and cannot be, is an error that says why."""
+    """Masks in infos; a large picture: the run says so. What was asked for, and cannot be, is an error."""
     async with training(tiny(tmp_path), job=corridor_job(masked=True)) as run:
         await run.wait()
     assert RunFolder(run.folder.path).config().collect == "lockstep"
+    assert run.choices[-1] == "collected in lockstep: the action masks are in the infos"
     with pytest.raises(ConfigError, match=r"collect='unroll': the action masks are in the infos"):
         async with training(tiny(tmp_path, collect="unroll"), job=corridor_job(masked=True)):
             pass
@@ -126,6 +127,12 @@ async def test_what_cannot_be_unrolled_is_collected_in_lockstep(tmp_path: Path) 
     async with training(tiny(tmp_path, total_steps=64), job=job) as run:
         await run.stop()
     assert run.config.collect == "lockstep"
+    assert run.choices[-1] == "collected in lockstep: for large pictures torch is faster than numpy"
+    async with training(
+        tiny(tmp_path, collect="first_ready", deterministic=False), job=corridor_job()
+    ) as run:
+        await run.stop()
+    assert run.choices[-1] == "collected from the first 1 envs that are ready"
 
 
 def make_corridor_env(env: Any) -> Any:

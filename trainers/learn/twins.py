@@ -61,6 +61,7 @@ class TwinMaker:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self.twin: Any = None
+        self.why = ""  # there is none, where nobody asked for that
 
     def __call__(self, obs_space: gym.Space[Any], action_space: gym.Space[Any]) -> Any:
         """Raises `ConfigError` if unrolls were asked for, and the network has no twin."""
@@ -70,18 +71,16 @@ class TwinMaker:
         head = action_head(action_space, network)
         model = make_network(obs_space, head, network, seed=0)
         if isinstance(model, OwnNetwork):
-            self.twin = model.twin()
+            self.twin, self.why = model.twin(), "the network has no twin()"
             if self.twin is not None:
                 check_twin(self.twin, model, head, obs_space, f"network {network.factory}")
-        elif collect == "unroll" or not _slow(model):
+        elif collect is None and _slow(model):
+            self.why = "for large pictures torch is faster than numpy"
+        else:
             self.twin = twin_of(model, head, obs_space)
+            self.why = "the network has parts that numpy has no counterpart for"
         if collect == "unroll" and self.twin is None:
-            why = (
-                "has no twin()"
-                if isinstance(model, OwnNetwork)
-                else "has parts that numpy has no counterpart for"
-            )
-            raise ConfigError(f"collect='unroll': the network {why}")
+            raise ConfigError(f"collect='unroll': {self.why}")
         return self.twin
 
 
