@@ -63,6 +63,10 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._seed: int | None = None  # the newest that a reset brought
         # (stage, level, error) of resets that raised since the last one that did not: its info says so
         self._failed_resets: list[tuple[str, str, str]] = []
+        self._told: list[tuple[str, str, str]] = []  # those that the newest reset's info said
+        # what the newest reset drew, until a step is played; and whether it raised inside, and is among those
+        self._drawn: dict[str, str] | None = None
+        self._noted = False
         self._succeeded: bool | None = (
             None  # whether a step of the episode that runs succeeded; None: none said
         )
@@ -129,6 +133,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         Tried again with the same seed, the next level is drawn, and the env inside gets a seed derived from it.
         """
         self._end("aborted", {})
+        self._told, self._drawn, self._noted = [], None, False
         directive = self.directive
         if seed is not None and self._failed_resets and seed == self._seed:
             # tried again: the same level under the same seed would only fail again
@@ -138,6 +143,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             self._draws = Draws(self._seed)
         number, stage, generator, role = self._draws.next(directive, self.levels, self.index)
         level = self.levels[number]
+        self._drawn = task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
         try:
             if self._load is not None:
                 self._load(self.env, level)
@@ -148,10 +154,10 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise
         except Exception as error:
             error.add_note(f"while starting level {level.id!r} of stage {stage!r} ({generator})")
-            self._failed_resets.append((stage, level.id, f"{type(error).__name__}: {error}"))
+            self._note_failure(error)
             raise
         self._succeeded = self._unclear = None
-        self._task = {"stage": stage, "level": level.id, "generator": generator, "role": role}
+        self._task = task
         if self.strategy is not None:
             self._episode = (self._episodes, 0, 0.0, self._version)
             self._episodes += 1
@@ -159,11 +165,33 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         info = self._checked(info, "reset")
         if self._failed_resets:
             info = {**info, "failed_resets": self._failed_resets}
-            self._failed_resets = []
+            self._told, self._failed_resets = self._failed_resets, []
         return obs, {**info, "task": self.task, **self._flat()}
+
+    def on_failed_reset(self, error: Exception) -> dict[str, str] | None:
+        """A vec env's worker says so where a reset raised, here or in a wrapper around, or gave what does not fit.
+
+        Returns the stamp of what it had drawn; None if it had not come so far. The next reset's info lists it.
+        """
+        drawn = self._drawn
+        if drawn is not None and not self._noted:
+            self._failed_resets = [*self._told, *self._failed_resets]  # that info was lost
+            self._note_failure(error)
+        self._told, self._drawn = [], None
+        return drawn
+
+    def _note_failure(self, error: Exception) -> None:
+        assert self._drawn is not None
+        try:
+            text = f"{type(error).__name__}: {error}"
+        except Exception:  # of its own __str__
+            text = type(error).__name__
+        self._failed_resets.append((self._drawn["stage"], self._drawn["level"], text))
+        self._noted = True
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the env inside; the last step's info names stage and level."""
+        self._drawn = None
         try:
             result = self.env.step(action)
         except Exception as error:

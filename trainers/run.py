@@ -224,6 +224,7 @@ class Run:
             left = [] if start is None else await restore_what_fits(self.envs, start[0].envs)
             self._env_state = await self.envs.get_state()
         self._helpers.append(asyncio.create_task(self.coordinator.run(), name="trainers.coordinator"))
+        await asyncio.sleep(0)  # it begins, even if the first reset ends the run
         space, events = self.envs.single_observation_space, self.envs.events()
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()

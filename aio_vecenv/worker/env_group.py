@@ -298,6 +298,8 @@ class EnvGroup:
             self._tasks[i] = info.get("task")
             self.rows.write(i, obs, notes)
         except Exception as error:
+            if op == "reset":
+                self._tasks[i] = _failed_task(self.envs[i], error, self._tasks[i])
             self._fail(i, op, error, notes, again=False)
             return
         self._pending[i] = False
@@ -387,6 +389,16 @@ def hook_of(env: Any) -> Callable[[Any, int], None] | None:
     except AttributeError:
         return None
     return hook if callable(hook) else None
+
+
+def _failed_task(env: Any, error: Exception, task: Any) -> Any:
+    """The task of a reset that failed: what the `on_failed_reset` of the env, or of what it wraps, returns, if there
+    is one, else `task`, from the reset's info."""
+    try:
+        found = env.get_wrapper_attr("on_failed_reset")(error)
+    except Exception:  # the first error is the one to tell
+        return task
+    return task if found is None else found
 
 
 def _reset_result(result: Any) -> tuple[Any, dict[str, Any]]:

@@ -253,6 +253,27 @@ def test_a_reset_that_is_tried_again_draws_anew_and_the_next_info_says_what_fail
             assert "failed_resets" not in again
 
 
+def test_resets_that_fail_around_it_are_noted_by_what_was_drawn() -> None:
+    """Each once, wherever it raised; never by the level of an episode that was played."""
+    env = make()
+    env.on_broadcast(directive("middle"), 1)
+    assert env.on_failed_reset(OSError("x")) is None, "before the first"
+    _, first = env.reset(seed=1)
+    assert env.on_failed_reset(OSError("x")) == first["task"]
+    assert env.on_failed_reset(OSError("before it was asked again")) is None
+    _, second = env.reset(seed=1)
+    assert env.on_failed_reset(KeyError("y")) == second["task"]
+    _, third = env.reset()
+    assert [(level, error) for _, level, error in third["failed_resets"]] == [
+        (first["task"]["level"], "OSError: x"),
+        (second["task"]["level"], "KeyError: 'y'"),
+    ]
+    env.step(0)
+    assert env.on_failed_reset(OSError("of the next, not yet begun")) is None
+    _, info = env.reset()
+    assert "failed_resets" not in info
+
+
 # ---- what an env says of success, and where it failed
 
 

@@ -100,6 +100,50 @@ async def test_a_bad_level_among_many_is_counted_and_survived(
     )
 
 
+class Begins(Treacherous):
+    """Its bad levels begin with what fits nowhere, or cannot say what is allowed."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        obs, info = super().reset(seed=seed, options=options)
+        wrong: Any = {"shape": (obs[:2], info), "nan at once": (obs * np.nan, info), "info": (obs, None)}
+        return wrong.get(self.bad, (obs, info))  # type: ignore[no-any-return]
+
+
+class Around(gym.Wrapper[Any, Any, Any, Any]):
+    """Raises after the reset of what it wraps, in another's name; its bad levels cannot say what is allowed."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        result = super().reset(**kwargs)
+        if self.unwrapped.bad == "around":  # type: ignore[attr-defined]
+            raise KeyError("around")
+        return result
+
+    def action_masks(self) -> Any:
+        if self.unwrapped.bad == "mask":  # type: ignore[attr-defined]
+            raise ArithmeticError("no mask")
+        return [1, 1, 0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("bad", ["shape", "nan at once", "info", "around", "mask"])
+async def test_what_goes_wrong_around_a_reset_is_counted_by_the_level_that_was_drawn(
+    tmp_path: Path, bad: str
+) -> None:
+    """Found by the worker, by a wrapper around, by the mask's method: after the level was drawn."""
+    inside = treacherous(3, bad)
+    assert callable(inside.make_env)
+    levels = inside.make_env().levels
+    job = Job(inside.plan, lambda: Around(cu.CurriculumEnv(Begins(), levels)))
+    summary = await finish(config(tmp_path, total_steps=64 * 2), job)
+    assert list(summary.env_errors) == ["only/only-3"]
+    with pytest.raises((av.VecEnvError, ExceptionGroup)) as caught:
+        await finish(config(tmp_path, on_env_error="raise", name="raise"), job)
+    errors = caught.value.exceptions if isinstance(caught.value, ExceptionGroup) else [caught.value]
+    assert all("stage 'only', level 'only-3'" in str(error) for error in errors)
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("bad", ["step", "nan"])
 async def test_raise_ends_the_run_at_the_first_error(tmp_path: Path, bad: str) -> None:
