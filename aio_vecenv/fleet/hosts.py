@@ -187,6 +187,14 @@ class Hosts:
             raise unpacked_error(answer.error, self.where(slot))[0]
         return answer
 
+    async def carry(self, state: tuple[EnvState, int, bool] | None) -> None:
+        """Have each host give it to workers that it replaces. One that is lost meanwhile is made with it."""
+        if state is not None:
+            telling = (self.ask(slot, "carry", state) for slot in self.state.live)
+            for told in await asyncio.gather(*telling, return_exceptions=True):
+                if isinstance(told, BaseException) and not isinstance(told, WorkerLost):
+                    raise told
+
     async def nodes(self, slots: Sequence[int]) -> list[tuple[int, Node]]:
         """Where the hosts of these slots are."""
         handles = [self._handles[slot, self.state.incarnation(slot)] for slot in slots]

@@ -110,6 +110,7 @@ class NodeHost:
         if setup.state is not None:
             state, parts, frozen = setup.state
             await envs.apply(partial(restore, state=state, parts=parts, frozen=frozen, anew=False))
+            envs._supervisor.carry(setup.state)
         return Opened(
             platform.node(), os.getpid(), envs.single_observation_space, envs.single_action_space, envs.metadata,
             envs.spec, envs.num_workers, Said(self.state.answer(), envs.statistics()),
@@ -200,6 +201,10 @@ class NodeHost:
                     return await envs.apply(given, env_ids=local)
         except Exception as error:
             return Failed(packed_error(error))
+
+    async def carry(self, incarnation: int, state: Any) -> None:
+        """Workers that are replaced here begin with this state of their envs, which `HostSetup.state` describes."""
+        self._live(incarnation)._supervisor.carry(state)
 
     async def where(self) -> str:
         """The id of its Ray node."""

@@ -436,11 +436,14 @@ class RayFleet:
 
     async def get_state(self) -> EnvState:
         """The state that lives in the envs and their wrappers, merged over all of them, as of `AsyncVecEnv`."""
-        return await self._states.get(self._apply_where_live)
+        merged = await self._states.get(self._apply_where_live)
+        await self._hosts.carry(self._recipe.state)
+        return merged
 
     async def set_state(self, state: Mapping[str, Any], *, frozen: bool = False, anew: bool = False) -> None:
         """Give all envs a state that `get_state` returned, as of `AsyncVecEnv`."""
         await self._states.set(self._apply_where_live, state, frozen=frozen, anew=anew)
+        await self._hosts.carry(self._recipe.state)
 
     async def _apply_where_live(self, function: Callable[[Any], Any]) -> tuple[Any, ...]:
         live = [env for slot in self._hosts.state.live for env in self._slots[slot]]

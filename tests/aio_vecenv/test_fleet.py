@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,6 +42,30 @@ def settings(**kwargs: Any) -> dict[str, Any]:
 
 def fleet(envs: Any = make, num_envs: int | None = 32, **kwargs: Any) -> av.RayFleet:
     return av.RayFleet(envs, num_envs, **settings(**kwargs))
+
+
+class Learns(StampEnv):
+    """Has learned how many steps it has seen."""
+
+    seen = 0
+
+    def step(self, action: Any) -> Any:
+        self.seen += 1
+        return super().step(action)
+
+    def get_state(self) -> int:
+        return self.seen
+
+    def set_state(self, state: int) -> None:
+        self.seen = state
+
+    @staticmethod
+    def merge_states(states: list[int]) -> int:
+        return sum(states)
+
+
+def _process(env: Any) -> int:
+    return os.getpid()
 
 
 def handles(envs: av.RayFleet) -> list[LocalHandle]:
@@ -119,6 +145,27 @@ async def test_calls_go_through_and_single_steps_are_refused() -> None:
         assert chunk.env_ids.tolist() == list(range(16, 32))
         await envs.set_state({}, frozen=True)
         assert await envs.get_state() == {}
+
+
+@pytest.mark.parametrize("told", ["asked", "set"])
+@pytest.mark.asyncio
+async def test_a_worker_that_a_host_replaces_goes_on_with_what_the_fleet_has_learned(told: str) -> None:
+    """As one of a vec env does: with the newest state that was asked for, or set."""
+    async with fleet(lambda env: Learns(env, 9), 18, num_workers=1, backend="process") as envs:
+        await envs.reset(seed=1)
+        await envs.unroll(noise(4, 18))
+        if told == "asked":
+            (learned,) = (await envs.get_state()).values()
+            assert learned == 4 * 18
+        else:
+            (name,) = await envs.get_state()
+            await envs.unroll(noise(4, 18))
+            await envs.set_state({name: 4 * 18})
+        (pid,) = await envs.apply(_process, env_ids=[17])
+        os.kill(pid, signal.SIGKILL)
+        chunk = await envs.unroll(noise(1, 18))
+        assert chunk.first[0].tolist() == [False] * 16 + [True] * 2
+        assert (await envs.get_attr("seen"))[16:] == (4 * 18, 4 * 18)
 
 
 @pytest.mark.asyncio
