@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,26 @@ MASKED = np.float32(-1e8)  # a logit that is never drawn, yet finite: a row with
 TINY = np.finfo(np.float32).tiny
 HALF_LOG_2PI = np.float32(0.5 * math.log(2 * math.pi))
 
+ARRAYS = ("weight", "bias", "mean", "variance")  # keys of steps that name an array
+OPS: dict[str, tuple[str, ...]] = {  # every step, and what its table says beside
+    "one_hot": ("offsets", "width"),
+    "flatten": (),
+    "float": (),
+    "scale": ("by",),
+    "normalise": ("mean", "variance", "epsilon"),
+    "channels_first": (),
+    "reshape": ("shape",),
+    "average": ("size",),
+    "conv": ("weight", "bias", "stride", "padding"),
+    "linear": ("weight", "bias"),
+    "tanh": (),
+    "relu": (),
+}
+HEADS = {
+    "categorical": ("sizes", "start", "shape", "dtype"),
+    "normal": ("low", "high", "half", "middle", "shape", "dtype"),
+}
+
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Step = Mapping[str, Any]
@@ -48,13 +69,15 @@ class Twin:
     The plan is a dict. `inputs` is a list of {"path": keys into the observation, "steps": […]}; their results are put
     side by side, and go through `body` and `actor`, lists of steps. `log_std` is the name of an array, or None; `mask`
     the path of an action mask in the observation, or None; `action` the head. A step is {"op": …} and names its arrays;
-    `compile_steps` has all ops. Pictures are (channels, height, width) from the step `channels_first` on.
+    `OPS` has all of them. Pictures are (channels, height, width) from the step `channels_first` on. Raises TwinError
+    that names the part where a plan is none.
 
     Actions are what the env gets. Outputs: `log_prob`; for Box actions also `action`, the policy's own, neither scaled
     nor clipped. `greedy`: the most probable action, no noise, no outputs.
     """
 
     def __init__(self, plan: Plan, arrays: Mapping[str, Array], *, greedy: bool = False) -> None:
+        _check_plan(plan)
         self.plan, self.greedy = plan, greedy
         self.arrays = dict(arrays)
         self._head: CategoricalActions | NormalActions
@@ -62,6 +85,7 @@ class Twin:
         if head["kind"] == "categorical":
             self._head = CategoricalActions(head)
         else:
+            _check_arrays(((f"action.{key}", head[key]) for key in ("low", "high", "half", "middle")), arrays)
             self._head = NormalActions(head, arrays)
         self.noise = (0 if greedy else self._head.width, np.float32)
         self.outputs: dict[str, Any] = {} if greedy else self._head.outputs
@@ -86,8 +110,7 @@ class Twin:
 
     def load(self, params: Mapping[str, Array]) -> None:
         """Take these arrays, by the names of `parameters`. Raises TwinError if one is missing."""
-        if missing := [name for name in self.parameters if name not in params]:
-            raise TwinError(f"no array {missing[0]!r} (and {len(missing) - 1} more)")
+        _check_arrays(sorted(_uses(self.plan), key=lambda use: use[1]), params)
         self.arrays.update({name: params[name] for name in self.parameters})
         self._network = compile_plan(self.plan, self.arrays)
 
@@ -119,20 +142,78 @@ def read_twin(path: Path | str, *, greedy: bool = False) -> Twin:
         raise TwinError(f"{path}: no exported policy ({type(error).__name__}: {error})") from None
     if plan.pop("format", None) != FORMAT:
         raise TwinError(f"{path}: written by another version of this program")
-    return Twin(plan, arrays, greedy=greedy)
+    try:
+        return Twin(plan, arrays, greedy=greedy)
+    except TwinError as error:
+        raise TwinError(f"{path}: {error}") from None
 
 
 def names_in(plan: Any) -> set[str]:
     """The names of all arrays in a plan's steps; the head's own are constants."""
-    steps = [step for part in plan["inputs"] for step in part["steps"]]
-    steps += [*plan["body"], *plan["actor"]]
-    named = {step[key] for step in steps for key in ("weight", "bias", "mean", "variance") if step.get(key)}
-    return named if plan["log_std"] is None else {*named, plan["log_std"]}
+    return {name for _place, name in _uses(plan)}
+
+
+def _uses(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Every array that a plan's steps name, after the place of it in the plan."""
+    for place, step in _steps(plan):
+        yield from ((f"{place}.{key}", step[key]) for key in ARRAYS if step.get(key))
+    if plan["log_std"] is not None:
+        yield "log_std", plan["log_std"]
+
+
+def _steps(plan: Plan) -> Iterator[tuple[str, Step]]:
+    parts = [(f"inputs[{i}].steps", part["steps"]) for i, part in enumerate(plan["inputs"])]
+    for name, steps in (*parts, ("body", plan["body"]), ("actor", plan["actor"])):
+        yield from ((f"{name}[{i}]", step) for i, step in enumerate(steps))
+
+
+def _check_plan(plan: Any) -> None:
+    """Raise TwinError that names the part of a plan which is wrong, and what is known."""
+    _check_keys("the plan", plan, ("inputs", "body", "actor", "log_std", "mask", "action"))
+    for i, part in enumerate(plan["inputs"]):
+        _check_keys(f"inputs[{i}]", part, ("path", "steps"))
+    for place, step in _steps(plan):
+        _check_keys(place, step, ("op",))
+        if step["op"] not in OPS:
+            near = _near(step["op"], OPS)
+            raise TwinError(f"{place}: unknown step {step['op']!r}{near}; known: {', '.join(OPS)}")
+        _check_keys(f"{place} ({step['op']})", step, OPS[step["op"]])
+    head = plan["action"]
+    _check_keys("action", head, ("kind",))
+    if head["kind"] not in HEADS:
+        raise TwinError(f"action: unknown kind {head['kind']!r}; known: {', '.join(HEADS)}")
+    _check_keys("action", head, HEADS[head["kind"]])
+
+
+def _check_keys(place: str, table: Any, keys: Sequence[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise TwinError(f"{place}: expected a dict, got {table!r:.80}")
+    for key in keys:
+        if key not in table:
+            near = _near(key, [name for name in table if name not in keys])
+            raise TwinError(f"{place} has no {key!r}{near}; it needs {', '.join(keys)}")
+
+
+def _check_arrays(uses: Iterable[tuple[str, str]], arrays: Mapping[str, Array]) -> None:
+    missing = {name: place for place, name in reversed(list(uses)) if name not in arrays}
+    if missing:
+        *others, (name, place) = missing.items()
+        more = f" (and {len(others)} more)" if others else ""
+        raise TwinError(f"{place}: no array {name!r}{more}{_near(name, arrays)}")
+
+
+def _near(word: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word), list(map(str, known)), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _at(obs: Any, path: Sequence[Any]) -> Any:
-    for key in path:
-        obs = obs[key]
+    try:
+        for key in path:
+            obs = obs[key]
+    except (KeyError, IndexError, TypeError):
+        parts = ", ".join(map(repr, obs)) if isinstance(obs, Mapping) else "no parts of that name"
+        raise TwinError(f"path {list(path)}: the observation has no {key!r} there, but {parts}") from None
     return obs
 
 

@@ -58,6 +58,40 @@ class WrongTwin(WithTwin):
         return params * 2, values
 
 
+class Plan(WithTwin):  # with one change
+    change = staticmethod(lambda plan: None)
+
+    def twin(self):
+        made = super().twin()
+        self.change(made.plan)
+        return Twin(made.plan, made.arrays)
+
+
+class Liner(Plan):
+    change = staticmethod(lambda plan: plan["body"][0].update(op="liner"))
+
+
+class Bdy(Plan):
+    change = staticmethod(lambda plan: plan["body"][0].update(weight="bdy.0.weight"))
+
+
+class Weihgt(Plan):
+    change = staticmethod(lambda plan: plan["actor"][0].update(weihgt=plan["actor"][0].pop("weight")))
+
+
+class NoLogStd(Plan):
+    change = staticmethod(lambda plan: plan.pop("log_std"))
+
+
+class Pos(Plan):
+    change = staticmethod(lambda plan: plan["inputs"][0]["path"].append("pos"))
+
+
+class Fails(WithTwin):
+    def twin(self):
+        return self.nothing
+
+
 class OwnTwin(Net):
     def twin(self):
         from my_policy import Policy
@@ -189,6 +223,18 @@ async def test_its_twin_acts_in_workers_as_inline(tmp_path: Path) -> None:
         ("Wide", r"\(16, 2\) of torch\.float32 and \(16, 1\) of torch\.float32; expected params \(16, 2\) and values"),
         ("Elsewhere", r"it failed on obs \(16, 4\): KeyError: 'image' \(my_net\.py:\d+\)"),
         ("Double", r"expected parameters of torch\.float32, got torch\.float64"),
+        (
+            "Liner",
+            r"network my_net:Liner: its twin\(\): body\[0\]: unknown step 'liner'; did you mean 'linear'\?; known: ",
+        ),
+        (
+            "Bdy",
+            r"my_net:Bdy: its twin\(\): body\[0\]\.weight: no array 'bdy\.0\.weight'; did you mean 'body\.0\.weight'",
+        ),
+        ("Weihgt", r"twin\(\): actor\[0\] \(linear\) has no 'weight'; did you mean 'weihgt'\?; it needs weight"),
+        ("NoLogStd", r"my_net:NoLogStd: its twin\(\): the plan has no 'log_std'; it needs inputs, body, actor"),
+        ("Pos", r"my_net:Pos: its twin\(\): path \['pos'\]: the observation has no 'pos' there"),
+        ("Fails", r"my_net:Fails: its twin\(\) failed: AttributeError: .*'nothing'"),
         ("WrongTwin", r"its twin computes something else: log probabilities differ by up to"),
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from trainers.learn.actions import ActionHead
 from trainers.learn.moments import Moments
 from trainers.learn.networks import MASK, ActorCritic, Network, leaf_arrays, leaf_spaces, mask_leaf
 from trainers.names import named
+from trainers.twin import TwinError
 
 __all__ = ["OwnNetwork", "check_twin", "make_network", "parameters_of"]
 
@@ -50,7 +51,7 @@ def make_network(space: gym.Space[Any], head: ActionHead, config: NetworkConfig,
             raise ConfigError(f"{name}: making it failed: {_said(error)}") from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{name}: expected a torch.nn.Module, got {type(made).__name__}")
-    network = made if isinstance(made, Network) else OwnNetwork(made, tuple(leaf_spaces(space)))
+    network = made if isinstance(made, Network) else OwnNetwork(made, tuple(leaf_spaces(space)), name)
     _check(network, space, head, name)
     return network
 
@@ -58,8 +59,9 @@ def make_network(space: gym.Space[Any], head: ActionHead, config: NetworkConfig,
 class OwnNetwork(Network):
     """A module of the user's own: what a run keeps beside it, and the names by which it is saved."""
 
-    def __init__(self, module: nn.Module, keys: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, keys: tuple[str, ...], name: str) -> None:
         super().__init__()
+        self.name = name  # in messages
         self.keys = keys
         self.module = module
         self.returns = Moments(1)
@@ -76,9 +78,16 @@ class OwnNetwork(Network):
                 fold(taken)
 
     def twin(self) -> Any:
-        """The module's own twin; None if it has none."""
+        """The module's own twin; None if it has none. Raises `ConfigError` if making it fails."""
         make: Any = getattr(self.module, "twin", None)
-        return None if make is None else make()
+        try:
+            return None if make is None else make()
+        except ConfigError:
+            raise
+        except TwinError as error:
+            raise ConfigError(f"{self.name}: its twin(): {error}") from error
+        except Exception as error:
+            raise ConfigError(f"{self.name}: its twin() failed: {_said(error)}") from error
 
     def arrays(self) -> Mapping[str, torch.Tensor]:
         return self.module.state_dict()
@@ -124,6 +133,8 @@ def check_twin(twin: Any, network: Network, head: ActionHead, space: gym.Space[A
         actions, outputs = twin.act(batch, twin.draw(np.random.default_rng(0), (ROWS,)))
         stored = torch.from_numpy(head.stored(actions, outputs))
         given = torch.from_numpy(outputs["log_prob"])
+    except TwinError as error:
+        raise ConfigError(f"{name}: its twin(): {error}") from error
     except Exception as error:
         raise ConfigError(f"{name}: its twin failed: {_said(error)}") from error
     mask = None

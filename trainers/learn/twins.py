@@ -73,7 +73,7 @@ class TwinMaker:
         if isinstance(model, OwnNetwork):
             self.twin, self.why = model.twin(), "the network has no twin()"
             if self.twin is not None:
-                check_twin(self.twin, model, head, obs_space, f"network {network.factory}")
+                check_twin(self.twin, model, head, obs_space, model.name)
         elif collect is None and _slow(model):
             self.why = "for large pictures torch is faster than numpy"
         else:
