@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -43,7 +44,9 @@ def progress(report: Report) -> float:
 
 
 def sweep(base: TrainConfig, trials: int, *, startup: int = 3, seed: int = 0) -> optuna.Study:
-    """Trials one after another, since each uses all CPUs; after `startup` trials, one below the median is pruned."""
+    """Trials one after another, since each uses all CPUs, in a new folder in `base.runs`, named by the date; after
+    `startup` trials, one below the median is pruned."""
+    base = dataclasses.replace(base, runs=base.runs / f"sweep-{datetime.now():%Y%m%d-%H%M%S-%f}")
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=3)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner
@@ -58,7 +61,7 @@ if __name__ == "__main__":
     arguments.add_argument("--total-steps", type=int, default=40_000)
     asked = arguments.parse_args()
     config = dataclasses.replace(
-        load_preset("frozenlake").config, total_steps=asked.total_steps, runs=Path("runs/sweep")
+        load_preset("frozenlake").config, total_steps=asked.total_steps, runs=Path("runs")
     )
     study = sweep(config, asked.trials)
     pruned = sum(trial.state is optuna.trial.TrialState.PRUNED for trial in study.trials)

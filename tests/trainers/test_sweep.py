@@ -26,26 +26,30 @@ def tasks() -> int:
 
 
 def test_two_sweeps_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks, threads, workers (descriptors and shared memory: every test's own check); pruned trials ended early."""
+    """Tasks, threads, workers (descriptors and shared memory: every test's own check); pruned trials ended early. Both
+    sweeps are in the same place."""
     spec = importlib.util.spec_from_file_location("optuna_sweep", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     before, children = tasks(), set(psutil.Process().children())  # another module's fixtures may own some
-    base: TrainConfig = load_preset("frozenlake").config
-    preset = base
+    preset: TrainConfig = load_preset("frozenlake").config
+
+    def newest() -> Path:
+        return max(tmp_path.iterdir())
+
     values = {0: 5.0, 1: 0.0}  # by trial: the second is below the other from the start
-    monkeypatch.setattr(example, "progress", lambda report: values[len(list(base.runs.iterdir())) - 1])
+    monkeypatch.setattr(example, "progress", lambda report: values[len(list(newest().iterdir())) - 1])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for runs in (tmp_path / "first", tmp_path / "second"):
+    for _sweep in range(2):
         base = dataclasses.replace(
-            preset, runs=runs, num_envs=4, num_workers=1, total_steps=4 * 8 * 8, solve_rate=None,
+            preset, runs=tmp_path, num_envs=4, num_workers=1, total_steps=4 * 8 * 8, solve_rate=None,
             ppo=dataclasses.replace(preset.ppo, num_steps=8),
         )  # fmt: skip
         study = example.sweep(base, 2, startup=1)
         assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
-        updates = [len(read_metrics(runs / f"trial-{n}" / "metrics.jsonl")) for n in range(2)]
+        updates = [len(read_metrics(newest() / f"trial-{n}" / "metrics.jsonl")) for n in range(2)]
         assert updates[0] == 8
         assert 3 <= updates[1] < 8, "it went on after it was pruned"
         assert study.best_value == 5.0
