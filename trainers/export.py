@@ -84,8 +84,8 @@ class _Graph:
         self._constants: dict[str, Any] = {}
 
     def model(self) -> Any:
-        """Inputs: `obs`, or one per leaf, as in `obs/image`. Outputs: `logits`, or
-        `mean` and `log_std`; and `action`, the most probable one, as the env takes it."""
+        """Inputs: `obs`, or one per leaf, as in `obs/image`. Outputs: `action`, the most
+        probable one, as the env takes it; then `logits`, or `mean` and `log_std`."""
         plan, helper = self._twin.plan, self._onnx.helper
         parts = [
             self._steps(part["steps"], self._input(part["path"]), len(self._leaf(part["path"]).shape))
@@ -128,7 +128,7 @@ class _Graph:
         chosen = columns[0] if len(columns) == 1 else self._node("Concat", *columns, axis=1)
         chosen = self._node("Add", chosen, self._constant(np.array(action["start"], np.int64)))
         self._shaped(chosen)
-        return ["logits", "action"]
+        return ["action", "logits"]
 
     def _normal(self, mean: str) -> list[str]:
         plan, arrays, action = self._twin.plan, self._twin.arrays, self._twin.plan["action"]
@@ -141,7 +141,7 @@ class _Graph:
         scaled = self._node("Cast", mean, to=self._type(np.float64))
         scaled = self._node("Add", self._node("Mul", scaled, half), middle)
         self._shaped(self._node("Min", self._node("Max", scaled, low), high))
-        return ["mean", "log_std", "action"]
+        return ["action", "mean", "log_std"]
 
     def _shaped(self, actions: str) -> None:
         action = self._twin.plan["action"]
