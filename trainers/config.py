@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union
 import numpy as np
 
 __all__ = [
+    "UNSET",
     "ConfigError",
     "EvalConfig",
     "FleetConfig",

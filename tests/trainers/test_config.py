@@ -95,6 +95,23 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, text: str, message: 
     assert str(path) in str(caught.value)
 
 
+def test_files_that_a_file_names_are_looked_for_beside_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then from where one stands, as those of an argument. Where neither is, the name stays as it was written."""
+    (tmp_path / "sub" / "levels").mkdir(parents=True)
+    for name in ("sub/plan.toml", "plan.toml", "run-a"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "run.toml").write_text(
+        "env = 'x'\nplan = 'plan.toml'\nlevels = './levels'\ninit_from = 'run-a'\nruns = 'runs'\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_config(Path("sub/run.toml"))
+    assert (config.plan, config.levels) == (Path("sub/plan.toml"), Path("sub/levels"))
+    assert (config.init_from, config.runs) == (Path("run-a"), Path("runs"))
+
+
 def test_a_file_is_laid_over_its_base(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("seed = 4\n[ppo]\nlr = 1\n", encoding="utf-8")

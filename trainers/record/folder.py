@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
+from trainers.config import UNSET, ConfigError, NetworkConfig, PPOConfig, TrainConfig, from_mapping, to_toml
 from trainers.record.metrics import wall_clock
 
 __all__ = ["SEEDS", "RunFolder", "anchored", "load_config", "read_toml"]
@@ -25,6 +25,7 @@ OF_0_1 = TrainConfig(
     network=NetworkConfig(scale_actions=False, encoders=1),
 )
 SEEDS = "seeds.toml"  # in the folder around the runs of several seeds
+FILES = ("plan", "levels", "init_from")  # settings that name what is read
 LOGS = ("metrics.jsonl", "journal.jsonl", "eval.jsonl")
 
 
@@ -154,13 +155,19 @@ class RunFolder:
 
 def anchored(config: TrainConfig) -> TrainConfig:
     """The config with the files that it names by their whole paths."""
-    files = {name: getattr(config, name) for name in ("plan", "levels", "init_from")}
+    files = {name: getattr(config, name) for name in FILES}
     return replace(config, **{name: path and path.absolute() for name, path in files.items()})
 
 
 def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
-    """Read a config file, over `base`. Raises `ConfigError` with file, key or line, and what was expected."""
-    return from_mapping(TrainConfig, read_toml(path), source=str(path), base=base)
+    """Read a config file, over `base`. Plan, levels and `init_from` are looked for beside it; then, like those that
+    arguments name, from where one stands. Raises `ConfigError` with file, key or line, and what was expected."""
+    data = read_toml(path)
+    for name in FILES:
+        named = data.get(name)
+        if isinstance(named, str) and named != UNSET and (path.parent / named).exists():
+            data[name] = str(path.parent / named)
+    return from_mapping(TrainConfig, data, source=str(path), base=base)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
