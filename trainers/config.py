@@ -142,6 +142,9 @@ class PPOConfig:
         for name in ("num_steps", "epochs", "minibatches"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"ppo.{name} must be at least 1, got {value}")
+        for name in ("lr", "entropy", "value"):
+            value = getattr(self, name)
+            _require(value is None or math.isfinite(value), f"ppo.{name} must be finite, got {value}")
         _require(self.lr is None or self.lr > 0, f"ppo.lr must be positive, got {self.lr}")
         _require(0 <= self.gamma <= 1, f"ppo.gamma must lie in [0, 1], got {self.gamma}")
         _require(0 <= self.gae_lambda <= 1, f"ppo.gae_lambda must lie in [0, 1], got {self.gae_lambda}")
@@ -634,7 +637,13 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         kinds = [option for option in options if option is not type(None)]
         shape = tuple if isinstance(value, (list, tuple)) else Literal if isinstance(value, str) else None
         fits = [kind for kind in kinds if typing.get_origin(kind) is shape]
-        return coerce(value, (fits or kinds)[0], where)
+        try:
+            return coerce(value, (fits or kinds)[0], where)
+        except ConfigError:
+            if kinds[0] not in (int, float) or len(kinds) == 1:
+                raise
+            words = [kinds[0].__name__, *map(repr, typing.get_args(kinds[1]))]
+            raise ConfigError(f"{where}: expected {' or '.join(words)}, got {value!r}") from None
     if origin is Literal:
         if type(value) is not type(options[0]) or value not in options:
             raise ConfigError(
