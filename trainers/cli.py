@@ -192,8 +192,10 @@ def _parse(args: list[str]) -> Command:
         | Annotated[Presets, tyro.conf.subcommand("presets")]
     )
     try:
-        parsed: Command = tyro.cli(
-            commands, prog="aio-vecenv", args=_spelt_out(args), description=ABOUT, registry=_TABLES
+        parsed: Command = _plainly(
+            lambda: tyro.cli(
+                commands, prog="aio-vecenv", args=_spelt_out(args), description=ABOUT, registry=_TABLES
+            )
         )
         if isinstance(parsed, Train) and parsed.config is not None and parsed.resume is not None:
             raise ConfigError(
@@ -205,6 +207,25 @@ def _parse(args: list[str]) -> Command:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return parsed
+
+
+def _plainly(parse: Callable[[], Any]) -> Any:
+    """What `parse` gives. A `ConfigError` of nested settings comes out as it was raised: tyro prints it under a name of
+    its own making, and exits; what it says of anything else is left to it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse()
+    except SystemExit as left:
+        why: BaseException | None = left
+        while why is not None and not isinstance(why, ConfigError):
+            why = why.__context__
+        if why is not None:
+            said.truncate(0)
+            raise why from None
+        raise
+    finally:
+        sys.stderr.write(said.getvalue())
 
 
 def _check_seeds(command: Train, args: list[str]) -> None:

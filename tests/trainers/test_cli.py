@@ -250,7 +250,10 @@ ERRORS: list[tuple[Sequence[str], int, str]] = [
     (("train", "--resume", "None", "--config=None", "--preset", "cube"), 1, "unknown preset 'cube'"),
     (("eval", "runs/none"), 1, "runs/none: no such run folder"),
     (("plot", "torn"), 1, "no metrics yet"),
-    (("train", "--num-envs", "0"), 2, "num_envs must be at least 1, got 0"),
+    (("train", "--num-envs", "0"), 2, "error: num_envs must be at least 1, got 0"),
+    (("train", "--ppo.lr", "-1"), 2, "error: ppo.lr must be positive, got -1.0"),
+    (("train", "--ppo.lr-schedule"), 2, "error: ppo.lr_schedule must be constant, linear, cosine, or pairs"),
+    (("train", "--network.log-std", "99"), 2, "error: network.log_std must lie in [-20, 5], got 99.0"),
 ]
 
 
@@ -292,6 +295,7 @@ def test_usage_errors_exit_with_2(args: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as caught:
         cli.main(args)
     assert caught.value.code == 2
+    assert capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
