@@ -71,8 +71,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "trainers/collect": {"__init__", "collector", "observations", "unroller"},
     "trainers/learn": {
-        "__init__", "actions", "defaults", "encoders", "learner", "meaning", "moments", "networks", "own_networks",
-        "policy", "ppo", "rollout", "thread", "twins",
+        "__init__", "actions", "defaults", "encoders", "learner", "masks", "meaning", "moments", "networks",
+        "own_networks", "policy", "ppo", "rollout", "thread", "twins",
     },
     "trainers/record": {
         "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes",

@@ -23,7 +23,7 @@ from gymnasium.envs.registration import load_env_creator
 import aio_vecenv as av
 import curriculum as cu
 from trainers.config import ConfigError, TrainConfig, coerce, known
-from trainers.learn.networks import MASK
+from trainers.learn.masks import MASK, METHOD, with_masks
 from trainers.names import imported, named
 from trainers.presets import Job, load_preset
 from trainers.record.checkpoint import Checkpoint, CheckpointError
@@ -105,7 +105,8 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
         "num_workers": config.num_workers,
         "backend": config.backend,
         # what else envs say stays with them; tasks and final infos always come
-        "info": [MASK, FAILED_RESETS],
+        # (METHOD: a mask in the wrong place, to be warned of)
+        "info": [MASK, METHOD, FAILED_RESETS],
         "check": "finite",
         "timeouts": av.Timeouts(reset=config.step_timeout_s, step=config.step_timeout_s),
         "on_env_error": config.on_env_error,
@@ -344,37 +345,12 @@ def _with_curriculum(name: str, factory: Callable[..., Any], levels: Any, plan: 
 def _with_masks(factory: Callable[..., Any]) -> Callable[..., Any]:
     """`factory`, whose envs' method `action_masks()` (sb3-contrib's convention) is called in the worker, so that its
     masks travel in the infos like any others. An env that gives `info["action_mask"]` itself, or has it as a leaf of
-    its observation, is left alone. It is not called at an episode's end: no action follows."""
+    its observation, is left alone."""
     if not callable(factory):
         return factory
 
-    def make_env(*index: int) -> Any:  # travels by value: what it needs it imports where it runs
-        import gymnasium
-
-        class ActionMasks(gymnasium.Wrapper[Any, Any, Any, Any]):
-            def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-                obs, info = self.env.reset(seed=seed, options=options)
-                return obs, self._masked(info)
-
-            def step(self, action: Any) -> Any:
-                obs, reward, terminated, truncated, info = self.env.step(action)
-                if not (terminated or truncated):
-                    info = self._masked(info)
-                return obs, reward, terminated, truncated, info
-
-            def _masked(self, info: Any) -> Any:
-                return info if "action_mask" in info else {**info, "action_mask": ask()}
-
-        env = factory(*index)
-        discrete = gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete
-        if not isinstance(env, gymnasium.Env) or not isinstance(env.action_space, discrete):
-            return env
-        shown = env.observation_space
-        inside = isinstance(shown, gymnasium.spaces.Dict) and "action_mask" in shown.spaces
-        if inside or not env.has_wrapper_attr("action_masks"):
-            return env
-        ask = env.get_wrapper_attr("action_masks")
-        return ActionMasks(env)
+    def make_env(*index: int) -> Any:
+        return with_masks(factory(*index))
 
     make_env.__wrapped__ = factory  # type: ignore[attr-defined]  # it takes its env's index if that does
     return make_env

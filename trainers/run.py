@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.evaluation import Evaluation
 from trainers.jobs import restore_envs, restore_what_fits, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stream
+from trainers.learn.masks import MASK, ignored, lookalikes, misplaced, sizes_of
 from trainers.learn.meaning import differences
-from trainers.learn.networks import MASK, mask_leaf
+from trainers.learn.networks import mask_leaf
 from trainers.learn.thread import LearnerThread
 from trainers.learn.twins import TwinMaker
 from trainers.loop_monitor import LoopMonitor
@@ -229,8 +230,11 @@ class Run:
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
         self._note_reset(infos)
+        masked, sizes = is_masked(space, infos), sizes_of(self.envs.single_action_space)
+        for place in [] if masked else [*lookalikes(space, sizes), *misplaced(infos)]:
+            self._warn(ignored(place))
         learner = await self._thread.run(  # torch loads much on first use: not on the loop
-            partial(Learner, config, space, self.envs.single_action_space, masked=is_masked(space, infos))
+            partial(Learner, config, space, self.envs.single_action_space, masked=masked)
         )
         if saved is not None:
             learner.load(saved[1], saved[0], optimiser=True)
@@ -244,7 +248,7 @@ class Run:
                 f"begins with {count} tensors of {path}; left out: {said}"
                 + (f"; trained for other spaces: {other}" if other else ""),
             )
-        self._collector = self._make_collector(learner, events, is_masked(space, infos))
+        self._collector = self._make_collector(learner, events, masked)
         await self._collector.follow()
         self._collector.see(self._collector.everyone, obs, infos)
         self._note_stage()
@@ -343,6 +347,8 @@ class Run:
             for text in tally.losses.count(self.envs.statistics(), lost):
                 self._warn(text)
         self._note_stage()
+        if batch.infos and not self._collector.masked:
+            self._look_for_masks(batch.infos)
         if batch.episodes:
             self._expect_success()
             if self._reached_goal():
@@ -373,6 +379,17 @@ class Run:
                 self._warn(f"an env raised, its episode is aborted: {text}")
             elif known == FEW + 1:
                 self._warn("envs raised on more levels: metrics.jsonl and the summary name them")
+
+    def _look_for_masks(self, infos: Any) -> None:
+        """Warn once of masks in the infos of a `Batch` or a `Chunk`, where the first infos had none."""
+        said = (
+            infos
+            if isinstance(infos, Mapping)
+            else dict.fromkeys(key for _, _, info in infos for key in info)
+        )
+        for place in misplaced(said):
+            if (text := ignored(place)) not in self.warnings:
+                self._warn(text)
 
     def _warn(self, text: str) -> None:
         warn(self.warnings, text)

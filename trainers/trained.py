@@ -18,8 +18,9 @@ from trainers.config import ConfigError
 from trainers.learn.actions import ActionHead, action_head
 from trainers.learn.defaults import for_spaces
 from trainers.learn.learner import EVAL, load_parameters, stream
+from trainers.learn.masks import MASK, read_mask, sizes_of
 from trainers.learn.meaning import check_meaning, meaning_of
-from trainers.learn.networks import MASK, Network, leaf_spaces
+from trainers.learn.networks import Network, leaf_spaces
 from trainers.learn.own_networks import OwnNetwork, make_network, parameters_of
 from trainers.learn.policy import Policy
 from trainers.learn.twins import twin_of
@@ -114,7 +115,8 @@ class TrainedPolicy:
     def act(self, obs: Any, info: Mapping[str, Any] | None = None) -> Any:
         """The action for one env's observation, as its `step` takes it. `info`: where its action mask is, if any.
 
-        Raises ValueError if the observation is none of the space, `ConfigError` if the mask has another width.
+        Raises ValueError if the observation is none of the space, `ConfigError` if the mask cannot be read, or
+        allows nothing.
         """
         space = self.observation_space
         rows: Any = create_empty_array(space, 1)
@@ -125,9 +127,9 @@ class TrainedPolicy:
         except (ValueError, TypeError, KeyError, IndexError):
             raise ValueError(f"the observation {obs!r:.80} is none of {space}") from None
         mask = None if info is None else info.get(MASK)
-        if mask is not None and self._head.nothing_allowed(np.asarray(mask, np.bool_).reshape(1, -1)).any():
-            raise ConfigError("the action mask allows no action")
-        action = self.act_batch(rows, {} if mask is None else {MASK: np.asarray(mask)[None]})[0]
+        if mask is not None:
+            mask = read_mask(mask, sizes_of(self.action_space), acting=True)[None]
+        action = self.act_batch(rows, {} if mask is None else {MASK: mask})[0]
         return action.item() if isinstance(self.action_space, gym.spaces.Discrete) else action
 
     def twin(self) -> Twin:
@@ -157,10 +159,8 @@ class TrainedPolicy:
     def act_batch(self, obs: Any, infos: Mapping[str, Any] | None = None) -> Any:
         """Actions (n, …) for n envs' observations and infos, as a vectorised env hands them out."""
         space = self.observation_space
-        masked = is_masked(space, infos or {})
-        leaves, masks = split(
-            space, obs, infos or {}, len(_any_leaf(obs)), self._head.mask_size if masked else 0
-        )
+        sizes = sizes_of(self.action_space) if is_masked(space, infos or {}) else ()
+        leaves, masks = split(space, obs, infos or {}, len(_any_leaf(obs)), sizes)
         rows = {key: np.asarray(leaves[key], leaf.dtype) for key, leaf in leaf_spaces(space).items()}
         return self._head.to_env(self._policy.choose(rows, masks, self._rng, self.greedy))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from gymnasium import spaces as S
 
 import curriculum as cu
-from tests.trainers.helpers import tiny
+from tests.trainers.helpers import Corridor, tiny
 from trainers import ConfigError, Job, load_policy, training
 from trainers.evaluate import evaluate
 
@@ -36,12 +37,13 @@ class Turns(gym.Env[Any, Any]):
         parts = [np.eye(size, dtype=bool)[self.t % size] for size in self.sizes]
         if over:
             parts[-1][:] = False  # one part is enough
-        return np.concatenate(parts)
+        # one after another, or a list of them
+        return np.concatenate(parts) if self.t % 2 or len(parts) == 1 else parts
 
     def action_masks(self) -> Any:
         assert self.how == "method", "an env that says it in its infos was asked"
         assert self.t < 6, "asked at the end, when no action follows"
-        return self.masks().tolist()
+        return [part.tolist() for part in self.masks()]
 
     def info(self) -> dict[str, Any]:
         return {"action_mask": self.masks()} if self.how == "info" else {}
@@ -108,9 +110,177 @@ async def test_a_mask_that_allows_nothing_is_an_error_that_names_env_and_step(
             await run.wait()
 
     with pytest.raises(
-        ConfigError, match=rf"^env 0, after {stuck_at} steps of its episode: the action mask allows no"
+        ConfigError,
+        match=rf"^env 0, after {stuck_at} steps of its episode, stage 'all', level 'all': the action",
     ):
         await go()
+
+
+class Wrong(Corridor):
+    """On a level that says so, the mask of the fourth step is `mask`; elsewhere it is one."""
+
+    def __init__(self, mask: Any, how: str) -> None:
+        super().__init__()
+        self.wrong, self.how = mask, how
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.bad = options["level"]["bad"]
+        obs, info = super().reset(seed=seed, options=options)
+        return obs, {**info, "action_mask": [1, 1, 0]} if self.how == "info" else info
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return (*rest, {**info, "action_mask": self.mask()} if self.how == "info" else info)
+
+    def mask(self) -> Any:
+        if self.bad and self.t == 3:
+            if isinstance(self.wrong, Exception):
+                raise self.wrong
+            return self.wrong
+        return [1, 1, 0]
+
+
+class Asked(Wrong):
+    def action_masks(self) -> Any:
+        return self.mask()
+
+
+class Read(Wrong):
+    @property
+    def action_masks(self) -> Any:
+        return self.mask()
+
+
+WRONG = [
+    (np.zeros(3), "the action mask allows no action"),
+    ([1, 1], "an action mask has 2 entries, expected one per action: 3"),
+    ([[1, 0], [1]], "an action mask must hold bools or numbers, one per action: 3; got"),
+    (None, "an action mask must hold bools or numbers, one per action: 3; got None"),
+    ("110", "an action mask must hold bools or numbers, one per action: 3; got '110'"),
+    ({"a": [1, 1, 0]}, "an action mask must hold bools or numbers, one per action: 3; got"),
+    ([1.0, np.nan, 0.0], "an action mask must hold bools or numbers, one per action: 3; got"),
+]
+
+
+def wrong_job(mask: Any, kind: type[Wrong], how: str) -> Job:
+    levels = cu.LevelSet([cu.Level("all", f"level {n}", {"bad": n == 3, "goal": 12}) for n in range(4)])
+    return Job(PLAN, lambda: cu.CurriculumEnv(kind(mask, how), levels))
+
+
+@pytest.mark.parametrize("kind", [Asked, Read])
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [*WRONG[:3], (ArithmeticError("no mask"), "no mask")],
+    ids=["none", "short", "ragged", "raises"],
+)
+@pytest.mark.asyncio
+async def test_what_is_wrong_with_a_mask_that_is_asked_for_is_an_error_of_its_env(
+    tmp_path: Path, kind: type[Wrong], mask: Any, text: str
+) -> None:
+    config = replace(tiny(tmp_path), total_steps=256, strategy="uniform")
+    async with training(config, job=wrong_job(mask, kind, "method")) as run:
+        summary = await run.wait()
+    assert list(summary.env_errors) == ["all/level 3"]
+    assert len(run.warnings) == 1
+    assert text in run.warnings[0]
+
+
+@pytest.mark.parametrize(("mask", "text"), WRONG, ids=[str(mask) for mask, _ in WRONG])
+@pytest.mark.asyncio
+async def test_what_is_wrong_with_a_mask_in_the_infos_is_told_with_its_place(
+    tmp_path: Path, mask: Any, text: str
+) -> None:
+    config = replace(tiny(tmp_path), total_steps=256, strategy="uniform")
+    with pytest.raises(ConfigError) as caught:
+        async with training(config, job=wrong_job(mask, Wrong, "info")) as run:
+            await run.wait()
+    assert re.match(
+        r"env \d, after 3 steps of its episode, stage 'all', level 'level 3': ", str(caught.value)
+    )
+    assert text in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_under_unrolls_too_the_place_of_a_mask_that_allows_nothing_is_told(tmp_path: Path) -> None:
+    """Also where another episode has begun before the chunk is in."""
+
+    class Inside(Wrong):
+        def __init__(self) -> None:
+            super().__init__(np.zeros(3, np.int8), "leaf")
+            self.observation_space = S.Dict({"x": self.observation_space, "action_mask": S.MultiBinary(3)})
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            obs, info = super().reset(seed=seed, options=options)
+            return {"x": obs, "action_mask": np.array(self.mask(), np.int8)}, info
+
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, _, info = super().step(action)
+            return (
+                {"x": obs, "action_mask": np.array(self.mask(), np.int8)},
+                reward,
+                terminated,
+                self.t == 5,
+                info,
+            )
+
+    levels = cu.LevelSet([cu.Level("all", f"level {n}", {"bad": n == 3, "goal": 12}) for n in range(4)])
+    config = replace(tiny(tmp_path), total_steps=256, strategy="uniform", collect="unroll", unroll=16)
+    with pytest.raises(
+        ConfigError, match=r"^env \d, after 3 steps of its episode, stage 'all', level 'level 3': "
+    ):
+        async with training(config, job=Job(PLAN, lambda: cu.CurriculumEnv(Inside(), levels))) as run:
+            await run.wait()
+
+
+class Elsewhere(Corridor):
+    """Its masks are where nobody looks."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, mask = where, S.MultiBinary(3)
+        inside: dict[str, Any] = {
+            "nested": S.Dict({"in": S.Dict({"action_mask": mask})}), "leaf": S.Dict({"valid_moves": mask}),
+        }  # fmt: skip
+        self.observation_space = inside.get(where, self.observation_space)
+
+    def shown(self, obs: Any, info: Any) -> Any:
+        mask = np.array([1, 1, 0], np.int8)
+        obs = {"nested": {"in": {"action_mask": mask}}, "leaf": {"valid_moves": mask}}.get(self.where, obs)
+        if self.where == "plural":
+            info = {**info, "action_masks": mask}
+        return obs, {**info, "action_mask": mask} if self.where == "late" and self.t else info
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.shown(*super().reset(seed=seed, options=options))
+
+    def step(self, action: Any) -> Any:
+        obs, *rest, info = super().step(action)
+        obs, info = self.shown(obs, info)
+        return obs, *rest, info
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("nested", "the observation's ['in']['action_mask'] looks"),
+        ("leaf", "the observation's ['valid_moves'] looks"),
+        ("late", "info['action_mask'], which is not there at reset, looks"),
+        ("plural", "info['action_masks'] looks"),
+    ],
+)
+@pytest.mark.parametrize("collect", ["lockstep", "unroll"])
+@pytest.mark.asyncio
+async def test_masks_where_nobody_looks_are_warned_of_once(
+    tmp_path: Path, where: str, named: str, collect: Any
+) -> None:
+    levels = cu.LevelSet([cu.Level(id="all", stage="all", data={"goal": 2})])
+    config = replace(tiny(tmp_path), total_steps=128, collect=collect)
+    async with training(config, job=Job(PLAN, lambda: cu.CurriculumEnv(Elsewhere(where), levels))) as run:
+        await run.wait()
+    (warning,) = run.warnings
+    assert warning.startswith(
+        f"{named} like an action mask and is not used: masks are looked for in info['action_mask']"
+    )
 
 
 @pytest.mark.asyncio
@@ -121,5 +291,6 @@ async def test_a_loaded_policy_refuses_such_a_mask(tmp_path: Path) -> None:
     policy = load_policy(tmp_path / "run", Turns(S.Discrete(3), "info"))
     obs = np.zeros(1, np.float32)
     assert policy.act(obs, {"action_mask": [False, True, False]}) == 1
-    with pytest.raises(ConfigError, match="the action mask allows no action"):
-        policy.act(obs, {"action_mask": [False] * 3})
+    for mask, text in WRONG[:3] + WRONG[4:]:  # None: no mask
+        with pytest.raises(ConfigError, match=re.escape(text)):
+            policy.act(obs, {"action_mask": mask})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import aio_vecenv as av
 from trainers.collect.observations import split
 from trainers.config import ConfigError
 from trainers.learn.learner import Learner
+from trainers.learn.masks import NOTHING_ALLOWED, MaskError, sizes_of
 
 __all__ = ["Collector"]
 
@@ -40,7 +42,7 @@ class Collector:
         self.learner, self._envs = learner, envs
         self._policy, self._head, self._rollout = learner.policy, learner.head, learner.rollout
         self._space = envs.single_observation_space
-        self._mask_size = 0 if learner.rollout.masks is None else learner.head.mask_size
+        self._sizes = () if learner.rollout.masks is None else sizes_of(envs.single_action_space)
         self._quorum, self._greedy, self._events = quorum, greedy, events
         self._on_events = on_events
         self.everyone: Ids = np.arange(envs.num_envs)
@@ -49,6 +51,11 @@ class Collector:
         self._steps: Ids = np.zeros(envs.num_envs, np.int64)  # executed in each env's episode
         self._over = np.zeros(envs.num_envs, np.bool_)  # the env's next action is not executed
         self.policy_s = 0.0  # spent on inference and storing rows; its reader clears it
+
+    @property
+    def masked(self) -> bool:
+        """Whether actions come with masks."""
+        return bool(self._sizes)
 
     async def collect(self, rng: np.random.Generator, look: Callable[[av.Batch], Awaitable[bool]]) -> bool:
         """**The loop of the system**: workers → policy → workers, until every env has contributed its T rows: True.
@@ -73,9 +80,24 @@ class Collector:
         return True
 
     def see(self, ids: Ids, obs: Any, infos: Mapping[str, Any]) -> None:
-        """What these envs show from now on. Raises `ConfigError` if a mask has not one entry per action."""
-        self._rollout.see(ids, *split(self._space, obs, infos, len(ids), self._mask_size))
+        """What these envs show from now on: the first of an episode. Raises `ConfigError` if a mask cannot be read."""
         self._steps[ids], self._over[ids] = 0, False
+        self._show(ids, obs, infos)
+
+    def _show(self, ids: Ids, obs: Any, infos: Mapping[str, Any]) -> None:
+        try:
+            leaves, masks = split(self._space, obs, infos, len(ids), self._sizes)
+        except MaskError as error:
+            raise ConfigError(f"{self._place(int(ids[error.row]))}: {error}") from None
+        self._rollout.see(ids, leaves, masks)
+
+    def _place(self, env: int, task: Any = None) -> str:
+        """Where an env is, in words. `task`: of its episode, if that is not the one that runs."""
+        if task is None and (running := self._envs.running_episode(env)) is not None:
+            task = running.task
+        known = isinstance(task, Mapping) and "stage" in task and "level" in task
+        where = f", stage {task['stage']!r}, level {task['level']!r}" if known else ""
+        return f"env {env}, after {self._steps[env]} steps of its episode{where}"
 
     def _act(self, ids: Ids, rng: np.random.Generator) -> NDArray[Any]:
         """Actions for these envs, noted in the rollout. Runs on the event loop: it is short."""
@@ -91,13 +113,13 @@ class Collector:
         self.policy_s += time.perf_counter() - began
         return self._head.to_env(actions)
 
-    def _check_masks(self, ids: Ids, masks: NDArray[np.bool_]) -> None:
-        """Raise `ConfigError` where an env that is to act must not do anything; at an episode's end it may say so."""
-        for env in ids[self._head.nothing_allowed(masks) & ~self._over[ids]]:
-            raise ConfigError(
-                f"env {env}, after {self._steps[env]} steps of its episode: the action mask allows no action; "
-                "an episode in which nothing can be done must end (terminated)"
-            )
+    def _check_masks(
+        self, ids: Ids, masks: NDArray[np.bool_], tasks: Mapping[int, Any] = MappingProxyType({})
+    ) -> None:
+        """Raise `ConfigError` where an env that is to act must not do anything; at an episode's end it may say so.
+        `tasks`: of envs whose episode is not the one that runs."""
+        for env in ids[self._head.nothing_allowed(masks) & ~self._over[ids]].tolist():
+            raise ConfigError(f"{self._place(env, tasks.get(env))}: {NOTHING_ALLOWED}")
 
     def _store(self, batch: av.Batch) -> Ids:
         """Note what came of the actions; the envs that go on."""
@@ -108,11 +130,11 @@ class Collector:
             None if self._events is None else self.playing[ids],
         )  # fmt: skip
         steps = np.where(batch.first, 0, self._steps[ids] + 1)
-        self.see(ids, batch.obs, batch.infos)
         over = batch.terminations | batch.truncations
         if "worker_renewal" in batch.infos:  # who waits still shows the last observation of its episode
             over |= batch.infos["_worker_renewal"]
         self._steps[ids], self._over[ids] = steps, over
+        self._show(ids, batch.obs, batch.infos)
         self.policy_s += time.perf_counter() - began
         return going_on
 

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.config import ConfigError
-from trainers.learn.networks import MASK, leaf_arrays, mask_leaf
+from trainers.learn.masks import MASK, MaskError, read_mask
+from trainers.learn.networks import leaf_arrays, mask_leaf
 
 __all__ = ["is_masked", "split"]
 
@@ -24,42 +24,42 @@ def is_masked(space: gym.Space[Any], infos: Mapping[str, Any]) -> bool:
 
 
 def split(
-    space: gym.Space[Any], obs: Any, infos: Mapping[str, Any], rows: int, mask_size: int
+    space: gym.Space[Any], obs: Any, infos: Mapping[str, Any], rows: int, sizes: Sequence[int]
 ) -> tuple[dict[str, NDArray[Any]], Bools | None]:
-    """n observations as one array (n, …) per leaf, and what is allowed (n, mask_size); nothing is copied that need not
-    be. `mask_size` 0: actions are not masked. Raises `ConfigError` if a mask has not one entry per action."""
+    """n observations as one array (n, …) per leaf, and what is allowed, (n, actions); nothing is copied that need not
+    be. `sizes`: the actions of each dimension; (): actions are not masked. Raises `MaskError`, which says the row."""
     leaves = leaf_arrays(space, obs)
     masks = None
-    if mask_size:
+    if sizes:
         inside = mask_leaf(space)
-        masks = _masks(leaves[MASK], mask_size) if inside else _info_masks(infos, rows, mask_size)
+        masks = _masks(leaves[MASK], sizes) if inside else _info_masks(infos, rows, sizes)
     leaves.pop(MASK, None)
     return leaves, masks
 
 
-def _info_masks(infos: Mapping[str, Any], rows: int, width: int) -> Bools:
+def _info_masks(infos: Mapping[str, Any], rows: int, sizes: Sequence[int]) -> Bools:
     """The rows' action masks; all is allowed where an env gave none."""
     masks = infos.get(MASK)
     if masks is None:
-        return np.ones((rows, width), np.bool_)
+        return np.ones((rows, sum(sizes)), np.bool_)
     given = infos.get(f"_{MASK}")
-    if given is None:
-        return _masks(masks, width)
-    allowed = np.ones((rows, width), np.bool_)
-    for row in np.flatnonzero(given):
-        allowed[row] = _mask(masks[row], width)
+    if isinstance(masks, Mapping):  # of the infos' columns: the envs gave dicts
+        masks = np.full(rows, masks, object)
+    return _masks(masks, sizes, given)
+
+
+def _masks(masks: Any, sizes: Sequence[int], given: Any = None) -> Bools:
+    """Masks (n, …) as (n, actions); all is allowed where none was `given` (None: all were)."""
+    width = sum(sizes)
+    kind = masks.dtype.kind if isinstance(masks, np.ndarray) and masks.size == len(masks) * width else ""
+    if kind and (kind in "biu" or (kind == "f" and not np.isnan(masks).any())):
+        allowed: Bools = masks.reshape(len(masks), width).astype(np.bool_, copy=False)
+        return allowed if given is None else np.logical_or(allowed, ~np.asarray(given, np.bool_)[:, None])
+    allowed = np.ones((len(masks), width), np.bool_)
+    for row in range(len(masks)) if given is None else np.flatnonzero(given):
+        try:
+            allowed[row] = read_mask(masks[row], sizes)
+        except MaskError as error:
+            error.row = int(row)
+            raise
     return allowed
-
-
-def _masks(masks: Any, width: int) -> Bools:
-    """Masks (n, …) as (n, width)."""
-    if isinstance(masks, np.ndarray) and masks.dtype != object and masks.size == len(masks) * width:
-        return np.asarray(masks, dtype=np.bool_).reshape(len(masks), width)
-    return np.stack([_mask(mask, width) for mask in masks])
-
-
-def _mask(mask: Any, width: int) -> Bools:
-    flat = np.asarray(mask, dtype=np.bool_).reshape(-1)
-    if len(flat) != width:
-        raise ConfigError(f"an action mask has {len(flat)} entries, expected one per action: {width}")
-    return flat

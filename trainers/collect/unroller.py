@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 import aio_vecenv as av
 from trainers.collect.collector import Collector
-from trainers.learn.networks import MASK, leaf_arrays
+from trainers.learn.masks import MASK
+from trainers.learn.networks import leaf_arrays
 from trainers.learn.own_networks import parameters_of
 from trainers.learn.rollout import joined
 
@@ -56,20 +57,23 @@ class Unroller(Collector):
         length, n = chunk.first.shape
         leaves = leaf_arrays(self._space, chunk.obs)
         inside, masks = leaves.pop(MASK, None), None
-        if self._mask_size:
-            masks = np.asarray(inside, np.bool_).reshape(length + 1, n, self._mask_size)
-            self._check_chunk(masks[:-1], chunk.first)
+        if self._sizes:
+            masks = np.asarray(inside, np.bool_).reshape(length + 1, n, sum(self._sizes))
+            self._check_chunk(masks[:-1], chunk)
         said = {key: joined(column) for key, column in chunk.outputs.items()}
         stored = self._head.stored(joined(chunk.actions), said).reshape(length, n, *self._head.shape)
         self._rollout.chunk(leaves, masks, stored, chunk.outputs["log_prob"], chunk)
         self._steps = _steps_after(chunk.first, self._steps)
 
-    def _check_chunk(self, masks: NDArray[np.bool_], first: NDArray[np.bool_]) -> None:
+    def _check_chunk(self, masks: NDArray[np.bool_], chunk: av.Chunk) -> None:
         """As `_check_masks`, for all rows (T, n, …) that were acted on."""
+        first = chunk.first
         nothing = self._head.nothing_allowed(joined(masks)).reshape(first.shape) & ~first
         for t in np.flatnonzero(nothing.any(axis=1))[:1]:
             self._steps, self._over = _steps_after(first[:t], self._steps), first[t]
-            self._check_masks(self.everyone, masks[t])
+            playing = dict(enumerate(chunk.index[t].tolist()))
+            tasks = {e.env_id: e.task for e in chunk.episodes if e.index == playing[e.env_id]}
+            self._check_masks(self.everyone, masks[t], tasks)
 
 
 def _steps_after(first: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:

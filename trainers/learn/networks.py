@@ -16,11 +16,11 @@ from torch import nn
 from trainers.config import ConfigError, NetworkConfig
 from trainers.learn.actions import ActionHead, Gaussian
 from trainers.learn.encoders import Linear, Normalised, Pixels, encoder, layer, picture_of
+from trainers.learn.masks import MASK
 from trainers.learn.moments import Moments
 
 __all__ = ["ActorCritic", "Network", "has_image", "leaf_arrays", "leaf_spaces", "mask_leaf"]
 
-MASK = "action_mask"
 DEFAULT = NetworkConfig()
 MINUS_ONE = torch.tensor(-1.0)
 MANY = 1 << 14  # numbers: from here on the arithmetic outweighs the calls

@@ -18,8 +18,9 @@ from torch import nn
 
 from trainers.config import ConfigError, NetworkConfig
 from trainers.learn.actions import ActionHead
+from trainers.learn.masks import MASK
 from trainers.learn.moments import Moments
-from trainers.learn.networks import MASK, ActorCritic, Network, leaf_arrays, leaf_spaces, mask_leaf
+from trainers.learn.networks import ActorCritic, Network, leaf_arrays, leaf_spaces, mask_leaf
 from trainers.names import named
 from trainers.twin import TwinError
 

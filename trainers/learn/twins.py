@@ -16,7 +16,8 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.learn.actions import ActionHead, action_head
 from trainers.learn.defaults import for_spaces
 from trainers.learn.encoders import Flat, Grid, Normalised, OneHot, Pixels
-from trainers.learn.networks import MASK, ActorCritic, Network, leaf_spaces, mask_leaf
+from trainers.learn.masks import MASK
+from trainers.learn.networks import ActorCritic, Network, leaf_spaces, mask_leaf
 from trainers.learn.own_networks import OwnNetwork, check_twin, make_network
 from trainers.twin import Twin, names_in
 
