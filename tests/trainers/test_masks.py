@@ -17,6 +17,7 @@ import curriculum as cu
 from tests.trainers.helpers import Corridor, tiny
 from trainers import ConfigError, Job, load_policy, training
 from trainers.evaluate import evaluate
+from trainers.record.progress import PlainLines
 
 pytestmark = pytest.mark.alternate_loops
 
@@ -271,12 +272,16 @@ class Elsewhere(Corridor):
 @pytest.mark.parametrize("collect", ["lockstep", "unroll"])
 @pytest.mark.asyncio
 async def test_masks_where_nobody_looks_are_warned_of_once(
-    tmp_path: Path, where: str, named: str, collect: Any
+    tmp_path: Path, where: str, named: str, collect: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And told, even if an error ends the run before its first report."""
     levels = cu.LevelSet([cu.Level(id="all", stage="all", data={"goal": 2})])
-    config = replace(tiny(tmp_path), total_steps=128, collect=collect)
+    config, shown = replace(tiny(tmp_path), total_steps=128, collect=collect), PlainLines()
     async with training(config, job=Job(PLAN, lambda: cu.CurriculumEnv(Elsewhere(where), levels))) as run:
+        shown.start(run)
         await run.wait()
+    shown.__exit__(ValueError, ValueError(), None)
+    assert capsys.readouterr().out.count("like an action mask") == 1
     (warning,) = run.warnings
     assert warning.startswith(
         f"{named} like an action mask and is not used: masks are looked for in info['action_mask']"

@@ -64,17 +64,22 @@ class PlainLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        if error is not None:  # they may say why
+            self._tell_warnings()
+
+    def _tell_warnings(self) -> None:
+        for warning in self._warnings[self._warned :]:
+            print(f"warning: {warning}", flush=True)
+        self._warned = len(self._warnings)
 
     def start(self, run: Run) -> None:
         self._warnings, self._run = run.warnings, run
         print("\n".join((_title(run), *run.choices)), flush=True)
+        self._tell_warnings()
 
     def show(self, report: Report) -> None:
         speed = self._steps_per_s.add(report.timing.steps_per_s)
-        for warning in self._warnings[self._warned :]:
-            print(f"warning: {warning}", flush=True)
-        self._warned = len(self._warnings)
+        self._tell_warnings()
         evaluation = None if self._run is None else self._run.last_evaluation
         if evaluation is not None and evaluation is not self._evaluation:
             self._evaluation = evaluation
@@ -122,6 +127,11 @@ class LivePanel:
         if self._latest is not None:
             self._live.update(self._panel(self._latest), refresh=True)
         self._live.stop()
+        if (
+            self._latest is None and error is not None
+        ):  # there was no panel to say them in, and they may say why
+            for warning in self._warnings:
+                self._console.print(Text(f"warning: {warning}", "yellow"))
 
     def start(self, run: Run) -> None:
         self._title = _title(run)
