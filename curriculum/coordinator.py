@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -65,6 +65,34 @@ class VecEnvLike(Protocol):
     def broadcast(self, payload: Any, *, topic: str = ..., apply: Any = ...) -> Any: ...
 
 
+class _Doubts:
+    """What seems wrong with how episodes say that they succeed; each is said once. `last`, `ever`: of which steps it is
+    read; where neither, by a function of the user's own, there is no doubt."""
+
+    def __init__(self, *, last: bool, ever: bool) -> None:
+        self._unclear = last or ever  # looked for until there is an episode whose success cannot be read
+        # episodes that succeeded before their last step only; None: another has succeeded at its end, or it is moot
+        self._too_early: int | None = 0 if last else None
+
+    def of(self, ended: Sequence[Any]) -> Iterator[str]:
+        if self._unclear and (text := next(filter(None, map(unclear_success, ended)), None)) is not None:
+            self._unclear = False
+            yield text
+        if self._too_early is None:
+            return
+        for episode in ended:
+            if is_success(episode):
+                self._too_early = None
+                return
+            self._too_early += bool(episode.final_info.get(SUCCESS_EVER))
+        if self._too_early >= TOO_EARLY:
+            self._too_early = None
+            yield (
+                f"{TOO_EARLY} episodes said success at some step and none at its last, which is the one that counts: "
+                'if any step counts, say success = "ever" (plan, Staged, --success ever)'
+            )
+
+
 _owners: weakref.WeakKeyDictionary[Any, weakref.ref[Coordinator]] = weakref.WeakKeyDictionary()
 
 
@@ -104,11 +132,7 @@ class Coordinator:
             getattr(strategy, "success", None) is success or getattr(strategy, "score", None) is score
             for success, score in ((is_success, success_score), (ever_success, ever_success_score))
         )
-        self._look_for_unclear = (
-            last or ever
-        )  # for an episode whose success cannot be read, until there is one
-        # episodes that succeeded before their last step only; None: another has succeeded at its end, or it is moot
-        self._too_early: int | None = 0 if last else None
+        self._doubts = _Doubts(last=last, ever=ever)
         self._directive: Directive | None = None
         self._receipt: Any = None
         self._running: bool = False
@@ -241,13 +265,9 @@ class Coordinator:
                 (e, None if result is None or e.outcome == "aborted" else float(result(e))) for e in ended
             ]
             self._journal.batch(batch.number, batch.watermark, started, results, beginning)
-        if self._too_early is not None and ended:
-            self._look_for_success(ended)
-        if self._look_for_unclear:
-            for text in filter(None, map(unclear_success, ended)):
-                self._look_for_unclear = False
+        if ended:
+            for text in self._doubts.of(ended):
                 self._warn(text)
-                break
         if self._started is not None:
             for event in started:
                 self._started(event)
@@ -265,21 +285,6 @@ class Coordinator:
             receipt = self._publish()
             if self.published > published:
                 self._decided_version = receipt.version
-
-    def _look_for_success(self, ended: Sequence[Any]) -> None:
-        """Say once that episodes succeed, but never at their last step, which is the one that is read."""
-        assert self._too_early is not None
-        for episode in ended:
-            if is_success(episode):
-                self._too_early = None
-                return
-            self._too_early += bool(episode.final_info.get(SUCCESS_EVER))
-        if self._too_early >= TOO_EARLY:
-            self._too_early = None
-            self._warn(
-                f"{TOO_EARLY} episodes said success at some step and none at its last, which is the one that counts: "
-                'if any step counts, say success = "ever" (plan, Staged, --success ever)'
-            )
 
     def _decide(self, decision: Decision) -> None:
         self.decisions.append(decision)
