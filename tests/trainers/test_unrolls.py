@@ -156,7 +156,8 @@ async def test_a_mask_that_allows_nothing_names_env_and_step(tmp_path: Path) -> 
     job = Job(corridor_job().plan, lambda: make_corridor_env(Nothing("dict_mask")))
     for length in (3, 8):
         with pytest.raises(
-            ConfigError, match=r"env 0, after 5 steps of its episode: the action mask allows no"
+            ConfigError,
+            match=r"env 0, after 5 steps of its episode, stage 'one', level 'one': the action mask",
         ):
             async with training(tiny(tmp_path, unroll=length), job=job) as run:
                 await run.wait()
