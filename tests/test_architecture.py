@@ -75,7 +75,7 @@ ROOMS: dict[str, set[str]] = {
         "own_networks", "policy", "ppo", "rollout", "thread", "twins",
     },
     "trainers/record": {
-        "__init__", "checkpoint", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes",
+        "__init__", "checkpoint", "complaints", "env_errors", "estimates", "folder", "loggers", "metrics", "outcomes",
         "pictures", "plot", "progress", "report_stream", "seeds", "summary",
     },
     "trainers/presets": {
@@ -116,7 +116,8 @@ FOLDERS: dict[str, set[str]] = {
     "trainers/collect": {"trainers.config", "trainers/learn"},
     "trainers/learn": {"trainers.config", "trainers.names", "trainers.twin", "trainers.record.checkpoint"},
     "trainers/record": {
-        "trainers.config", "trainers.names", "trainers.run", "trainers.learn.ppo", "trainers.learn.thread",
+        "trainers.config", "trainers.names", "trainers.run", "trainers.learn.masks", "trainers.learn.ppo",
+        "trainers.learn.thread",
     },
     "trainers/presets": {"trainers.config"},
     "trainers/service": {

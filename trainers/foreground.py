@@ -105,7 +105,7 @@ class Foreground:
                             progress.show(report)
                     summary = await run.wait()
                 if not self.received:  # whoever sent a signal waits; `plot` draws it later
-                    run.warnings += await asyncio.to_thread(draw_curve, run.folder)
+                    run.warnings.extend(await asyncio.to_thread(draw_curve, run.folder))
             progress.finish(summary, run)
             if self.received or summary.reason == "stopped":
                 by = self.received[0].name if self.received else "an operator"

@@ -25,12 +25,13 @@ from trainers.learn.thread import LearnerThread
 from trainers.learn.twins import TwinMaker
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints, load_saved
+from trainers.record.complaints import warn
 from trainers.record.folder import RunFolder, anchored
 from trainers.record.loggers import Logger, check_extras, open_loggers, own_loggers
 from trainers.record.metrics import Report
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import Summary
-from trainers.run import Run, warn
+from trainers.run import Run
 
 __all__ = ["train", "training"]
 

@@ -8,9 +8,8 @@ import contextlib
 import copy
 import dataclasses
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.evaluation import Evaluation
 from trainers.jobs import restore_envs, restore_what_fits, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stream
-from trainers.learn.masks import MASK, ignored, lookalikes, misplaced, sizes_of
+from trainers.learn.masks import MASK
 from trainers.learn.meaning import differences
 from trainers.learn.networks import mask_leaf
 from trainers.learn.thread import LearnerThread
@@ -32,28 +31,17 @@ from trainers.learn.twins import TwinMaker
 from trainers.loop_monitor import LoopMonitor
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoint, Checkpoints
+from trainers.record.complaints import Complaints
 from trainers.record.env_errors import EnvErrors, TooManyEnvErrors, WorkerLosses
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import EvalReport, Report, StageReport, Timing, percentile
-from trainers.record.outcomes import SILENT, Outcomes
+from trainers.record.outcomes import Outcomes
 from trainers.record.report_stream import ReportStream
 from trainers.record.summary import RunTally, Summary, stage_reports, stages_seen
 
-__all__ = ["CALLBACK", "Run", "warn"]
+__all__ = ["CALLBACK", "Run"]
 
-log = logging.getLogger("trainers")
 CALLBACK = "trainers.callback"  # how the names of their tasks begin
-FEW = 3  # levels
-MUTE = (
-    f"none of the first {SILENT} episodes said whether it succeeded, so all count as failures: the last step's info "
-    "needs is_success (or success), or the Job a success=…"
-)
-
-
-def warn(warned: list[str], text: str) -> None:
-    """Note what went wrong without ending the run, and log it."""
-    warned.append(text)
-    log.warning(text)
 
 
 class Run:
@@ -76,11 +64,11 @@ class Run:
     ) -> None:
         self.config, self.folder, self.envs, self.coordinator = config, folder, envs, coordinator
         self.choices: tuple[str, ...] = ()  # how observations are read, which settings the spaces decided
-        self.warnings = warned  # what went wrong without ending the run
         self._job, self._levels, self._evaluation = job, levels, evaluation
         self._maker = maker  # of what acts in the workers, if anything does
         self._thread, self._checkpoints, self._reports = thread, checkpoints, reports
         self._tally, self._monitor = RunTally(config.max_error_share), LoopMonitor()
+        self._complaints = Complaints(warned, self._tally, envs.statistics)
         self._outcomes = Outcomes(
             success_of(job, config), config.num_envs, in_order=config.window == "started"
         )
@@ -182,6 +170,11 @@ class Run:
         return self._tally.env_steps
 
     @property
+    def warnings(self) -> list[str]:
+        """What went wrong without ending the run, in order."""
+        return self._complaints.warned
+
+    @property
     def says_success(self) -> bool:
         """Whether the job, or the final info of any episode so far, says if an episode succeeded."""
         return self._job.success is not None or self._outcomes.silent is None
@@ -212,7 +205,7 @@ class Run:
         config, tally = self.config, self._tally
         if saved is not None:
             state, path, refused = saved
-            self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
+            self.warnings.extend(f"checkpoint refused: {reason}" for reason in refused)
             self.coordinator.load_state_dict(state.curriculum)
             tally.load_state_dict(state.tally)
             self._outcomes.load_state_dict(state.tally["outcomes"])
@@ -229,10 +222,10 @@ class Run:
         space, events = self.envs.single_observation_space, self.envs.events()
         obs, infos = await self.envs.reset(seed=self._seeds())
         await self.coordinator.settled()
-        self._note_reset(infos)
-        masked, sizes = is_masked(space, infos), sizes_of(self.envs.single_action_space)
-        for place in [] if masked else [*lookalikes(space, sizes), *misplaced(infos)]:
-            self._warn(ignored(place))
+        self._complaints.of_reset(infos)
+        masked = is_masked(space, infos)
+        if not masked:
+            self._complaints.of_places(space, infos, self.envs.single_action_space)
         learner = await self._thread.run(  # torch loads much on first use: not on the loop
             partial(Learner, config, space, self.envs.single_action_space, masked=masked)
         )
@@ -240,7 +233,7 @@ class Run:
             learner.load(saved[1], saved[0], optimiser=True)
         elif start is not None:
             state, path, refused = start
-            self.warnings += [f"checkpoint refused: {reason}" for reason in refused]
+            self.warnings.extend(f"checkpoint refused: {reason}" for reason in refused)
             count, parts = load_what_fits(path, learner.model, state.model, of="this env and config")
             said = "; ".join([*parts, *left]) or "nothing"
             other = "; ".join(differences(state.spaces, learner.spaces))
@@ -341,58 +334,23 @@ class Run:
         """Count what ended in a batch or a chunk, and let the curriculum decide on it, before anyone acts on it. False:
         solved or stopped; what was collected is not learned from."""
         await self.coordinator.settled()  # what is decided on this batch holds for the very next step
-        tally = self._tally
-        self._warn_of_errors(tally.batch(batch))
-        if lost := tally.losses.batch(batch):
-            for text in tally.losses.count(self.envs.statistics(), lost):
-                self._warn(text)
+        self._complaints.of(batch, masked=self._collector.masked)
         self._note_stage()
-        if batch.infos and not self._collector.masked:
-            self._look_for_masks(batch.infos)
         if batch.episodes:
             self._expect_success()
             if self._reached_goal():
-                tally.solved_at = tally.env_steps
+                self._tally.solved_at = self._tally.env_steps
         return self._going_on()
 
     def _going_on(self) -> bool:
         return self._tally.solved_at is None and not self._stop_asked
 
     def _expect_success(self) -> None:
-        """Warn once if no episode says whether it succeeded, and some stage will never move for that, or the run
-        never be solved."""
-        plan = self._job.plan
-        moves = len(plan.names) > 1 and any(stage.measure == "success" for stage in plan.stages)
-        needed = moves or self.config.solve_rate is not None
-        if needed and not self.says_success and self._outcomes.silence and MUTE not in self.warnings:
-            self._warn(MUTE)
-
-    def _note_reset(self, infos: Any) -> None:
-        """Count what went wrong in a reset of all envs."""
-        self._warn_of_errors(self._tally.errors.resets(infos))
-        self._tally.losses.count(self.envs.statistics(), {})
-
-    def _warn_of_errors(self, first: list[str]) -> None:
-        """Levels whose first error of their env this is; the first few are named as they come."""
-        for text in first:
-            if (known := len(self._tally.errors.total)) <= FEW:
-                self._warn(f"an env raised, its episode is aborted: {text}")
-            elif known == FEW + 1:
-                self._warn("envs raised on more levels: metrics.jsonl and the summary name them")
-
-    def _look_for_masks(self, infos: Any) -> None:
-        """Warn once of masks in the infos of a `Batch` or a `Chunk`, where the first infos had none."""
-        said = (
-            infos
-            if isinstance(infos, Mapping)
-            else dict.fromkeys(key for _, _, info in infos for key in info)
-        )
-        for place in misplaced(said):
-            if (text := ignored(place)) not in self.warnings:
-                self._warn(text)
-
-    def _warn(self, text: str) -> None:
-        warn(self.warnings, text)
+        """Warn if no episode says whether it succeeded, where a stage waits for that, or the run to be solved."""
+        stages = self._job.plan.stages
+        moves = len(stages) > 1 and any(stage.measure == "success" for stage in stages)
+        if (moves or self.config.solve_rate is not None) and not self.says_success and self._outcomes.silence:
+            self._complaints.of_silence()
 
     @property
     def _statistic(self) -> str | None:
@@ -435,7 +393,7 @@ class Run:
             obs, infos = await self.envs.reset(seed=self._seeds())
             await self.coordinator.settled()
             await self._collector.follow()
-            self._note_reset(infos)
+            self._complaints.of_reset(infos)
             self._collector.see(self._collector.everyone, obs, infos)
             self._note_stage()
         self._collector.learner.begin_anew()
@@ -463,7 +421,7 @@ class Run:
         except OSError as error:
             if final or self._tally.updates == 0:
                 raise
-            self._warn(f"checkpoint not written, the previous one stands: {error}")
+            self._complaints.say(f"checkpoint not written, the previous one stands: {error}")
             saved = error
         for waiting in wanted:
             if not waiting.done():

@@ -209,13 +209,13 @@ async def test_workers_that_are_killed_again_and_again_end_the_run_by_the_budget
     summary = run.summary()
     assert summary.env_errors == {}, "a lost worker is no error of an env"
     assert summary.worker_losses == 4
-    assert 4 <= summary.lost_episodes <= 8
+    assert 1 <= summary.lost_episodes <= 8  # none of a worker that had not begun any since it was replaced
     lines = read_metrics(run.folder.metrics)
     assert sum(line["aborted"] for line in lines) <= summary.lost_episodes
     assert 3 <= sum(line["worker_losses"] for line in lines) <= 4, (
         "the last update may not have been learned from"
     )
-    named = r"worker [01] \(envs (0-1|2-3)\) was killed by SIGKILL: replaced, [12] episodes? aborted"
+    named = r"worker [01] \(envs (0-1|2-3)\) was killed by SIGKILL: replaced"
     assert [bool(re.match(named, text)) for text in run.warnings] == [True, True, True, False]
     assert run.warnings[3].startswith("more workers were lost and replaced")
     (line,) = run.worker_losses.lines()
