@@ -11,7 +11,7 @@ __all__ = ["PRESET"]
 
 PRESET = Preset(
     name="doorkey16",
-    summary="MiniGrid DoorKey, 5×5 → 6×6 → 8×8 → 16×16 (hours; extra `minigrid`)",
+    summary="MiniGrid DoorKey, 5×5 → 6×6 → 8×8 → 16×16 (minutes; extra `minigrid`)",
     config=replace(doorkey.PRESET.config, preset="doorkey16", total_steps=10_000_000),
     job=lambda: doorkey.job_of((*doorkey.SIZES, 16)),
 )
