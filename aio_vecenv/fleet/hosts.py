@@ -290,6 +290,7 @@ class Hosts:
         task.add_done_callback(self._tasks.discard)
 
     def _refs(self) -> dict[int, Awaitable[bytes]]:
+        """Of what `state.wants` names now: an update that was overtaken since a message was made is gone."""
         return dict(self._updates.values())
 
     async def _start(self, start: Start) -> None:
@@ -328,7 +329,9 @@ class Hosts:
         noise, options = _Payload() if began else self._payloads.get(slot, _Payload())
         try:
             params = [self._params[run.policy]] if run.policy in self._params else []
-            answer = await handle.ask("run", run, self._refs(), params, noise, options)
+            answer = await handle.ask(
+                "run", run._replace(wants=self.state.wants), self._refs(), params, noise, options
+            )
         except Gone as error:
             self.lost(slot, incarnation, str(error))
             return
@@ -347,7 +350,7 @@ class Hosts:
         slot, incarnation, asked_at = tell.slot, tell.incarnation, time.monotonic()
         handle = self._handles[slot, incarnation]
         try:
-            answer = await handle.ask("tell", incarnation, tell.wants, self._refs())
+            answer = await handle.ask("tell", incarnation, self.state.wants, self._refs())
         except Gone as error:
             self.lost(slot, incarnation, str(error))
             return

@@ -147,6 +147,24 @@ async def test_calls_go_through_and_single_steps_are_refused() -> None:
         assert await envs.get_state() == {}
 
 
+@pytest.mark.asyncio
+async def test_an_update_that_is_overtaken_before_it_leaves_does_no_harm() -> None:
+    """Hosts are told of the newest, with what it holds, alone and with a chunk."""
+    async with fleet() as envs:
+        await envs.reset(seed=1)
+        wrong: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        receipts = [envs.broadcast(name) for name in ("near", "middle", "far")]
+        await receipts[-1].wait(10)
+        envs.send_unroll(noise(8))
+        receipts = [envs.broadcast(name) for name in ("near", "far")]
+        chunk = await envs.recv_unroll()
+        assert set(chunk.versions[:, 0].tolist()) <= {0, 3, 4, 5}
+        await receipts[-1].wait(10)
+        gc.collect()
+        assert not wrong
+
+
 @pytest.mark.parametrize("told", ["asked", "set"])
 @pytest.mark.asyncio
 async def test_a_worker_that_a_host_replaces_goes_on_with_what_the_fleet_has_learned(told: str) -> None:
