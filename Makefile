@@ -1,7 +1,7 @@
 # Everything starts from a machine with Python >= 3.11 and make; each target sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, 2 * (os.cpu_count() or 1)))")  # tests often wait
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")  # tests often wait
 # --no-compile: what is imported compiles itself then, which is a small part of it all
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
