@@ -601,5 +601,5 @@ def test_workers_are_renewed_where_no_env_waits_for_another() -> None:
         obs, _, terminations, _, _ = envs.step(np.zeros(2, np.int64))
         assert (obs[:, 3] == t).all()
         assert (terminations == (t == 2)).all()
-    assert envs.native.statistics().renewals == 4
+    assert envs.native.statistics().renewals == 2  # one worker after the other
     envs.close()

@@ -216,8 +216,12 @@ async def test_workers_that_are_killed_again_and_again_end_the_run_by_the_budget
         "the last update may not have been learned from"
     )
     named = r"worker [01] \(envs (0-1|2-3)\) was killed by SIGKILL: replaced"
-    assert [bool(re.match(named, text)) for text in run.warnings] == [True, True, True, False]
-    assert run.warnings[3].startswith("more workers were lost and replaced")
+    assert all(re.match(named, text) for text in run.warnings[:3])
+    # the fourth may come with rows that the fifth ends the run before
+    assert [text.partition(":")[0] for text in run.warnings[3:]] in (
+        [],
+        ["more workers were lost and replaced"],
+    )
     (line,) = run.worker_losses.lines()
     assert line.startswith(
         f"4 lost and replaced, {summary.lost_episodes} episodes aborted; the newest: worker "

@@ -546,8 +546,9 @@ class Narrow(Corridor):
 )
 async def test_a_mask_of_another_width_is_refused(tmp_path: Path, kind: str, width: int, late: bool) -> None:
     job = Job(PLAN, lambda: cu.CurriculumEnv(Narrow(kind, width, late), cu.LevelSet(LEVELS)))
+    place = r"env \d, after \d steps of its episode, stage 'one', level 'one'"
     with pytest.raises(
-        ConfigError, match=f"^an action mask has {width} entries, expected one per action: 3$"
+        ConfigError, match=f"^{place}: an action mask has {width} entries, expected one per action: 3$"
     ):
         await finish(tiny(tmp_path), job)
 
