@@ -35,7 +35,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-async def until(state: Callable[[], Any], limit_s: float = 10.0) -> None:
+async def until(state: Callable[[], Any], limit_s: float = 20.0) -> None:
     """Wait, on the loop, until `state()` is true. Raises AssertionError at the limit."""
     deadline = time.monotonic() + limit_s
     while not state():
@@ -43,7 +43,7 @@ async def until(state: Callable[[], Any], limit_s: float = 10.0) -> None:
         await asyncio.sleep(0.002)
 
 
-def wait_until(state: Callable[[], Any], limit_s: float = 10.0) -> None:
+def wait_until(state: Callable[[], Any], limit_s: float = 20.0) -> None:
     """The same without a loop."""
     deadline = time.monotonic() + limit_s
     while not state():
@@ -115,7 +115,7 @@ class Parent:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def end(self, limit_s: float = 20.0) -> tuple[int, str, str]:
+    def end(self, limit_s: float = 60.0) -> tuple[int, str, str]:
         """Wait for its end; exit code, stdout, stderr."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
