@@ -51,10 +51,8 @@ class Waiting:
     def begin_anew(self, worker: int) -> list[Command]:
         """It has, or gets, a new process; the steps that waited for that, and go there."""
         self.due.discard(worker)
-        runs = self._pool.episodes.runs
-        self.ended[worker] = -sum(
-            map(runs, self._assignment.rows[worker])
-        )  # they will be reported as aborted
+        running = sum(map(self._pool.episodes.runs, self._assignment.rows[worker]))
+        self.ended[worker] = -running  # they will be reported as aborted, and were the old process's
         return self._take(worker)
 
     def between_episodes(self, worker: int, resetting: Container[int] = ()) -> bool:

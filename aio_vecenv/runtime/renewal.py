@@ -31,9 +31,8 @@ from .supervisor import Supervisor, WorkerSlot
 __all__ = ["Renewal", "renewal_of"]
 
 _AHEAD = 0.9  # of what makes a worker due: then a process is started for it, which takes a third of a second
-_AT_ONCE = (
-    4  # a quarter of the workers: each that is renewed has two processes for a while, and its envs wait
-)
+# a share of the workers, at once: each that is renewed has two processes for a while, and its envs wait
+_QUARTER = 4
 
 
 class Renewal:
@@ -44,7 +43,7 @@ class Renewal:
     ) -> None:
         self._after, self._pool, self._supervisor, self._calls = after, pool, supervisor, calls
         self._rows = assignment.rows
-        self._at_once = max(1, len(supervisor.slots) // _AT_ONCE)
+        self._at_once = max(1, len(supervisor.slots) // _QUARTER)
         self._ahead: set[int] = set()  # workers that are due soon: processes are started for them
         self._not_before = [0] * len(supervisor.slots)  # episodes, where the last try failed
         self._looked_at: set[int] = set()  # whose memory was, in their newest process

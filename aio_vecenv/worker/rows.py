@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 Refuse = Callable[[Note, Exception], None]
-# subjects per worker that are warned about: an env may invent new observation keys endlessly
 _FEW = 64  # numbers that Python adds up faster than numpy looks at them
+# subjects per worker that are warned about: an env may invent new observation keys endlessly
 _MAX_WARNED = 32
 PLAIN = frozenset({float, int, np.float64})  # rewards that compare with any float
 LARGEST = (

@@ -22,7 +22,7 @@ from aio_vecenv.core.batch import Episode, EpisodeStarted
 from aio_vecenv.testing import FaultyEnv, StampEnv, check_episodes, stamp_envs
 
 from .fleet_helpers import LocalHandle, LocalTransport
-from .harness import until
+from .harness import Learns, until
 from .test_unrolls import Follows, same
 
 pytestmark = pytest.mark.alternate_loops
@@ -42,26 +42,6 @@ def settings(**kwargs: Any) -> dict[str, Any]:
 
 def fleet(envs: Any = make, num_envs: int | None = 32, **kwargs: Any) -> av.RayFleet:
     return av.RayFleet(envs, num_envs, **settings(**kwargs))
-
-
-class Learns(StampEnv):
-    """Has learned how many steps it has seen."""
-
-    seen = 0
-
-    def step(self, action: Any) -> Any:
-        self.seen += 1
-        return super().step(action)
-
-    def get_state(self) -> int:
-        return self.seen
-
-    def set_state(self, state: int) -> None:
-        self.seen = state
-
-    @staticmethod
-    def merge_states(states: list[int]) -> int:
-        return sum(states)
 
 
 def _process(env: Any) -> int:

@@ -31,7 +31,7 @@ from aio_vecenv import (
 from aio_vecenv.backends.inline import InlineBackend
 from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
-from .harness import alive, until
+from .harness import Learns, alive, until
 
 
 def zeros(n: int) -> np.ndarray[Any, Any]:
@@ -236,26 +236,6 @@ async def test_an_unroll_that_is_refused_renews_nobody() -> None:
         assert pids(envs) == [before.workers[0].pid]
         await envs.unroll(np.zeros((1, 1), np.float32))
         assert pids(envs) != [before.workers[0].pid]
-
-
-class Learns(StampEnv):
-    """Has learned how many steps it has seen."""
-
-    seen = 0
-
-    def step(self, action: Any) -> Any:
-        self.seen += 1
-        return super().step(action)
-
-    def get_state(self) -> int:
-        return self.seen
-
-    def set_state(self, state: int) -> None:
-        self.seen = state
-
-    @staticmethod
-    def merge_states(states: list[int]) -> int:
-        return sum(states)
 
 
 @pytest.mark.alternate_loops
