@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
         "factories", "framing", "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool",
         "protocol", "report", "spaces", "statistics", "updates", "waiting",
     },
-    "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "main", "rows", "unroll", "vector_group"},
+    "aio_vecenv/worker": {"__init__", "env_group", "env_groups", "lifeline", "main", "rows", "unroll", "vector_group"},
     "aio_vecenv/backends": {"__init__", "base", "inline", "launcher", "process"},
     "aio_vecenv/runtime": {
         "__init__", "calls", "collector", "env_states", "events", "opening", "policies", "publisher", "renewal",

@@ -25,7 +25,8 @@ _BOOT = (
     "root, ours, sys.path[:] = json.loads(sys.argv[1]); "
     "find = lambda name, path=None, target=None: PathFinder.find_spec(name, [root]) if name in ours else None; "
     "sys.meta_path.insert(0, type('Ours', (), {'find_spec': staticmethod(find)})); "
-    "from aio_vecenv.worker.main import main; main(*map(int, sys.argv[2:]))"
+    "from aio_vecenv.worker.lifeline import tie_to_parent; tie_to_parent(*map(int, sys.argv[2:4])); "
+    "from aio_vecenv.worker.main import main; main(*map(int, sys.argv[3:]))"
 )
 _DESCRIPTORS_PER_CHILD = 5  # two sockets, lifeline, crash file, pidfd
 _DESCRIPTORS_WHILE_LAUNCHING = 10  # the child's ends, subprocess's own pipe, the shared block, a little room
@@ -126,8 +127,8 @@ def launch(block_fd: int) -> Child:
         opened += [lambda: os.close(crash)]
         for sock in (commands, updates):
             sock.setblocking(False)
-        fds = (child_commands.fileno(), child_updates.fileno(), child_lifeline, block_fd, crash)
-        arguments = [str(number) for number in (*fds, os.getpid())]
+        fds = (child_lifeline, child_commands.fileno(), child_updates.fileno(), block_fd, crash)
+        arguments = [str(number) for number in (os.getpid(), *fds)]
         path = json.dumps((*_loaded_beside(), [entry or os.getcwd() for entry in sys.path]))
         process = subprocess.Popen(
             [sys.executable, *_interpreter_flags(), "-c", _BOOT, path, *arguments],

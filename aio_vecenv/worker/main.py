@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -55,15 +54,12 @@ class _ParentGone(BaseException):
     """End-of-file on a pipe: the parent is gone."""
 
 
-def main(
-    commands_fd: int, updates_fd: int, lifeline_fd: int, block_fd: int, crash_fd: int, parent_pid: int
-) -> None:
+def main(lifeline_fd: int, commands_fd: int, updates_fd: int, block_fd: int, crash_fd: int) -> None:
     """Run one worker over inherited descriptors until it is told to close, or the parent is gone."""
     crash_file = os.fdopen(crash_fd, "wb", buffering=0)
     faulthandler.enable(crash_file)
     if hasattr(signal, "SIGUSR2"):
         faulthandler.register(signal.SIGUSR2, crash_file, all_threads=True)
-    _tie_to_parent(lifeline_fd, parent_pid)
     _yield_to_sender()
     worker = _Worker(
         socket.socket(fileno=commands_fd), socket.socket(fileno=updates_fd), lifeline_fd, block_fd
@@ -86,46 +82,12 @@ def main(
     os._exit(code)  # neither the env's atexit hooks nor its threads may keep a worker that is done
 
 
-def _tie_to_parent(lifeline_fd: int, parent_pid: int) -> None:
-    """Die with the parent, however it dies: by the kernel, and by a thread where a fork holds the lifeline."""
-    if sys.platform == "linux":
-        import fcntl
-
-        # When the last write end of the lifeline closes, the kernel kills our process group, even while this
-        # process is stuck in C with the interpreter lock held. A signal is sent only for a pipe that was polled.
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
-        flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
-        poll = select.poll()
-        poll.register(lifeline_fd, select.POLLIN)
-        if poll.poll(0):  # the parent was gone before we were ready
-            os.killpg(0, signal.SIGKILL)
-    threading.Thread(target=_watch_parent, args=(lifeline_fd, parent_pid), daemon=True).start()
-
-
 def _yield_to_sender() -> None:
     """Let the parent finish sending to all workers before the first one woken takes its CPU."""
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):
             if os.sched_getscheduler(0) == os.SCHED_OTHER:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def _watch_parent(lifeline_fd: int, parent_pid: int) -> None:
-    poll = select.poll()
-    if hasattr(os, "pidfd_open"):
-        try:
-            poll.register(os.pidfd_open(parent_pid), select.POLLIN)
-        except OSError:  # gone already
-            os.killpg(0, signal.SIGKILL)
-        if os.getppid() != parent_pid:
-            os.killpg(0, signal.SIGKILL)
-    else:  # pragma: no cover - macOS
-        poll.register(lifeline_fd, select.POLLIN)
-    while not poll.poll():
-        pass
-    os.killpg(0, signal.SIGKILL)
 
 
 class _Worker:

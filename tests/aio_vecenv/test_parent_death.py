@@ -90,6 +90,39 @@ def test_g12_v10_f12_f14_f24_the_parent_is_killed(case: str) -> None:
         parent.process.wait()
 
 
+LOADING = """
+import pathlib
+folder = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+async def main():
+    opening = asyncio.ensure_future(av.AsyncVecEnv.open(stamp_envs(2), num_workers=2))
+    while len(found := list(folder.glob("loading-*"))) < 2:
+        await asyncio.sleep(0.01)
+    print("READY", *(path.suffix[1:] for path in found), flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "stuck",
+    ["time.sleep(1000)", "ctypes.PyDLL(None).sleep(1000)"],
+    ids=["in Python", "in C with the interpreter lock"],
+)
+def test_g12_f14_the_parent_is_killed_while_its_workers_load(tmp_path: Path, stuck: str) -> None:
+    (tmp_path / "cloudpickle.py").write_text(
+        f"import ctypes, os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'loading-.{{os.getpid()}}').touch()\n{stuck}\n"
+    )  # as on a machine that takes long to load what a worker needs
+    with Parent(LOADING, str(tmp_path)) as parent:
+        pids = [int(pid) for pid in parent.ready()]
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+        parent.signal(signal.SIGKILL)
+        parent.nothing_left(2)
+        parent.process.wait()
+
+
 def _groups(pids: list[int]) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
