@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")  # tests often wait
-# --no-compile: what is imported compiles itself then, which is a small part of it all
+# --no-compile: what is imported compiles itself then, which is a small part of it all; and it is kept, whatever the
+# environment says: every worker is a process of its own, and without compiled files each takes .5 s more to start
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: train test lint types pytest soak bench clean
