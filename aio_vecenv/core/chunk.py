@@ -29,7 +29,7 @@ class Chunk:
     first: NDArray[np.bool_]  # (T, n) the action was not executed
     index: NDArray[np.int64]  # (T, n) `Episode.index` of each row's current episode; -1: none has begun yet
     versions: NDArray[np.int64]  # (T, n) the update under which that episode began
-    outputs: dict[str, NDArray[Any]]  # (T, n, …) what the policy said beside the actions
+    outputs: dict[str, NDArray[Any]]  # (T, n, …) what the policy said beside the actions; 0 if not asked
     policy_version: int  # of the one policy that acted: what `set_policy` returned, 0 before it
     infos: Sequence[tuple[int, int, dict[str, Any]]]  # (t, env id, info), sorted
     episodes: tuple[Episode, ...]  # those that ended in it, in order

@@ -238,6 +238,33 @@ async def test_an_unroll_that_is_refused_renews_nobody() -> None:
         assert pids(envs) != [before.workers[0].pid]
 
 
+class Sure(Zeros):
+    """Says 1 of every row that it acts on."""
+
+    outputs: Any = {"one": ((), np.int64)}  # noqa: RUF012
+
+    def act(self, obs: Any, noise: Any) -> Any:
+        actions, _ = super().act(obs, noise)
+        return actions, {"one": np.ones(len(actions), np.int64)}
+
+
+@pytest.mark.asyncio
+async def test_where_all_envs_of_a_worker_wait_the_policy_is_not_asked() -> None:
+    """Rows of a chunk in which nothing happens: `first`, and the policy said nothing of them."""
+    factories = [partial(StampEnv, 0, 2), partial(StampEnv, 1, 4)]
+    async with AsyncVecEnv(factories, num_workers=1, renew_after=5, policy=Sure(), unroll=8) as envs:
+        await envs.reset()
+        waited = False
+        while envs.statistics().renewals < 2:
+            chunk = await envs.unroll(np.zeros((8, 2), np.float32))
+            asked = chunk.outputs["one"] == 1
+            assert chunk.first[~asked].all()
+            assert not chunk.actions[~asked].any()
+            assert asked[~chunk.first].all()
+            waited |= not asked.all()
+        assert waited
+
+
 @pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_what_envs_have_learned_goes_with_them() -> None:
