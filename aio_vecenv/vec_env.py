@@ -30,7 +30,6 @@ from .core.assignment import EnvIds, seeds_for
 from .core.batch import Batch, RunningEpisode
 from .core.chunks import Chunks
 from .core.env_state import EnvState
-from .core.framing import Kind
 from .core.infos import batch_infos
 from .core.layout import SharedMemory, pick_rows
 from .core.limits import RenewAfter, RestartBudget, Timeouts
@@ -56,7 +55,6 @@ EnvFactory = Callable[[], Any] | Callable[[int], Any]
 
 _get_running_loop, _thread_id, _process_id = asyncio._get_running_loop, threading.get_ident, os.getpid
 _NOWHERE = object()
-_STEP = Kind.STEP
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 

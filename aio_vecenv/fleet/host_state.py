@@ -42,11 +42,11 @@ class HostState:
     ) -> None:
         self.slot, self.incarnation, self.first_env = slot, incarnation, first_env
         self.taken: dict[str, int] = {}
+        self.versions = [0]  # the fleet's, by the vec env's own
         self.policy = 0  # version that acts
         self._num_envs, self._total_envs = num_envs, total_envs
         self._index = tuple(next_index)
         self._orders = [0] * num_envs  # of each env's newest episode
-        self._versions = [0]  # the fleet's, by the vec env's own
         self._seen = self._done = 0
         self._kept: Report | None = None  # until the next command acknowledges it
         self._numbers = (0, 0)  # the newest command's number: the fleet's, and the vec env's own
@@ -90,16 +90,7 @@ class HostState:
         """The vec env was told this update, in the order of `lacking(wants)`."""
         self.taken[due.topic] = due.version
         complete = not self.lacking(wants)
-        self._versions.append(max(self._versions[-1], wants.upto) if complete else self._versions[-1])
-
-    def version(self, own: int) -> int:
-        """The fleet's version for one of the vec env's own."""
-        return self._versions[own]
-
-    @property
-    def versions(self) -> list[int]:
-        """The fleet's versions, by the vec env's own."""
-        return self._versions
+        self.versions.append(max(self.versions[-1], wants.upto) if complete else self.versions[-1])
 
     # -- events ----------------------------------------------------------------------------------------------------
 
@@ -113,7 +104,7 @@ class HostState:
 
     def _translated(self, event: Event) -> Event:
         env = event.env_id
-        index, version = self._index[env] + event.index, self._versions[event.version]
+        index, version = self._index[env] + event.index, self.versions[event.version]
         if isinstance(event, EpisodeStarted):
             ours, own = self._numbers
             number = ours + max(0, event.order // self._num_envs - own)
