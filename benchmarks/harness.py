@@ -147,14 +147,12 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def series_table(
-    heading: str, series: Sequence[Series], *, limit: str = "limit", ours: str = "ours"
-) -> Table:
+def series_table(heading: str, series: Sequence[Series]) -> Table:
     """Median, spread, share of the limit, and how many times the contender our lockstep is."""
     by_name = {one.contender: one for one in series}
     unit = series[0].unit if series else ""
     table = Table(heading, ["contender", f"{unit}, median", "min – max", "÷ limit", "ours ÷ it", "rounds"])
-    if limit not in by_name:
+    if "limit" not in by_name:
         table.columns = [c for c in table.columns if c != "÷ limit"]
     for one in sorted(series, key=lambda s: -(s.median or 0.0)):
         name = f"{one.title} ({one.note})" if one.note and one.status == "ok" else one.title
@@ -162,11 +160,11 @@ def series_table(
             row = [name, f"*{one.status}*: {one.note}".replace("|", "/"), "", "", "", ""]
         else:
             low, high = one.worst_to_best
-            share = ratio(one, by_name.get(limit)) if one.contender != limit else 1.0
-            times = ratio(by_name.get(ours), one) if one.contender != limit else None
+            share = ratio(one, by_name.get("limit")) if one.contender != "limit" else 1.0
+            times = ratio(by_name.get("ours"), one) if one.contender != "limit" else None
             spread = f"{figure(low)} – {figure(high)}"
             row = [name, figure(one.median), spread, figure(share), figure(times), str(len(one.values))]
-        if limit not in by_name:
+        if "limit" not in by_name:
             del row[3]
         table.rows.append(row)
     return table

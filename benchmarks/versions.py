@@ -87,11 +87,11 @@ def checkout(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", str(path)], cwd=ROOT, check=True)
 
 
-def interval_of_median(values: Sequence[float], share: float = 0.8, draws: int = 2000) -> tuple[float, float]:
-    """The percentile-bootstrap interval of the median (Efron 1979), always the same for the same values."""
+def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """The 80 % percentile-bootstrap interval of the median (Efron 1979), always the same for the same values."""
     generator = random.Random(0)
-    medians = [statistics.median(generator.choices(values, k=len(values))) for _ in range(draws)]
-    return percentile(medians, (1 - share) / 2), percentile(medians, (1 + share) / 2)
+    medians = [statistics.median(generator.choices(values, k=len(values))) for _ in range(2000)]
+    return percentile(medians, 0.1), percentile(medians, 0.9)
 
 
 def compare(arguments: Arguments, other: Path) -> None:

@@ -139,13 +139,13 @@ class Rows(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-def rows_in_blocks(env_ids: Iterable[int], block: int = BLOCK) -> Rows:
-    """Where the rows of these envs stand: env i at place i % block of block i // block."""
+def rows_in_blocks(env_ids: Iterable[int]) -> Rows:
+    """Where the rows of these envs stand: env i at place i % 16 of block i // 16."""
     pieces: list[Piece] = []
     if isinstance(env_ids, range):
-        for first in range(env_ids.start // block * block, env_ids.stop, block):
-            low, high = max(env_ids.start, first), min(env_ids.stop, first + block)
-            around = (slice(0, low - first), slice(high - first, block))
+        for first in range(env_ids.start // BLOCK * BLOCK, env_ids.stop, BLOCK):
+            low, high = max(env_ids.start, first), min(env_ids.stop, first + BLOCK)
+            around = (slice(0, low - first), slice(high - first, BLOCK))
             pieces.append(
                 Piece(
                     slice(low - env_ids.start, high - env_ids.start),
@@ -156,10 +156,10 @@ def rows_in_blocks(env_ids: Iterable[int], block: int = BLOCK) -> Rows:
             )
         return Rows(env_ids, tuple(pieces))
     ids = np.fromiter(env_ids, np.int64)
-    for number in np.unique(ids // block).tolist():
-        rows = np.flatnonzero(ids // block == number)
-        places = ids[rows] % block
-        free = np.setdiff1d(np.arange(block), places)
+    for number in np.unique(ids // BLOCK).tolist():
+        rows = np.flatnonzero(ids // BLOCK == number)
+        places = ids[rows] % BLOCK
+        free = np.setdiff1d(np.arange(BLOCK), places)
         pieces.append(Piece(rows, places, int(places[0]), (free,) if len(free) else ()))
     return Rows(ids.tolist(), tuple(pieces))
 
@@ -222,25 +222,23 @@ class PolicyRunner:
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         *,
-        block: int = BLOCK,
         worker: int = -1,
     ) -> None:
         self.version = 0  # what acts: 0 as it was pickled, else what `load` was told
         self.worker = worker
-        self.block = block
         self._obs = fixed_tree("observation", observation_space)
         self._action = fixed_tree("action", action_space)
         self._policy: Policy = self._unpickle(pickled, "the policy")
         self.noise, self.outputs = check_declared(self._policy)
         self._checks = [_bounds(leaf.space) for leaf in self._action.leaves]
         leaf = self._action.leaves[0] if self._action.is_leaf else None
-        self._whole_action = (None, None) if leaf is None else ((block, *leaf.shape), leaf.dtype)
+        self._whole_action = (None, None) if leaf is None else ((BLOCK, *leaf.shape), leaf.dtype)
         self._whole_outputs = [
-            (name, (block, *spec.shape), spec.dtype) for name, spec in self.outputs.items()
+            (name, (BLOCK, *spec.shape), spec.dtype) for name, spec in self.outputs.items()
         ]
-        self._obs_block = [_aligned(block, leaf) for leaf in self._obs.leaves]
+        self._obs_block = [_aligned(BLOCK, leaf) for leaf in self._obs.leaves]
         self._only_obs = self._obs_block[0] if self._obs.is_leaf else None
-        self._noise_block = _aligned(block, self.noise)
+        self._noise_block = _aligned(BLOCK, self.noise)
 
     def load(self, version: int, pickled: bytes) -> None:
         """Take parameters, as `framing.dumps` made them of what `set_policy` was given.
@@ -318,7 +316,7 @@ class PolicyRunner:
             got: Any = said.get(name)
             if type(got) is not np.ndarray or got.shape != shape or got.dtype is not dtype:
                 self._check_names(said)
-                got = fits(f"outputs[{name!r}]", got, self.block, self.outputs[name])
+                got = fits(f"outputs[{name!r}]", got, BLOCK, self.outputs[name])
             outputs[name][at] = got if whole else got[places]
 
     def _check_names(self, said: Mapping[str, Any]) -> None:
@@ -333,7 +331,7 @@ class PolicyRunner:
             and actions.dtype is self._whole_action[1]
         ):
             return [actions]
-        return columns_of(self._action, actions, self.block, "actions")
+        return columns_of(self._action, actions, BLOCK, "actions")
 
     def _check_values(
         self, rows: Rows, actions: Sequence[NDArray[Any]], outputs: Mapping[str, NDArray[Any]]

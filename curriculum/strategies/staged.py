@@ -203,7 +203,7 @@ class Staged:
         self._refresh()
         return decisions
 
-    def _entry(self, event: StartedLike, *, success: bool | None = None, length: int = 0) -> Entry:
+    def _entry(self, event: StartedLike, *, length: int = 0) -> Entry:
         task = task_of(event)
         place = self._places.get(task["stage"])
         if place is None:
@@ -211,7 +211,7 @@ class Staged:
                 f"env {event.env_id}: episode {event.index} is stamped with the unknown stage "
                 f"{task['stage']!r}; the plan has {', '.join(self.plan.names)}"
             )
-        return Entry(place, task.get("role", "current"), event.version, success, length)
+        return Entry(place, task.get("role", "current"), event.version, None, length)
 
     def _outcome(self, episode: EpisodeLike) -> Entry:
         """Of an episode that ended. Where its stage measures returns, it succeeded if its return reached T."""

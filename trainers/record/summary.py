@@ -252,11 +252,11 @@ def _share(stage: str, directive: Any) -> float:
     return 1 - previous if place == current else previous if place == current - 1 else 0.0
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Confidence interval of a rate (Wilson 1927); z = 1.96: 95 %. (0, 1) without trials."""
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a rate (Wilson 1927); (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0
-    rate = successes / trials
+    rate, z = successes / trials, 1.959964  # the normal distribution's quantile at .975
     centre = rate + z * z / (2 * trials)
     spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
