@@ -111,9 +111,8 @@ def available_bytes(root: Path = _CGROUP, proc: Path = Path("/proc/self/cgroup")
         folder = base / path.lstrip("/")
         while True:
             limit, used = _number(folder / limit_name), _number(folder / used_name)
-            if (
-                limit is not None and used is not None and limit < 2**60
-            ):  # v1 writes "no limit" as a huge number
+            # v1 writes "no limit" as a huge number
+            if limit is not None and used is not None and limit < 2**60:
                 left.append(max(limit - used, 0) + _reclaimable(folder))
             if folder == base or base not in folder.parents:
                 break

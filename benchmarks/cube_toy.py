@@ -74,9 +74,8 @@ def simulate(strategy: Strategy, levels: LevelSet, seed: int, episodes: int = EP
         score = float(skill[i, j]) / 100
         task = {"stage": stage, "level": f"{i},{j}", "generator": generator, "role": role}
         strategy.observe(FinishedEpisode(0, order, order, 1, score, "terminated", 0, task, {"score": score}))
-        if isinstance(
-            strategy, PrioritisedReplay
-        ):  # the toy's learner: the value of a cube is what it was before
+        # the toy's learner: the value of a cube is what it was before
+        if isinstance(strategy, PrioritisedReplay):
             strategy.record_scores([(0, order, 1, before / 100)])
         if (order + 1) % EVERY == 0:
             curve.append(float((skill > MASTERED).mean()))

@@ -23,9 +23,8 @@ from curriculum.rules import cusum, exact
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-Rule = Callable[
-    [Bools, float, int], Bools
-]  # (runs, outcomes), T, M → (runs, outcomes + 1): would a check advance?
+# (runs, outcomes), T, M → (runs, outcomes + 1): would a check advance?
+Rule = Callable[[Bools, float, int], Bools]
 
 PLANS = ((0.60, 50), (0.65, 60), (0.70, 80), (0.75, 120), (0.80, 150))
 WINDOW, EVERY = 50, 10

@@ -73,9 +73,8 @@ class Directive:
             raise DirectiveError(
                 f"rungs: expected the place of a stage (0 to {len(self.stages) - 1}) for each env, and no stage for all"
             )
-        rungs = given.astype(
-            np.min_scalar_type(len(self.stages) - 1)
-        )  # a copy: the strategy goes on with its own
+        # a copy: the strategy goes on with its own
+        rungs = given.astype(np.min_scalar_type(len(self.stages) - 1))
         rungs.setflags(write=False)
         object.__setattr__(self, "rungs", rungs)
 

@@ -65,9 +65,8 @@ class StartOrder:
         self._running: dict[int, Entry] = {}  # order → entry of those that began and have not ended
         self._passed: set[int] = set()  # orders that were passed over and have not ended
         self._ended: list[int] = []  # sorted orders of those that ended, from the oldest unfinished one on
-        self._unannounced: list[
-            int
-        ] = []  # sorted orders of those whose reset is under way, at the last release
+        # sorted orders of those whose reset is under way, at the last release
+        self._unannounced: list[int] = []
 
     def _queue(self, entry: Entry) -> _Queue:
         key = entry.stage if self.by == "stage" else 0

@@ -87,9 +87,8 @@ def train(
             for i in np.flatnonzero(terminations | truncations):
                 finished.append(float(running[i]))
                 running[i] = 0.0
-                if not terminations[
-                    i
-                ]:  # cut off by the time limit: the last observation says what was to come
+                # cut off by the time limit: the last observation says what was to come
+                if not terminations[i]:
                     last = torch.as_tensor(infos["final_obs"][i])
                     rewards[i] += gamma * float(agent.value(last))
             rewards_s[t] = torch.as_tensor(rewards)

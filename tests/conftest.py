@@ -47,9 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped: list[pytest.Item] = []
     for item in items:
         call = getattr(item, "callspec", None)
-        marks = (
-            mark.name for mark in item.iter_markers() if mark.name.endswith("_loops")
-        )  # the closest first
+        # the closest first
+        marks = (mark.name for mark in item.iter_markers() if mark.name.endswith("_loops"))
         if call is None or next(marks, None) != "alternate_loops":
             kept.append(item)
             continue

@@ -102,9 +102,8 @@ class Run:
             return await asyncio.shield(self._task)
         except Exception:
             reader = asyncio.current_task()
-            if reader is None or not reader.get_name().startswith(
-                CALLBACK
-            ):  # who opened the run is to see it, too
+            # what a callback has seen, who opened the run is to see, too
+            if reader is None or not reader.get_name().startswith(CALLBACK):
                 self._error_seen = True
             raise
 

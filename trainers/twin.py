@@ -346,9 +346,8 @@ def _normalise(mean: Array, variance: Array, epsilon: float) -> Do:
 
 
 def _linear(weight: Array, bias: Array, planes: int, live: bool) -> Do:
-    if (
-        planes
-    ):  # what comes was flattened (height, width, channels), the weights are (channels, height, width)
+    # what comes was flattened (height, width, channels), the weights are (channels, height, width)
+    if planes:
         out, width = weight.shape
         weight = weight.reshape(out, planes, width // planes).transpose(0, 2, 1).reshape(out, width)
     turned = weight.T if live else np.ascontiguousarray(weight.T)

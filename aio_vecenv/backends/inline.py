@@ -129,9 +129,8 @@ class InlineWorker:
             return True
         if message.kind is Kind.POLICY:
             assert self._unroller is not None
-            self._unroller.load(
-                message.number, message.payload
-            )  # before popleft: after a Ctrl-C in it, once more
+            # before popleft: after a Ctrl-C in it, once more
+            self._unroller.load(message.number, message.payload)
             self._queue.popleft()
             return True
         self._queue.popleft()

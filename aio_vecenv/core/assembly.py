@@ -21,17 +21,14 @@ class Columns:
 
     def __init__(self, num_envs: int, slab: Slab, obs: SpaceTree, *, copy: bool) -> None:
         self._slab, self._obs, self._copy = slab, obs, copy
-        self._pickled = [
-            index for index, column in enumerate(slab.obs) if column is None
-        ]  # leaves not in the block
-        self._newest: list[list[Any]] = [
-            [None] * num_envs for _ in obs.leaves
-        ]  # their values, by leaf and env
+        # leaves not in the block
+        self._pickled = [index for index, column in enumerate(slab.obs) if column is None]
+        # their values, by leaf and env
+        self._newest: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
         self._final: list[list[Any]] = [[None] * num_envs for _ in obs.leaves]
 
-        self.given_obs: Mapping[
-            int, Any
-        ] = {}  # of the newest batch, by env id: last ones, as their envs gave them
+        # of the newest batch, by env id: last ones, as their envs gave them
+        self.given_obs: Mapping[int, Any] = {}
 
     def keep(self, noted: Sequence[dict[int, Any]]) -> None:
         """Store the observations that came pickled with these notes."""

@@ -105,9 +105,8 @@ class Chunks:
         command.replied = True
         pool = self._pool
         flags = self._slab.chunks[command.buffer].flags[0]
-        if (
-            command.unread is not None
-        ):  # which env said it cannot be told: all have failed, after their last row
+        # which env said it cannot be told: all have failed, after their last row
+        if command.unread is not None:
             notes = [
                 (env_id, command.length - 1, ERROR, command.unread) for env_id in command.env_ids.tolist()
             ]
@@ -322,12 +321,10 @@ class _Fold:
     ) -> None:
         self._episodes, self._ids, self._number, self._call = episodes, ids, number, call
         self._flags, self._rewards, self._versions = flags, rewards, versions
-        self._noted: dict[
-            int, list[dict[int, Any]]
-        ] = {}  # the notes of the rows that have any, by kind and env
-        self._why: dict[
-            tuple[int, int], Begin
-        ] = {}  # (row, env) → how an episode begins, or why one is cut off
+        # the notes of the rows that have any, by kind and env
+        self._noted: dict[int, list[dict[int, Any]]] = {}
+        # (row, env) → how an episode begins, or why one is cut off
+        self._why: dict[tuple[int, int], Begin] = {}
         self._seeds: dict[int, int | None] = {}  # env → of the parent's reset, which is its last row
         self._failed: dict[int, int] = {}  # env → the row in which it failed
         self.index: NDArray[np.int64] = np.empty(flags.shape, np.int64)

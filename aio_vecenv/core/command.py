@@ -85,9 +85,8 @@ class Unroll(Command):
     again: int = 0  # envs that the parent resets, whose last row is missing
     policy_error: ErrorReport | None = None  # why rows were not acted
     told: bool = False  # whether the caller knows of the errors
-    cuts: Mapping[int, tuple[int, Begin]] = MappingProxyType(
-        {}
-    )  # env: the row in which it failed, and what that says
+    # env: the row in which it failed, and what that says
+    cuts: Mapping[int, tuple[int, Begin]] = MappingProxyType({})
 
 
 C = TypeVar("C", bound=Command)

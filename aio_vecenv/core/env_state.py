@@ -47,9 +47,8 @@ def restore(env: Any, state: Mapping[str, Any], *, parts: int, frozen: bool, ane
                     raise
                 if frozen and hasattr(layer, "update_running_mean"):
                     layer.update_running_mean = False
-                if anew and hasattr(
-                    layer, "discounted_reward"
-                ):  # of `NormalizeReward`; it runs on over resets
+                # of `NormalizeReward`; it runs on over resets
+                if anew and hasattr(layer, "discounted_reward"):
                     layer.discounted_reward = np.zeros_like(layer.discounted_reward)
     return {name for name, found in count.items() if found}
 

@@ -36,9 +36,8 @@ __all__ = [
 ]
 
 MAX_PAYLOAD = 1 << 40  # bytes: more than any machine has; a header that claims it is none
-LARGE_BYTES = (
-    1 << 16
-)  # bytes: a payload of this size is not copied to go beside its header, or out of the buffer
+# bytes: a payload of this size is not copied to go beside its header, or out of the buffer
+LARGE_BYTES = 1 << 16
 _MAGIC = 0xA5E1
 _DEPTH = 16  # levels of a nest that are searched for what does not pickle
 _HEADER = struct.Struct("<HBBIQQQ")  # magic, kind, flags, incarnation, payload bytes, number, version
@@ -71,9 +70,8 @@ class Kind(IntEnum):
     POLICY = 16  # parent: the policy's parameters, for the unrolls that follow; not answered
     UNROLL = 17  # parent: several steps of all envs, acted by the policy
 
-    __hash__ = (
-        int.__hash__
-    )  # an Enum hashes its name, in Python: messages are looked up in tables all the time
+    # an Enum hashes its name, in Python: messages are looked up in tables all the time
+    __hash__ = int.__hash__
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -138,9 +136,8 @@ class Decoder:
         if not self._buffer and size >= HEADER_BYTES and self._broken is None:
             magic, kind, flags, incarnation, length, number, version = _unpack_header(data)
             if length == size - HEADER_BYTES <= MAX_PAYLOAD and magic == _MAGIC and kind in _KINDS:
-                payload = (
-                    bytes(memoryview(data)[HEADER_BYTES:size]) if length else b""
-                )  # one whole message, as nearly always
+                # one whole message, as nearly always
+                payload = bytes(memoryview(data)[HEADER_BYTES:size]) if length else b""
                 return [new_message((_KINDS[kind], number, version, payload, flags, incarnation))]
         self._buffer += memoryview(data)[:size]
         return list(self._drain())

@@ -67,9 +67,8 @@ __all__ = [
     "update_message",
 ]
 
-PART_BYTES = (
-    1 << 20
-)  # of a reply: what is read and unpickled at one go, so that other workers are heard meanwhile
+# of a reply, read and unpickled at one go: other workers are heard in between
+PART_BYTES = 1 << 20
 Packed = bytes | list[bytes]  # pickles: one for all envs of a call, or one per env
 Encoded = tuple[bytes, int]  # payload and flags of a message
 

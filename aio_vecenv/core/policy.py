@@ -405,9 +405,8 @@ class Bounds(NamedTuple):
 
     low: Any
     high: Any
-    unsigned: (
-        np.dtype[Any] | None
-    )  # integers from 0 on: as unsigned ones, a negative one is the largest of all
+    # integers from 0 on: as unsigned ones, a negative one is the largest of all
+    unsigned: np.dtype[Any] | None
 
     def hold(self, column: NDArray[Any]) -> bool:
         """Whether all values are inside. Looked at for every row: one reduction in the usual case, Discrete."""

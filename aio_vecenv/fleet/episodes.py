@@ -28,9 +28,8 @@ class FleetEpisodes:
         self._next_index = [0] * num_envs  # as far as reports were announced
         self._open: dict[int, int] = {}  # env → order of its episode that runs or is about to begin
         self._heap: list[tuple[int, int]] = []  # (order, env): the open ones, and some that were
-        self._beginning: dict[
-            int, list[int]
-        ] = {}  # env → orders that commands begin whose reports are not read
+        # env → orders that commands begin whose reports are not read
+        self._beginning: dict[int, list[int]] = {}
 
     def next_index(self, env_ids: Iterable[int]) -> tuple[int, ...]:
         """Where the episodes of these envs go on counting."""

@@ -80,9 +80,8 @@ class _Slot:
     owes: Sent | None = None  # not collected yet
     unread: deque[Report | _Began | _Lost] = field(default_factory=deque)  # in order
     cut: bool = False  # its episodes were cut off, and no column has said so yet
-    idle: set[int] = field(
-        default_factory=set
-    )  # envs that were reset, with no episode: the next row begins one
+    # envs that were reset, with no episode: the next row begins one
+    idle: set[int] = field(default_factory=set)
     losses: list[str] = field(default_factory=list)
 
 

@@ -153,9 +153,8 @@ class Faulty(CountEnv):
         return "waited"
 
     def _wait(self) -> None:
-        while not Path(
-            self.gate
-        ).exists():  # the test lets the fault end; polled, since it is another process
+        # the test lets the fault end; polled, since it is another process
+        while not Path(self.gate).exists():
             time.sleep(0.001)
 
 

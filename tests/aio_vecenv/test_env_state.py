@@ -104,9 +104,8 @@ async def test_statistics_of_all_envs_are_merged(backend: Any) -> None:
         assert state["Difficulty"]["hardest"] == 3
         rms = _rms(state)
         assert rms["count"] == pytest.approx(len(samples), abs=1e-3)
-        assert rms["mean"] == pytest.approx(
-            samples.mean(0), rel=1e-5
-        )  # its count begins at 1e-4 samples of 0
+        # its count begins at 1e-4 samples of 0
+        assert rms["mean"] == pytest.approx(samples.mean(0), rel=1e-5)
         assert rms["var"] == pytest.approx(samples.var(0), rel=1e-4)
 
 

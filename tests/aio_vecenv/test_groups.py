@@ -211,9 +211,8 @@ def test_a_reset_that_raises(kind: str) -> None:
     hall = Hall(kind)
     hall.reset()
     errors = hall.of(hall.reset(**{"raise": True}), ERROR)
-    assert [(report.op, report.task) for report in errors.values()] == [
-        ("reset", "")
-    ] * 3  # not the last one's task
+    # not the last one's task
+    assert [(report.op, report.task) for report in errors.values()] == [("reset", "")] * 3
     assert not hall.of(hall.reset(), ERROR)
 
 

@@ -76,9 +76,8 @@ class Stopper(threading.Thread):
 
 async def under_load(updates: int, size: int, *, stop: bool = False, seed: int = 0) -> None:
     """G2, G3, G4: `updates` broadcasts from a thread at random moments, while 4 workers step."""
-    returned: list[tuple[int, int]] = [
-        (0, 0)
-    ]  # version, send calls that had happened when broadcast() returned
+    # version, send calls that had happened when broadcast() returned
+    returned: list[tuple[int, int]] = [(0, 0)]
     sends = 0
     done = threading.Event()
     async with AsyncVecEnv(stamp_envs(8, lengths), num_workers=4, info=["applied_version"]) as envs:
@@ -595,9 +594,8 @@ async def test_what_is_beginning_is_told_with_each_batch_of_events() -> None:
             if free:
                 envs.send(zeros(len(free)), free)
                 owing |= set(free)
-            for env_id in dice.sample(
-                sorted(owing), max(1, len(owing) - 3)
-            ):  # three owe their reply at a time
+            # three owe their reply at a time
+            for env_id in dice.sample(sorted(owing), max(1, len(owing) - 3)):
                 backend.deliver(env_id)
             batch = await envs.recv(min_envs=1)
             owing -= set(batch.env_ids.tolist())

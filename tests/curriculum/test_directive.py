@@ -157,9 +157,8 @@ def test_weights_within_a_stage_and_over_all_levels() -> None:
     drawn = Counter(env.next(within, levels)[0] for _ in range(8000))
     assert set(drawn) == {0, 2}
     assert drawn[2] / 8000 == pytest.approx(0.75, abs=0.02)
-    unweighed = Directive(
-        NAMES, "middle", (0.1, 0.1, 0.1), weights=weights
-    )  # all of its levels weigh 0: uniform
+    # all of its levels weigh 0: uniform
+    unweighed = Directive(NAMES, "middle", (0.1, 0.1, 0.1), weights=weights)
     assert {env.next(unweighed, levels)[0] for _ in range(100)} == {3, 4, 5}
 
 

@@ -83,9 +83,8 @@ async def test_a_journal_replays_to_the_same_decisions(tmp_path: Path, options: 
         path, {"rules": options.get("rules", "reference"), "window": options.get("window", "started")}
     ):
         logged = stay.logged
-        if (
-            logged is not None and logged.kind != "set_stage"
-        ):  # the rules' own moves, found again stay by stay
+        # the rules' own moves, found again stay by stay
+        if logged is not None and logged.kind != "set_stage":
             assert stay.other is not None
             assert (stay.other.kind, stay.other.to, stay.other.total) == (
                 logged.kind,

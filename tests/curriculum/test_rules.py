@@ -156,9 +156,8 @@ def _false_advance(threshold: float, rate: float, minimum: int, horizon: int) ->
     the horizon.
     """
     test = cusum(exact(threshold))
-    cap = (
-        test.limit + 20 * test.up
-    )  # above it, ten failures in a row cannot bring S below the limit before a check
+    # above it, ten failures in a row cannot bring S below the limit before a check
+    cap = test.limit + 20 * test.up
     assert test.down is not None
     mass = np.zeros(cap + test.up + 1)
     mass[0] = 1.0

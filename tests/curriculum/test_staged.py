@@ -96,9 +96,8 @@ def test_the_trend_can_be_turned_off() -> None:
 
 def test_c26_the_trend_bonus_never_fires_without_the_rate() -> None:
     driver = Driver(Staged(PLAN))
-    for _ in range(
-        100
-    ):  # the rate stays .10 below what the bonus asks for; it swings by .2 within each window
+    # the rate stays .10 below what the bonus asks for; it swings by .2 within each window
+    for _ in range(100):
         assert driver.play("0" * 14 + "1" * 11) == []
 
 
@@ -321,9 +320,8 @@ def test_the_cooldown_counts_admitted_outcomes_since_any_move() -> None:
     driver.publish()
     driver.play("1" * 50)
     decisions = driver.play("0" * 60)
-    assert [(d.kind, d.counts["n"]) for d in decisions] == [
-        ("regress", 100)
-    ]  # the test itself had fired before
+    # the test itself had fired before
+    assert [(d.kind, d.counts["n"]) for d in decisions] == [("regress", 100)]
     assert decisions[0].reasons == ("below its floor",)
 
 

@@ -185,9 +185,8 @@ async def test_without_a_plan_there_is_nothing_to_evaluate(
     ):
         await finish(config, resolve_job(config))
     assert os.listdir(tmp_path) == []
-    (tmp_path / "plan.toml").write_text(
-        '[[stage]]\nname = "all"\n'
-    )  # as the one stage without a plan is called
+    # as the one stage without a plan is called
+    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "all"\n')
     config = replace(config, plan=tmp_path / "plan.toml")
     _, folder = await finish(config, resolve_job(config))
     (line,) = read_metrics(folder.evaluations)

@@ -93,9 +93,8 @@ def test_the_mazes_are_those_that_their_command_makes_and_can_be_solved() -> Non
 def test_a_maze_is_walked_and_left() -> None:
     """Walls hold, steps cost, the goal ends it; where one has been is seen."""
     env = mazes.held_out().make_env().unwrapped
-    walls = [
-        int(not (i == 1 and 0 < j < 5)) for i in range(11) for j in range(11)
-    ]  # one corridor of four cells
+    # one corridor of four cells
+    walls = [int(not (i == 1 and 0 < j < 5)) for i in range(11) for j in range(11)]
     obs, _ = env.reset(options={"level": {"walls": walls, "start": [1, 1], "goal": [1, 4]}})
     seen = obs["seen"]
     assert seen[:25].reshape(5, 5)[2].tolist() == [1, 1, 0, 0, 0]

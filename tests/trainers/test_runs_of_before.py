@@ -34,9 +34,8 @@ async def test_it_is_resumed_and_its_counts_go_on(old: Path) -> None:
     assert (summary.reason, summary.resumes) == ("steps", 1)
     lines = read_metrics(old / "metrics.jsonl")
     assert [line["update"] for line in lines] == [*range(1, summary.updates + 1)]
-    if (
-        exact
-    ):  # its checkpoint is that of update 4; what the earlier version learned after it is learned again
+    # its checkpoint is that of update 4; what the earlier version learned after it is learned again
+    if exact:
         for ours, theirs in zip(lines[4:7], before[4:7], strict=True):
             for key in ("episodes", "episode_return", "entropy", "value_loss", "grad_norm"):
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key  # other CPUs round otherwise

@@ -419,9 +419,8 @@ async def test_nobody_connected_wakes_nothing(tmp_path: Path) -> None:
             before, since, woken = dict(turns), 0, set()
             async for report in page.run.reports():
                 woken = {task.get_name() for task, count in turns.items() if count != before.get(task, 0)}
-                if (
-                    not woken <= own and report.update < 300
-                ):  # the page's answer to `served` is still under way
+                # the page's answer to `served` is still under way
+                if not woken <= own and report.update < 300:
                     before, since = dict(turns), report.update
                 elif report.update >= since + 100:
                     break

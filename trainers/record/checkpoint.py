@@ -131,9 +131,8 @@ class Checkpoints:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint. Raises `CheckpointError` that names the file if it is torn, foreign or too new."""
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # a torn file has no directory at its end, a damaged one a wrong CRC
+        # a torn file has no directory at its end, a damaged one a wrong CRC
+        with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise CheckpointError(f"{path}: damaged at {damaged}")

@@ -33,9 +33,8 @@ class EnvErrors:
         self.total: Counter[str] = Counter()
         self._since: Counter[str] = Counter()  # the last `take`
         self._text: dict[str, str] = {}  # the newest error of each level
-        self._newest: deque[str | None] = deque(
-            maxlen=NEWEST
-        )  # the level of those that failed; None: it ended
+        # the level of those that failed; None: it ended
+        self._newest: deque[str | None] = deque(maxlen=NEWEST)
         self._max_share = max_share
 
     def batch(self, batch: Any) -> list[str]:

@@ -127,9 +127,8 @@ class LivePanel:
         if self._latest is not None:
             self._live.update(self._panel(self._latest), refresh=True)
         self._live.stop()
-        if (
-            self._latest is None and error is not None
-        ):  # there was no panel to say them in, and they may say why
+        # there was no panel to say them in, and they may say why
+        if self._latest is None and error is not None:
             for warning in self._warnings:
                 self._console.print(Text(f"warning: {warning}", "yellow"))
 

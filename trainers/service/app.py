@@ -126,9 +126,8 @@ class Routes:
 async def _begun(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """The headers go out with a first comment: a run may have nothing to say for a while."""
     yield b"retry: 1000\n: connected\n\n"
-    async with contextlib.aclosing(
-        events
-    ):  # a reader that breaks off is gone at once, not when somebody collects it
+    # a reader that breaks off is gone at once, not when somebody collects it
+    async with contextlib.aclosing(events):
         async for chunk in events:
             yield chunk
 

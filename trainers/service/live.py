@@ -107,6 +107,5 @@ class Live:
                 if rows != shown:
                     shown = rows
                     self.ring.put("workers", rows)
-            await asyncio.sleep(
-                max(LOOK_S, 50 * (loop.time() - began_s))
-            )  # many workers are looked at less often
+            # many workers are looked at less often
+            await asyncio.sleep(max(LOOK_S, 50 * (loop.time() - began_s)))
