@@ -40,7 +40,7 @@ from .core.statistics import Statistics
 from .core.updates import Apply
 from .errors import BusyError, ClosedError, VecEnvError, WrongLoopError
 from .memory import check_room
-from .runtime.calls import Calls
+from .runtime.calls import Asking, Calls
 from .runtime.collector import Collector
 from .runtime.env_states import EnvStates
 from .runtime.events import EventHub, EventStream
@@ -59,7 +59,7 @@ _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
 
-class AsyncVecEnv(Acting):
+class AsyncVecEnv(Acting, Asking):
     """Many Gymnasium environments, stepped in worker processes, from asyncio.
 
     Args:
@@ -386,46 +386,6 @@ class AsyncVecEnv(Acting):
             raise ValueError(f"apply is {apply!r}, not 'reset' or 'now'")
         return self._supervisor.channel.publish(payload, topic, apply)
 
-    async def call(
-        self, name: str, *args: Any, env_ids: Sequence[int] | EnvIds | None = None, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        """Call a method of each env, through wrappers; one result per env. Also with steps under way.
-
-        Raises EnvError (a wrong name: its cause is an AttributeError); everything stays usable. WorkerLost if a
-        worker is lost meanwhile. Cancelling drops the replies.
-        """
-        return await self._ask("call", name, env_ids, lambda rows: (args, kwargs))
-
-    async def get_attr(self, name: str, *, env_ids: Sequence[int] | EnvIds | None = None) -> tuple[Any, ...]:
-        """An attribute of each env, found as `get_wrapper_attr` does. Errors and cancelling as for `call`."""
-        return await self._ask("get", name, env_ids, lambda rows: None)
-
-    async def set_attr(
-        self, name: str, values: Any, *, env_ids: Sequence[int] | EnvIds | None = None
-    ) -> None:
-        """Set an attribute of each env, where `set_wrapper_attr` finds it; a list or tuple gives one value per env.
-
-        Errors and cancelling as for `call`. It is lost when its worker is replaced.
-        """
-        self._check_open()
-        if isinstance(values, (list, tuple)):
-            n = self._calls.count(env_ids)
-            if len(values) != n:
-                raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
-            await self._ask("set", name, env_ids, lambda rows: [values[r] for r in rows])
-        else:
-            await self._ask("set", name, env_ids, lambda rows: [values] * len(rows))
-
-    async def apply(
-        self, function: Callable[[Any], Any], *, env_ids: Sequence[int] | EnvIds | None = None
-    ) -> tuple[Any, ...]:
-        """`function(env)` where each env lives, with its outermost wrapper; one result per env.
-
-        Errors and cancelling as for `call`.
-        """
-        name = getattr(function, "__name__", "a function")
-        return await self._ask("apply", name, env_ids, lambda rows: function)
-
     async def get_state(self) -> EnvState:
         """The state that lives in the envs and their wrappers, merged over all envs: plain data by wrapper, {} if none.
 
@@ -443,10 +403,6 @@ class AsyncVecEnv(Acting):
         LookupError if no env has a wrapper that it is of, ValueError if it does not fit; the rest as for `call`.
         """
         await self._states.set(self.apply, state, frozen=frozen, anew=anew)
-
-    async def render(self) -> tuple[Any, ...]:
-        """One frame per env, as its `render()` gives it. Errors and cancelling as for `call`."""
-        return await self.call("render")
 
     def events(self) -> EventStream:
         """A stream of `EpisodeStarted` and `Episode` from now on: lossless, in order; several may be open."""
@@ -510,6 +466,9 @@ class AsyncVecEnv(Acting):
     ) -> tuple[Any, ...]:
         self._check_open()
         return await self._calls.ask(op, name, env_ids, values)
+
+    def _count(self, env_ids: Sequence[int] | EnvIds | None) -> int:
+        return self._calls.count(env_ids)
 
 
 def _packed(options: Any, workers: int) -> bytes:

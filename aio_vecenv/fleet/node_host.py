@@ -184,7 +184,7 @@ class NodeHost:
     async def ask(
         self, incarnation: int, op: str, name: str, arguments: bytes, env_ids: Sequence[int]
     ) -> Any:
-        """`call`, `get_attr`, `set_attr` or `apply` of these envs, as the fleet numbers them; their results."""
+        """Ask these envs, as the fleet numbers them, for `op`: call, get, set or apply; their results."""
         envs = self._live(incarnation)
         local = [env - self.state.first_env for env in env_ids]
         try:
@@ -193,9 +193,9 @@ class NodeHost:
                 case "call":
                     args, kwargs = given
                     return await envs.call(name, *args, env_ids=local, **kwargs)
-                case "get_attr":
+                case "get":
                     return await envs.get_attr(name, env_ids=local)
-                case "set_attr":
+                case "set":
                     return await envs.set_attr(name, given, env_ids=local)
                 case _:
                     return await envs.apply(given, env_ids=local)

@@ -25,7 +25,7 @@ from ..core.env_state import EnvState
 from ..core.infos import batch_infos
 from ..core.layout import pick_rows
 from ..core.limits import RenewAfter, RestartBudget, Timeouts
-from ..core.policy import BLOCK, Misfit, Policy, fits
+from ..core.policy import BLOCK, Policy
 from ..core.report import raise_all
 from ..core.statistics import Statistics
 from ..core.updates import Apply
@@ -36,11 +36,13 @@ from ..errors import (
     VecEnvError,
     WorkerLost,
 )
+from ..runtime.calls import Asking
 from ..runtime.env_states import EnvStates
 from ..runtime.events import EventHub, EventStream
 from ..runtime.policies import ParentPolicy
 from ..runtime.publisher import Receipt
 from ..runtime.renewal import renewal_of
+from ..runtime.unrolls import check_min_envs, checked_rows
 from .columns import Columns
 from .hosts import Hosts, Recipe
 from .messages import Liveness
@@ -54,7 +56,7 @@ __all__ = ["RayFleet"]
 _LIVENESS, _TIMEOUTS, _BUDGET = Liveness(), Timeouts(), RestartBudget()
 
 
-class RayFleet:
+class RayFleet(Asking):
     """Many Gymnasium environments on several machines: a host on each, with an `AsyncVecEnv` of its own.
 
     What crosses between machines is chunks of steps and updates, never single steps: there is `unroll`, and `step` is
@@ -320,18 +322,7 @@ class RayFleet:
                 expected="all envs of whole hosts",
                 got=str(ids.tolist()),
             )
-        rows = len(noise) if isinstance(noise, np.ndarray) and noise.ndim else 0
-        if not 1 <= rows <= self._unroll:
-            raise BadActions(
-                f"noise of {rows} rows: a chunk has 1 to {self._unroll}",
-                expected=f"1 to {self._unroll}",
-                got=str(rows),
-            )
-        spec = self._policy.noise
-        try:
-            fits("noise", noise, rows, spec._replace(shape=(len(ids), *spec.shape)))
-        except Misfit as misfit:
-            raise BadActions(str(misfit), expected=misfit.expected, got=misfit.got) from None
+        rows = checked_rows(noise, len(ids), self._policy.noise, self._unroll)
         where = {env: column for column, env in enumerate(ids.tolist())}
         self._hosts.send(slots, rows, {s: noise[:, [where[env] for env in self._slots[s]]] for s in slots})
 
@@ -342,8 +333,7 @@ class RayFleet:
         the chunk stays owed.
         """
         self._check_open()
-        if min_envs is not None:
-            options.whole("min_envs", min_envs, 1)
+        check_min_envs(min_envs)
         if self._receiving:
             raise BusyError("recv_unroll() while another task is in recv_unroll(): share the chunks of one")
         state = self._hosts.state
@@ -403,37 +393,6 @@ class RayFleet:
         version = self._hosts.publish(wire.dumps(payload, "payload"), topic, apply)
         return Receipt(self._hosts, topic, version)
 
-    async def call(
-        self, name: str, *args: Any, env_ids: Sequence[int] | EnvIds | None = None, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        """Call a method of each env, as of `AsyncVecEnv`. WorkerLost if a host is not there, or is lost meanwhile."""
-        return await self._ask("call", name, env_ids, lambda rows: (args, kwargs))
-
-    async def get_attr(self, name: str, *, env_ids: Sequence[int] | EnvIds | None = None) -> tuple[Any, ...]:
-        """An attribute of each env. Errors and cancelling as for `call`."""
-        return await self._ask("get_attr", name, env_ids, lambda rows: None)
-
-    async def set_attr(
-        self, name: str, values: Any, *, env_ids: Sequence[int] | EnvIds | None = None
-    ) -> None:
-        """Set an attribute of each env; a list or tuple gives one value per env. A replaced host does not have it."""
-        if not isinstance(values, (list, tuple)):
-            values = [values] * len(self._assignment.env_ids(env_ids))
-        elif len(values) != (n := len(self._assignment.env_ids(env_ids))):
-            raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
-        await self._ask("set_attr", name, env_ids, lambda rows: [values[row] for row in rows])
-
-    async def apply(
-        self, function: Callable[[Any], Any], *, env_ids: Sequence[int] | EnvIds | None = None
-    ) -> tuple[Any, ...]:
-        """`function(env)` where each env lives. Errors and cancelling as for `call`."""
-        name = getattr(function, "__name__", "a function")
-        return await self._ask("apply", name, env_ids, lambda rows: function)
-
-    async def render(self) -> tuple[Any, ...]:
-        """One frame per env. Errors and cancelling as for `call`."""
-        return await self.call("render")
-
     async def get_state(self) -> EnvState:
         """The state that lives in the envs and their wrappers, merged over all of them, as of `AsyncVecEnv`."""
         merged = await self._states.get(self._apply_where_live)
@@ -477,6 +436,9 @@ class RayFleet:
             for env, result in zip(mine, answer or ()):  # type: ignore[arg-type]
                 results[rows[env]] = result
         return tuple(results)
+
+    def _count(self, env_ids: Sequence[int] | EnvIds | None) -> int:
+        return len(self._assignment.env_ids(env_ids))
 
     def events(self) -> EventStream:
         """A stream of `EpisodeStarted` and `Episode` from now on: lossless, in order; several may be open."""

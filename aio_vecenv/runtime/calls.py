@@ -19,7 +19,7 @@ from ..errors import VecEnvError, WorkerLost
 from ..memory import check_room
 from .supervisor import Supervisor, WorkerSlot
 
-__all__ = ["Asked", "Calls"]
+__all__ = ["Asked", "Asking", "Calls"]
 
 Answers = Sequence[Note]  # one per env, in their order: its result, or an error
 
@@ -36,6 +36,66 @@ class Asked(NamedTuple):
     what: str  # for errors
     asks: list[_Ask]
     positions: dict[int, int]  # of the envs among those asked, by env
+
+
+class Asking:
+    """Calls of single envs, as `AsyncVecEnv` and `RayFleet` have them: each says how they get there, in `_ask`."""
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _count(self, env_ids: Sequence[int] | EnvIds | None) -> int:
+        """How many are asked: envs, or VectorEnvs."""
+        raise NotImplementedError
+
+    async def _ask(
+        self, op: str, name: str, env_ids: Sequence[int] | EnvIds | None, values: Callable[[list[int]], Any]
+    ) -> tuple[Any, ...]:
+        """As of `Calls.ask`."""
+        raise NotImplementedError
+
+    async def call(
+        self, name: str, *args: Any, env_ids: Sequence[int] | EnvIds | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Call a method of each env, through wrappers; one result per env. Also with steps under way.
+
+        Raises EnvError (a wrong name: its cause is an AttributeError); everything stays usable. WorkerLost if a
+        worker, or a fleet's host, is lost meanwhile. Cancelling drops the replies.
+        """
+        return await self._ask("call", name, env_ids, lambda rows: (args, kwargs))
+
+    async def get_attr(self, name: str, *, env_ids: Sequence[int] | EnvIds | None = None) -> tuple[Any, ...]:
+        """An attribute of each env, found as `get_wrapper_attr` does. Errors and cancelling as for `call`."""
+        return await self._ask("get", name, env_ids, lambda rows: None)
+
+    async def set_attr(
+        self, name: str, values: Any, *, env_ids: Sequence[int] | EnvIds | None = None
+    ) -> None:
+        """Set an attribute of each env, where `set_wrapper_attr` finds it; a list or tuple gives one value per env.
+
+        Errors and cancelling as for `call`. It is lost when its worker, or a fleet's host, is replaced.
+        """
+        self._check_open()
+        if not isinstance(values, (list, tuple)):
+            await self._ask("set", name, env_ids, lambda rows: [values] * len(rows))
+        elif len(values) != (n := self._count(env_ids)):
+            raise ValueError(f"set_attr({name!r}): {len(values)} values for {n} envs")
+        else:
+            await self._ask("set", name, env_ids, lambda rows: [values[row] for row in rows])
+
+    async def apply(
+        self, function: Callable[[Any], Any], *, env_ids: Sequence[int] | EnvIds | None = None
+    ) -> tuple[Any, ...]:
+        """`function(env)` where each env lives, with its outermost wrapper; one result per env.
+
+        Errors and cancelling as for `call`.
+        """
+        name = getattr(function, "__name__", "a function")
+        return await self._ask("apply", name, env_ids, lambda rows: function)
+
+    async def render(self) -> tuple[Any, ...]:
+        """One frame per env, as its `render()` gives it. Errors and cancelling as for `call`."""
+        return await self.call("render")
 
 
 class Calls:

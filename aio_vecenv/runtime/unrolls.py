@@ -22,7 +22,7 @@ from .collector import Collector
 from .policies import ParentPolicy
 from .supervisor import Supervisor
 
-__all__ = ["Acting", "Unrolls", "check_min_envs"]
+__all__ = ["Acting", "Unrolls", "check_min_envs", "checked_rows"]
 
 
 class Unrolls:
@@ -89,26 +89,7 @@ class Unrolls:
             raise ValueError(
                 "send_unroll() without unroll=: construct the vec env with the most rows of a chunk"
             )
-        n, spec = len(selection.env_ids), policy.noise
-        if not isinstance(noise, np.ndarray) or not noise.ndim:
-            raise BadActions(
-                f"noise: an array (T, n, …) is needed, not {type(noise).__name__}; nothing was sent",
-                expected="an array (T, n, …)",
-                got=type(noise).__name__,
-            )
-        length = len(noise)
-        if not 1 <= length <= self.length:
-            raise BadActions(
-                f"noise: {length} rows, where unroll={self.length} is the most and 1 the least; nothing was sent",
-                expected=f"1 to {self.length} rows",
-                got=str(length),
-            )
-        try:
-            fits("noise", noise, length, RowSpec((n, *spec.shape), spec.dtype))
-        except Misfit as misfit:
-            raise BadActions(
-                f"{misfit}; nothing was sent", expected=misfit.expected, got=misfit.got
-            ) from None
+        checked_rows(noise, len(selection.env_ids), policy.noise, self.length)
         supervisor.post(chunks.send(selection, noise, policy.version, policy.params, hold))
 
 
@@ -177,6 +158,28 @@ class Acting:
         """`send_unroll(noise)`, then `recv_unroll()` of all. Cancelling loses nothing: the chunk stays owed."""
         self.send_unroll(noise)
         return await self._collector.recv_chunk()
+
+
+def checked_rows(noise: Any, envs: int, spec: RowSpec, most: int) -> int:
+    """How many rows a chunk of these envs has whose noise is `noise` (T, envs, *shape): T. Raises BadActions."""
+    if not isinstance(noise, np.ndarray) or not noise.ndim:
+        raise BadActions(
+            f"noise: an array (T, n, …) is needed, not {type(noise).__name__}; nothing was sent",
+            expected="an array (T, n, …)",
+            got=type(noise).__name__,
+        )
+    rows = len(noise)
+    if not 1 <= rows <= most:
+        raise BadActions(
+            f"noise: {rows} rows, where unroll={most} is the most and 1 the least; nothing was sent",
+            expected=f"1 to {most} rows",
+            got=str(rows),
+        )
+    try:
+        fits("noise", noise, rows, RowSpec((envs, *spec.shape), spec.dtype))
+    except Misfit as misfit:
+        raise BadActions(f"{misfit}; nothing was sent", expected=misfit.expected, got=misfit.got) from None
+    return rows
 
 
 def check_min_envs(min_envs: int | None) -> None:
