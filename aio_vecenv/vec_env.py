@@ -59,6 +59,7 @@ _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
 
+# `Acting`: the policy and unrolls; `Asking`: call, get_attr, set_attr, apply, render
 class AsyncVecEnv(Acting, Asking):
     """Many Gymnasium environments, stepped in worker processes, from asyncio.
 

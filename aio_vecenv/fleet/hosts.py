@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 from ..core import framing as wire
 from ..core.env_state import EnvState
+from ..core.statistics import Statistics
 from ..core.updates import Apply
 from ..errors import ClosedError, WorkerLost, WrongLoopError
 from .messages import Kill, Liveness, Report, Run, Start, Tell
 from .node_host import Failed, HostSetup, Opened, Said, unpacked_error
 from .state import FleetState, Phase, Sent
+from .statistics import merged
 from .transport import Gone, Handle, Node, Transport, Unreachable
 
 __all__ = ["Hosts", "Recipe"]
@@ -121,12 +123,19 @@ class Hosts:
     def _tick(self) -> None:
         if self._stop.is_set():  # it was dropped
             return
-        now = time.monotonic()
-        for (slot, incarnation), at in list(self._heard.items()):
-            self.state.heard(slot, incarnation, at)
-        self.state.tick(now)
+        self._take_heard()
+        self.state.tick(time.monotonic())
         self.post()
         self._timer = self._loop.call_later(self._liveness.ping / 4, self._tick)
+
+    def _take_heard(self) -> None:
+        for (slot, incarnation), at in list(self._heard.items()):
+            self.state.heard(slot, incarnation, at)
+
+    def statistics(self) -> Statistics:
+        """What all hosts said last, in one snapshot."""
+        self._take_heard()
+        return merged(self.state, self.said, time.monotonic())
 
     # -- what the driver wants -------------------------------------------------------------------------------------
 

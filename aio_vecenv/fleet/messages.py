@@ -33,8 +33,8 @@ class Liveness:
     """When a host counts as silent. Seconds."""
 
     ping: float = 1.0  # between two pings of a host
-    suspect: float = 3.0  # silent for so long: `statistics()` says so, and `unroll` goes on waiting
-    replace: float = 10.0  # … for so long: given up and replaced
+    suspect: float = 3.0  # silent for so long: waited for; its workers are not `ready` in `statistics()`
+    replace: float = 10.0  # … for so long: it is given up and replaced
     lease: float = 15.0  # a host that hears nothing from the driver for so long closes itself
 
     def __post_init__(self) -> None:

@@ -48,7 +48,6 @@ from .hosts import Hosts, Recipe
 from .messages import Liveness
 from .opening import agreed, check_room, gather
 from .state import Collected, FleetState, Sent, split
-from .statistics import merged
 from .transport import Transport
 
 __all__ = ["RayFleet"]
@@ -458,7 +457,7 @@ class RayFleet(Asking):
 
     def statistics(self) -> Statistics:
         """A frozen snapshot: the fleet's counts, and the workers of all hosts as their newest ping said."""
-        return merged(self._hosts.state, self._hosts.said)
+        return self._hosts.statistics()
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

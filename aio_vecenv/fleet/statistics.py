@@ -18,8 +18,10 @@ class _Said(Protocol):
     def statistics(self) -> Statistics: ...
 
 
-def merged(state: FleetState, said: Mapping[int, _Said]) -> Statistics:
-    """One snapshot of all hosts; their workers are numbered through, and have the fleet's env ids."""
+def merged(state: FleetState, said: Mapping[int, _Said], now: float) -> Statistics:
+    """One snapshot of all hosts; their workers are numbered through, and have the fleet's env ids. Those of a host
+    that is suspected are not `ready`."""
+    answering = set(state.live).difference(state.suspects(now))
     workers: list[WorkerStatistics] = []
     for slot in sorted(said):
         first, losses = state.slots[slot].start, state.losses(slot)
@@ -33,7 +35,7 @@ def merged(state: FleetState, said: Mapping[int, _Said]) -> Statistics:
                     incarnation=worker.incarnation + state.incarnation(slot),
                     version=taken,
                     env_ids=range(first + own.start, first + own.stop),
-                    ready=worker.ready and slot in state.live,
+                    ready=worker.ready and slot in answering,
                     losses=(*losses, *worker.losses),
                 )
             )
