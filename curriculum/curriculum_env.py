@@ -202,7 +202,7 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
             index, length, total, version = self._episode
             self._episode = (index, length + 1, total + float(reward), version)
         ended = terminated or truncated
-        if not ended and not info:
+        if not ended and not info and not self._succeeded:
             return result
         info = self._checked(info, "step")
         if not self._succeeded:

@@ -158,7 +158,8 @@ class StagePlan:
     setting of *every* stage, a mapping `{"far": .9}` replaces it for just the stages it names. None, the
     default, leaves the stages' own settings in force: no override is set unless you set one.
 
-    `success`: an episode succeeded if its "last" step did, or if it "ever" did.
+    `success`: an episode succeeded if its "last" step did, or if it "ever" did. None: as the plan that was given as
+    `stages` says, else "last".
     """
 
     __slots__ = ("_index", "stages", "success")
@@ -171,8 +172,10 @@ class StagePlan:
         min_episodes: IntOverride = None,
         floor: FloatOverride = None,
         max_episodes: IntOverride = None,
-        success: SuccessRule = "last",
+        success: SuccessRule | None = None,
     ) -> None:
+        if success is None:
+            success = stages.success if isinstance(stages, StagePlan) else "last"
         if success not in ("last", "ever"):
             raise PlanError(f"success: expected 'last' or 'ever', got {success!r}")
         self.success: SuccessRule = success
@@ -250,12 +253,11 @@ class StagePlan:
     ) -> StagePlan:
         """This plan with settings replaced: of all stages by one value, of some by a mapping."""
         return StagePlan(
-            self.stages,
+            self,
             threshold=threshold,
             min_episodes=min_episodes,
             floor=floor,
             max_episodes=max_episodes,
-            success=self.success,
         )
 
     def to_toml(self) -> str:

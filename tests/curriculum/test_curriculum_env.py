@@ -335,12 +335,12 @@ def test_what_is_neither_a_bool_nor_a_number_is_no_success_and_said_once(
 
 
 class Says(gym.Env[Any, Any]):
-    """Two steps, of which the first says `value`."""
+    """`length` steps, of which the first says `value`, and the others nothing."""
 
     observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, value: Any, length: int = 2) -> None:
+        self.value, self.length = value, length
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.t = 0
@@ -348,11 +348,14 @@ class Says(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         self.t += 1
-        return 0, 0.0, self.t == 2, False, {"success": self.value} if self.t == 1 else {}
+        return 0, 0.0, self.t == self.length, False, {"success": self.value} if self.t == 1 else {}
 
 
-def test_a10_a_wrapper_around_may_end_the_episode_first() -> None:
-    env = gym.wrappers.TimeLimit(flashing(), 7)
+@pytest.mark.parametrize("inner", [Flash(), Says(True, 9)])
+def test_a10_a_wrapper_around_may_end_the_episode_first(inner: gym.Env[Any, Any]) -> None:
+    """Also in a step whose own info is empty."""
+    inside = CurriculumEnv(inner, level_set(), strategy=DomainRandomisation(level_set()))
+    env = gym.wrappers.TimeLimit(inside, 7)
     env.reset()
     for _ in range(7):
         *_, truncated, info = env.step(0)

@@ -185,6 +185,8 @@ def test_a10_a_plan_says_which_step_of_an_episode_has_to_succeed(tmp_path: Path)
     (tmp_path / "plan.toml").write_text(plan.to_toml())
     again = StagePlan.from_toml(tmp_path / "plan.toml")
     assert (again, again.success, again.override(threshold=0.5).success) == (plan, "ever", "ever")
+    assert StagePlan(plan, threshold=0.5) == plan.override(threshold=0.5)
+    assert StagePlan(plan, success="last").success == "last"
     assert plan != StagePlan([Stage("near")])
     assert "success" not in StagePlan([Stage("near")]).to_toml()
     assert Staged(plan).success is ever_success
