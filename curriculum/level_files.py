@@ -8,15 +8,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from curriculum.errors import LevelError
 
-__all__ = ["Source", "open_source"]
+__all__ = ["FileSource", "Mark", "Source", "open_source"]
 
 _KEYS = ("id", "data", "tags")
+Mark: TypeAlias = tuple[int, int]  # of a file: its bytes, and a checksum
 
 
 class Source(Protocol):
@@ -31,34 +32,46 @@ class Source(Protocol):
         """(id, where it stands) of every level, in order."""
 
 
-def open_source(file: Path, size: int | None) -> Source:
-    """Open a file of levels. `size`: its bytes when it was checked, so that it is only indexed; None: check
-    it.
-    """
+def open_source(file: Path, mark: Mark | None) -> Source:
+    """Open a file of levels. `mark`: its own when it was checked, so that it is only indexed; None: check it."""
     if file.suffix not in (".jsonl", ".npz"):
         raise LevelError(f"{file}: expected a .jsonl or .npz file; levels are never unpickled")
     if not file.is_file():
         raise LevelError(f"{file}: expected a file")
-    now = file.stat().st_size
-    if size is not None and size != now:
-        raise LevelError(f"{file}: changed after it was checked ({size} bytes then, {now} now)")
-    return JsonLines(file, now, size is None) if file.suffix == ".jsonl" else Arrays(file, now, size is None)
+    kind = JsonLines if file.suffix == ".jsonl" else Arrays
+    if mark is None:
+        return kind(file, check=True)
+    opened = kind(file, check=False)
+    if opened.mark != mark:
+        size, now = mark[0], opened.mark[0]
+        how = f"{size} bytes then, {now} now" if size != now else "as long as then, with other contents"
+        raise LevelError(f"{file}: changed after it was checked ({how})")
+    return opened
 
 
-class JsonLines:
+class FileSource:
+    """Levels of one file."""
+
+    file: Path
+    mark: Mark  # of its bytes when it was opened
+
+
+class JsonLines(FileSource):
     """One level per line: {"id": "…", "data": {…}, "tags": ["…"]}."""
 
-    def __init__(self, file: Path, size: int, check: bool) -> None:
-        self.file, self.size = file, size
+    def __init__(self, file: Path, *, check: bool) -> None:
+        self.file = file
         self._starts: list[tuple[int, int]] = []  # (line number, byte offset)
         with file.open("rb") as stream:
-            offset = 0
+            offset = crc = 0
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     self._starts.append((number, offset))
                     if check:
                         self._parse(line, number)
                 offset += len(line)
+                crc = zlib.crc32(line, crc)
+        self.mark = (offset, crc)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -96,13 +109,17 @@ class JsonLines:
                 yield self._parse(stream.readline(), number)[0], f"{self.file}:{number}"
 
 
-class Arrays:
+class Arrays(FileSource):
     """One array per level, under the level's id; object arrays would need pickle and are refused."""
 
-    def __init__(self, file: Path, size: int, check: bool) -> None:
-        self.file, self.size = file, size
+    def __init__(self, file: Path, *, check: bool) -> None:
+        self.file = file
         try:
             with zipfile.ZipFile(file) as archive:
+                sums = [
+                    part.CRC for part in archive.infolist()
+                ]  # of the arrays' bytes, as the file notes them
+                self.mark = (file.stat().st_size, zlib.crc32(repr(sums).encode()))
                 self._names = [name.removesuffix(".npy") for name in archive.namelist()]
                 if check:
                     for name in archive.namelist():

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from curriculum.errors import LevelError
-from curriculum.level_files import Source, open_source
+from curriculum.level_files import FileSource, Mark, Source, open_source
 from curriculum.stages import StagePlan
 
 __all__ = ["Level", "LevelSet"]
@@ -76,6 +77,12 @@ class LevelSet:
         for level in levels:
             if not isinstance(level, Level):
                 raise LevelError(f"expected Level objects, got {level!r}")
+            for key in ("stage", "id", "generator"):
+                if not isinstance(name := getattr(level, key), str) or not name:
+                    raise LevelError(
+                        f"level {level.id!r} of stage {level.stage!r}: {key}: expected a non-empty string, "
+                        f"got {name!r:.60}"
+                    )
             if stages is not None and level.stage not in groups:
                 raise LevelError(
                     f"level {level.id!r}: unknown stage {level.stage!r}; known are {', '.join(groups)}"
@@ -98,6 +105,8 @@ class LevelSet:
         """
         if isinstance(stages, (str, Mapping)):  # its letters or keys would be taken as names
             raise LevelError(f"stages: expected a sequence of names, got {stages!r:.60}")
+        if type(count) is bool or not isinstance(count, int) or count < 1:
+            raise LevelError(f"count: expected a whole number of at least 1, got {count!r:.60}")
         self = cls.__new__(cls)
         sources: dict[str, dict[str, Source]] = {
             stage: {"default": _FunctionSource(make, stage, count)} for stage in stages
@@ -118,8 +127,8 @@ class LevelSet:
         return self
 
     @classmethod
-    def _open(cls, path: str, cache: int, sizes: dict[str, int] | None) -> LevelSet:
-        """`sizes`: what the files measured when they were checked; None: check them now."""
+    def _open(cls, path: str, cache: int, checked: dict[str, Mark] | None) -> LevelSet:
+        """`checked`: the marks of the files when they were checked, in their order; None: check them now."""
         root = Path(path)
         if not root.is_dir():
             raise LevelError(f"{root}: not a directory of levels")
@@ -129,15 +138,21 @@ class LevelSet:
                 raise LevelError(
                     f"{entry}: unknown stage {entry.name!r}; plan.toml has {', '.join(plan.names)}"
                 )
+        folders = {
+            stage: sorted((root / stage).iterdir()) if (root / stage).is_dir() else [] for stage in plan.names
+        }
+        if checked is not None:
+            _same_files(
+                [f"{stage}/{file.name}" for stage in folders for file in folders[stage]], checked, root
+            )
         sources: dict[str, dict[str, Source]] = {}
-        for stage in plan.names:
-            files = sorted((root / stage).iterdir()) if (root / stage).is_dir() else []
+        for stage, files in folders.items():
             found: dict[str, Source] = {}
             for file in files:
                 if file.stem in found:
                     raise LevelError(f"{file}: generator {file.stem!r} already has a file in this stage")
-                size = None if sizes is None else sizes.get(f"{stage}/{file.name}", -1)
-                found[file.stem] = open_source(file, size)
+                mark = None if checked is None else checked[f"{stage}/{file.name}"]
+                found[file.stem] = open_source(file, mark)
             sources[stage] = found
         self = cls.__new__(cls)
         self._setup(sources, cache=cache, plan=plan, path=path)
@@ -197,12 +212,12 @@ class LevelSet:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
             return (_restore, (self._sources, self._cache_size))
-        sizes = {
-            f"{stage}/{source.file.name}": source.size
+        checked = {
+            f"{stage}/{source.file.name}": source.mark
             for _, stage, _, source in self._sources
-            if (hasattr(source, "file") and hasattr(source, "size"))
+            if isinstance(source, FileSource)
         }
-        return (LevelSet._open, (self._path, self._cache_size, sizes))
+        return (LevelSet._open, (self._path, self._cache_size, checked))
 
     def __len__(self) -> int:
         return self._size
@@ -286,6 +301,13 @@ class LevelSet:
             stage: {name: len(self._groups[stage, name]) for name in self._generators[stage]}
             for stage in self._stages
         }
+
+
+def _same_files(now: Sequence[str], then: Iterable[str], root: Path) -> None:
+    """LevelError unless a directory has the files that it had when it was checked: their order numbers the levels."""
+    for found, expected in zip_longest(now, then, fillvalue="no more files"):
+        if found != expected:
+            raise LevelError(f"{root}: changed after it was checked ({expected} then, {found} now)")
 
 
 def _restore(sources: list[tuple[range, str, str, Source]], cache: int) -> LevelSet:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
@@ -12,6 +13,7 @@ import numpy as np
 
 from curriculum.directive import Directive
 from curriculum.errors import PlanError, StampError, StateError
+from curriculum.stages import StagePlan
 
 __all__ = [
     "SUCCESS_EVER",
@@ -25,6 +27,8 @@ __all__ = [
     "Success",
     "ever_success",
     "ever_success_score",
+    "expect_number",
+    "expect_success",
     "is_success",
     "need",
     "said_success",
@@ -231,6 +235,23 @@ def success_function(success: Any) -> Success:
         raise PlanError(f"success: expected a function of the episode, 'last' or 'ever', got {success!r}")
     function: Success = success
     return function
+
+
+def expect_success(plan: StagePlan | None, who: str, how: str) -> None:
+    """PlanError where a stage does not measure success, which is what `who` goes by. `how`: what to say instead."""
+    for stage in plan.stages if plan is not None else ():
+        if stage.measure != "success":
+            raise PlanError(
+                f"stage {stage.name!r}: measure = {stage.measure!r}: {who} goes by success; say with {how}, or take "
+                "Staged"
+            )
+
+
+def expect_number(key: str, value: Any, ok: Callable[[Any], bool], expected: str) -> None:
+    """PlanError unless a setting is a finite number, and one of which `ok` holds."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number and ok(value)):
+        raise PlanError(f"{key}: expected {expected}, got {value!r:.60}")
 
 
 def success_score(episode: EpisodeLike) -> float:

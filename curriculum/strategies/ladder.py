@@ -17,6 +17,7 @@ from curriculum.strategies.base import (
     Decision,
     EpisodeLike,
     Success,
+    expect_success,
     need,
     success_function,
     task_of,
@@ -50,14 +51,12 @@ class Ladder:
         seed: int = 0,
     ) -> None:
         plan = stages.plan if isinstance(stages, LevelSet) else stages
-        for stage in plan.stages if isinstance(plan, StagePlan) and not callable(success) else ():
-            if stage.measure != "success":
-                raise PlanError(
-                    f"stage {stage.name!r}: measure = {stage.measure!r}: Ladder goes by success; say with success=, a "
-                    "function of the episode, which episodes go up, or take Staged"
-                )
+        if isinstance(plan, StagePlan):
+            if not callable(success):
+                expect_success(plan, "Ladder", "success=, a function of the episode, which episodes go up")
+            success = plan.success if success is None else success
         if isinstance(stages, StagePlan):
-            success, names = stages.success if success is None else success, stages.names
+            names = stages.names
         else:
             names = tuple(stages.stages if isinstance(stages, LevelSet) else stages)
         if not names or len(set(names)) < len(names):

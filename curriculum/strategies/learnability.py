@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum.errors import PlanError
 from curriculum.levels import LevelSet
-from curriculum.strategies.base import Score, success_score
+from curriculum.strategies.base import Score, expect_number
 from curriculum.strategies.weighted import Weighted
 
 __all__ = ["Learnability", "learnability"]
@@ -31,6 +30,8 @@ class Learnability(Weighted):
     counter-based generator keyed by `seed` and the number of episodes seen.
     """
 
+    _BY_SCORE = True
+
     def __init__(
         self,
         levels: LevelSet | Sequence[str],
@@ -39,12 +40,11 @@ class Learnability(Weighted):
         decay: float = 0.8,
         every: int = 10,
         seed: int = 0,
-        score: Score = success_score,
+        score: Score | None = None,
     ) -> None:
         super().__init__(levels, every=every, score=score)
         for key, value in (("share", share), ("decay", decay)):
-            if not 0 < value <= 1:
-                raise PlanError(f"{key}: expected a number above 0, at most 1, got {value!r}")
+            expect_number(key, value, lambda x: 0 < x <= 1, "a number above 0, at most 1")
         self.decay, self.seed = decay, seed
         self.top = max(1, round(share * self.size))
         self.a = np.ones(self.size)  # Beta(1, 1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curriculum.errors import PlanError
 from curriculum.levels import LevelSet
-from curriculum.strategies.base import Score, success_score
+from curriculum.strategies.base import Score, expect_number
 from curriculum.strategies.weighted import Weighted
 
 __all__ = ["LearningProgress", "progress_weights", "reweight"]
@@ -52,6 +52,8 @@ class LearningProgress(Weighted):
     `p_rand`: the score of a random policy, which is no progress: one number, or one by level id.
     """
 
+    _BY_SCORE = True
+
     def __init__(
         self,
         levels: LevelSet | Sequence[str],
@@ -63,16 +65,14 @@ class LearningProgress(Weighted):
         slope: float = 3.0,
         floor: float = 0.10,
         every: int = 50,
-        score: Score = success_score,
+        score: Score | None = None,
     ) -> None:
         super().__init__(levels, every=every, score=score)
-        for key, value, ok in (
-            ("a", a, 0 < a <= 1),
-            ("theta", theta, 0 < theta < 1),
-            ("floor", floor, 0 <= floor <= 1),
-        ):
-            if not ok:
-                raise PlanError(f"{key}: expected a number from 0 to 1, got {value!r}")
+        expect_number("a", a, lambda x: 0 < x <= 1, "a number above 0, at most 1")
+        expect_number("theta", theta, lambda x: 0 < x < 1, "a number between 0 and 1")
+        expect_number("floor", floor, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        expect_number("centre", centre, lambda x: True, "a number")
+        expect_number("slope", slope, lambda x: True, "a number")
         self.a, self.theta, self.centre, self.slope, self.floor = a, theta, centre, slope, floor
         self._p_rand = np.zeros(self.size)
         if isinstance(p_rand, Mapping):

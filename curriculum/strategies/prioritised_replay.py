@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curriculum.errors import PlanError, StateError
 from curriculum.levels import LevelSet
-from curriculum.strategies.base import EpisodeLike, Score, StartedLike, success_score
+from curriculum.strategies.base import EpisodeLike, Score, StartedLike, expect_number
 from curriculum.strategies.weighted import Weighted
 
 __all__ = ["PrioritisedReplay", "ScorePart", "prioritised_weights"]
@@ -93,15 +93,16 @@ class PrioritisedReplay(Weighted):
         replay: float | Literal["proportionate"] = 0.8,
         every: int = 50,
         waiting: int = 64,
-        score: Score = success_score,
+        score: Score | None = None,
     ) -> None:
         super().__init__(levels, every=every, score=score)
         if by not in STATISTICS:
             raise PlanError(f"by: expected one of {', '.join(STATISTICS)}, got {by!r}")
-        if not beta > 0 or not 0 <= rho <= 1:
-            raise PlanError(f"expected beta > 0 and rho from 0 to 1, got {beta!r} and {rho!r}")
-        if replay != "proportionate" and not 0 <= replay <= 1:
-            raise PlanError(f"replay: expected a probability or 'proportionate', got {replay!r}")
+        expect_number("beta", beta, lambda x: x > 0, "a number above 0")
+        expect_number("rho", rho, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        if replay != "proportionate":
+            expect_number("replay", replay, lambda x: 0 <= x <= 1, "a probability or 'proportionate'")
+        expect_number("waiting", waiting, lambda n: n >= 1 and n == int(n), "a whole number of at least 1")
         self.by, self.beta, self.rho, self.replay = by, beta, rho, replay
         self.statistic: Statistic = STATISTICS[by]
         self.scores = np.zeros(self.size)

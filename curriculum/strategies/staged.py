@@ -18,6 +18,7 @@ from curriculum.strategies.base import (
     EpisodeLike,
     StartedLike,
     Success,
+    expect_number,
     success_function,
     task_of,
 )
@@ -86,8 +87,9 @@ class Staged:
                 'rules="sequential" needs window="started": over completed episodes it advances falsely '
                 "in 95 % of runs (256 envs, failures ten times as long as successes)"
             )
-        if not 0 <= probe < 1:
-            raise PlanError(f"probe: expected a probability below 1, got {probe!r}")
+        expect_number("probe", probe, lambda x: 0 <= x < 1, "a probability below 1")
+        if total_steps is not None:
+            expect_number("total_steps", total_steps, lambda n: n >= 1, "a number of steps")
         if not (plan is None or isinstance(plan, (StagePlan, Iterable))):
             raise PlanError(f"plan: expected a StagePlan or stages, got {plan!r:.60}")
         self.plan = (plan if isinstance(plan, StagePlan) else StagePlan(plan)).override(

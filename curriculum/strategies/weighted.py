@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from curriculum.directive import Directive
 from curriculum.errors import PlanError, StampError, StateError
 from curriculum.levels import LevelSet
-from curriculum.strategies.base import EpisodeLike, Score, StartedLike, need, success_score, task_of
+from curriculum.strategies.base import (
+    EpisodeLike,
+    Score,
+    StartedLike,
+    ever_success_score,
+    expect_number,
+    expect_success,
+    need,
+    success_score,
+    task_of,
+)
 
 __all__ = ["DomainRandomisation", "Weighted", "array_of"]
 
@@ -24,16 +34,23 @@ _MOST = 10_000_000
 class Weighted:
     """Draws from all levels by a weight each, renewed every `every` observed episodes.
 
-    `levels`: the level set the envs draw from, or the ids of its levels in their order. `score`: episode → [0, 1].
-    Aborted episodes are counted and otherwise ignored. Subclasses say how a score is taken in (`_take`) and what
-    the weights are (`_weights`, probabilities that sum to 1; None for uniform).
+    `levels`: the level set the envs draw from, or the ids of its levels in their order. `score`: episode → [0, 1];
+    None: 1 for a success, else 0, by the last step or by any, as the plan of the level set says. Aborted episodes are
+    counted and otherwise ignored. Subclasses say how a score is taken in (`_take`) and what the weights are
+    (`_weights`, probabilities that sum to 1; None for uniform).
     """
 
+    _BY_SCORE = False  # whether the scores decide what is drawn
+
     def __init__(
-        self, levels: LevelSet | Sequence[str], *, every: int = 50, score: Score = success_score
+        self, levels: LevelSet | Sequence[str], *, every: int = 50, score: Score | None = None
     ) -> None:
-        if every < 1:
-            raise PlanError(f"every: expected a whole number of at least 1, got {every!r}")
+        expect_number("every", every, lambda n: n >= 1 and n == int(n), "a whole number of at least 1")
+        if score is None:
+            plan = levels.plan if isinstance(levels, LevelSet) else None
+            score = ever_success_score if plan is not None and plan.success == "ever" else success_score
+            if self._BY_SCORE:
+                expect_success(plan, type(self).__name__, "score=, a function of the episode, how good it is")
         if not callable(score):
             raise PlanError(f"score: expected a function of the episode, got {score!r}")
         self.every, self.score = every, score

@@ -61,12 +61,41 @@ def test_c11_a_directory_travels_as_its_path_and_is_read_level_by_level(tmp_path
     assert list(there._cache) == [96, 97, 98, 99]
 
 
-def test_a_file_that_changed_after_it_was_checked_is_refused_by_the_worker(tmp_path: Path) -> None:
+def _edited(root: Path) -> None:
+    file = root / "near/walk.jsonl"
+    file.write_text(file.read_text().replace('{"i": 0}', '{"i": 9}'))
+
+
+def _recast(root: Path) -> None:
+    np.savez(root / "far/maze.npz", big=np.arange(1, 13).reshape(3, 4), small=np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda root: (root / "near/walk.jsonl").write_text(""),
+            r"walk\.jsonl: changed after .* bytes then, 0 now",
+        ),
+        (_edited, r"walk\.jsonl: changed after it was checked \(as long as then, with other contents"),
+        (_recast, r"maze\.npz: changed after it was checked \(as long as then"),
+        (
+            lambda root: (root / "near/walk.jsonl").unlink(),
+            r"levels: changed after it was checked \(near/walk\.jsonl then, far/maze\.npz now",
+        ),
+        (
+            lambda root: (root / "far/zoo.jsonl").write_text("{}"),
+            r"changed .* \(no more files then, far/zoo\.jsonl now",
+        ),
+    ],
+)
+def test_a_file_that_changed_after_it_was_checked_is_refused_by_the_worker(
+    tmp_path: Path, change: Any, message: str
+) -> None:
     levels = LevelSet.from_directory(write(tmp_path / "levels"))
     frozen = pickle.dumps(levels)
-    with (tmp_path / "levels/near/walk.jsonl").open("a") as file:
-        file.write("\n")
-    with pytest.raises(LevelError, match=r"walk.jsonl: changed after it was checked"):
+    change(tmp_path / "levels")
+    with pytest.raises(LevelError, match=message):
         pickle.loads(frozen)
 
 
@@ -202,6 +231,11 @@ def make(stage: str, i: int) -> int:
     [
         (lambda: LevelSet([]), "at least one level"),
         (lambda: LevelSet([Level("a", "x"), Level("b", "x")]), "id 'x' occurs twice"),
+        (
+            lambda: LevelSet([Level("a", 3)]),  # type: ignore[arg-type]
+            "level 3 of stage 'a': id: expected a non-empty string, got 3",
+        ),
+        (lambda: LevelSet.from_function(make, ["a"], count=0), "count: expected a whole number"),
         (lambda: LevelSet([Level("c", "x")], stages=["a"]), "level 'x': unknown stage 'c'; known are a"),
         (lambda: LevelSet([Level("a", "x")], stages=["a", "b"]), "stage 'b' has no levels"),
         (

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks import cube_toy
 from curriculum import (
     Coordinator,
     DomainRandomisation,
+    Ladder,
     Learnability,
     LearningProgress,
     Level,
@@ -26,8 +28,12 @@ from curriculum import (
     PlanError,
     PrioritisedReplay,
     ScorePart,
+    Staged,
     StampError,
     StateError,
+    ever_success,
+    ever_success_score,
+    success_score,
 )
 from curriculum.strategies.learning_progress import progress_weights
 from curriculum.strategies.prioritised_replay import prioritised_weights
@@ -274,6 +280,13 @@ def test_a_state_of_other_levels_is_refused(which: int) -> None:
         (lambda: LearningProgress(IDS, p_rand={"z": 0.1}), "p_rand: unknown level 'z'"),
         (lambda: LearningProgress(IDS, a=0), "a: expected"),
         (lambda: Learnability(IDS, share=2), "share: expected"),
+        (lambda: LearningProgress(IDS, slope=math.nan), "slope: expected a number, got nan"),
+        (
+            lambda: PrioritisedReplay(IDS, replay="often"),  # type: ignore[arg-type]
+            "replay: expected a probability or 'proportionate', got",
+        ),
+        (lambda: Staged(probe="a"), "probe: expected a probability below 1, got 'a'"),  # type: ignore[arg-type]
+        (lambda: Staged(total_steps=0), "total_steps: expected a number of steps, got 0"),
         (
             lambda: PrioritisedReplay(IDS, by="l2"),  # type: ignore[arg-type]
             "by: expected one of l1, positive, max_mc, got 'l2'",
@@ -287,6 +300,26 @@ def test_a_state_of_other_levels_is_refused(which: int) -> None:
 def test_settings_that_are_not_valid(build: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         build()
+
+
+def test_a_plan_of_levels_says_what_succeeds_to_whatever_draws_from_them(tmp_path: Path) -> None:
+    """One plan, one meaning, whichever strategy reads it."""
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/a.jsonl").write_text('{"id": "x", "data": {}}\n')
+    (tmp_path / "plan.toml").write_text('success = "ever"\n[[stage]]\nname = "near"\n')
+    levels = LevelSet.from_directory(tmp_path)
+    made = [kind(levels) for kind in (DomainRandomisation, LearningProgress, Learnability, PrioritisedReplay)]
+    assert [strategy.score for strategy in made] == [ever_success_score] * 4
+    assert Ladder(levels).success is ever_success
+    assert Learnability(levels, score=success_score).score is success_score
+    (tmp_path / "plan.toml").write_text('[[stage]]\nname = "near"\nmeasure = "return"\nthreshold = 5.0\n')
+    levels = LevelSet.from_directory(tmp_path)
+    for kind in (Learnability, LearningProgress):
+        with pytest.raises(
+            PlanError, match=rf"'near': measure = 'return': {kind.__name__} goes by success; say"
+        ):
+            kind(levels)
+        kind(levels, score=lambda episode: 0.5)
 
 
 def test_an_unknown_level_or_a_score_out_of_range_is_an_error_that_names_the_env() -> None:
