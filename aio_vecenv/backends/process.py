@@ -338,7 +338,7 @@ class ProcessWorker:
                     self.send(Message(Kind.CLOSE))
                     await self._wait_gone(grace_s)
                 else:
-                    self._child.kill()
+                    self._bury()  # nobody may listen to it yet: a spare that was not told what it is for
             await asyncio.shield(self._gone)
         finally:
             self._child.kill()

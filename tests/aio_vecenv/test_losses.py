@@ -333,6 +333,33 @@ def second_start_fails(path: Path) -> StampEnv:
     return StampEnv(0)
 
 
+class Settable:
+    """A factory whose settings the caller may change, whenever."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+
+    def __call__(self) -> StampEnv:
+        return StampEnv(0)
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_a_factory_that_cannot_be_pickled_any_more(spares: int) -> None:
+    """A replacement that is told nothing, warm or not, is a loss; nobody waits for it."""
+    factory = Settable()
+    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60), spares=spares) as envs:
+        await envs.reset(seed=1)
+        factory.settings["lock"] = threading.Lock()
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        async with asyncio.timeout(10):
+            with pytest.raises(
+                WorkerLost, match=r"could not be replaced: TypeError: envs\[0\] cannot be pickled"
+            ):
+                await forever(envs)
+
+
 @pytest.mark.asyncio
 @pytest.mark.alternate_loops
 async def test_a_replacement_with_other_spaces(tmp_path: Path) -> None:
