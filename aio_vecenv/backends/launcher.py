@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from ..worker.lifeline import arm
+
 __all__ = ["Child", "check_descriptors", "launch"]
 
 # The child must find this package before it can import anything, and never runs the user's __main__.
@@ -137,6 +139,7 @@ def launch(block_fd: int) -> Child:
             process_group=0,
             env={**dict.fromkeys(_THREAD_LIMITS, "1"), **os.environ},
         )
+        arm(child_lifeline, process.pid)
     except BaseException:
         for close in opened:
             close()

@@ -94,6 +94,7 @@ LOADING = """
 import pathlib
 folder = pathlib.Path(sys.argv[1])
 sys.path.insert(0, str(folder))
+os.environ["PYTHONPATH"] = str(folder)
 async def main():
     opening = asyncio.ensure_future(av.AsyncVecEnv.open(stamp_envs(2), num_workers=2))
     while len(found := list(folder.glob("loading-*"))) < 2:
@@ -105,15 +106,19 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    "stuck",
-    ["time.sleep(1000)", "ctypes.PyDLL(None).sleep(1000)"],
-    ids=["in Python", "in C with the interpreter lock"],
+    ("module", "stuck"),
+    [
+        ("sitecustomize", "time.sleep(1000)"),
+        ("cloudpickle", "time.sleep(1000)"),
+        ("cloudpickle", "ctypes.PyDLL(None).sleep(1000)"),
+    ],
+    ids=["before the first line", "in Python", "in C with the interpreter lock"],
 )
-def test_g12_f14_the_parent_is_killed_while_its_workers_load(tmp_path: Path, stuck: str) -> None:
-    (tmp_path / "cloudpickle.py").write_text(
+def test_g12_f14_the_parent_is_killed_while_its_workers_load(tmp_path: Path, module: str, stuck: str) -> None:
+    (tmp_path / f"{module}.py").write_text(
         f"import ctypes, os, pathlib, time\n"
         f"pathlib.Path({str(tmp_path)!r}, f'loading-.{{os.getpid()}}').touch()\n{stuck}\n"
-    )  # as on a machine that takes long to load what a worker needs
+    )  # as on a machine that takes long to load what a worker, or its interpreter, needs
     with Parent(LOADING, str(tmp_path)) as parent:
         pids = [int(pid) for pid in parent.ready()]
         assert len(pids) == 2
