@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -25,24 +25,21 @@ from ..core.batch import Batch
 from ..core.factories import MakeSpec, resolve
 from ..core.infos import batch_infos
 from ..core.limits import RenewAfter, RestartBudget, Timeouts
-from ..core.updates import Apply
 from ..errors import BadActions, SpaceMismatch
-from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice, Pending
 from .rows import row_of
-from .session import BeforeStep, Session, as_theirs, env_errors, original, warn_of_context
+from .session import BeforeStep, Native, Session, as_theirs, env_errors, original, warn_of_context
 
 __all__ = ["VectorEnv", "make_vec"]
 
-T = TypeVar("T")
 Step = tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 
 _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
 
-class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
+class VectorEnv(Native, gym.vector.VectorEnv[Any, Any, Any]):
     """Gymnasium's vector env over worker processes, with a broadcast channel.
 
     Args:
@@ -380,48 +377,6 @@ class VectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> Any:
         """The seed of each env's random generator."""
         return self.call("np_random_seed")
-
-    def get_state(self) -> dict[str, Any]:
-        """The state of the envs' wrappers, merged over all envs. See `AsyncVecEnv.get_state`."""
-        self._check_running()
-        return self._session.run(self.native.get_state())
-
-    def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
-        """Give all envs a state that `get_state` returned. See `AsyncVecEnv.set_state`."""
-        self._check_running()
-        self._session.run(self.native.set_state(state, frozen=frozen))
-
-    # -- telling ---------------------------------------------------------------------------------------------------
-
-    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
-        """Tell every worker `payload`; never waits; allowed from any thread. See `AsyncVecEnv.broadcast`."""
-        return self._session.broadcast(payload, topic=topic, apply=apply)
-
-    def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
-        """Wait until every worker has taken an update. Raises TimeoutError; nothing is lost then."""
-        return self._session.wait_for(receipt, timeout)
-
-    def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:
-        """Call `make(native)`, and let what it returns run beside the stepping: a coordinator. See `Session.beside`.
-
-        coordinator = envs.beside(lambda native: Coordinator(Staged(plan), native))
-        """
-        self._check_running()
-        return self._session.beside(make)
-
-    def on_loop(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)` in the thread of the loop: for commands to what runs beside."""
-        self._check_running()
-        return self._session.driver.call(function, *args)
-
-    @property
-    def before_step(self) -> BeforeStep | None:
-        """Awaited before each step's actions are sent."""
-        return self._session.before_step
-
-    @before_step.setter
-    def before_step(self, function: BeforeStep | None) -> None:
-        self._session.before_step = function
 
     # -- closing ---------------------------------------------------------------------------------------------------
 

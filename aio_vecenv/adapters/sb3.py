@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -24,17 +24,14 @@ from ..backends.base import Backend
 from ..core.actions import check_declared, columns_of
 from ..core.batch import Batch
 from ..core.limits import RestartBudget, Timeouts
-from ..core.updates import Apply
 from ..errors import BadActions
-from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import LoopChoice
 from .rows import class_names, has_attr, row_of
-from .session import BeforeStep, Session, as_theirs, env_errors, original, warn_of_context
+from .session import BeforeStep, Native, Session, as_theirs, env_errors, original, warn_of_context
 
 __all__ = ["VecEnv"]
 
-T = TypeVar("T")
 Indices = None | int | Iterable[int]
 Factory = Callable[..., Any]
 StepReturn = tuple[Any, NDArray[np.float64], NDArray[np.bool_], list[dict[str, Any]]]
@@ -43,7 +40,7 @@ _TIMEOUTS = Timeouts()
 _BUDGET = RestartBudget()
 
 
-class VecEnv:
+class VecEnv(Native):
     """Stable-Baselines3's vec env over worker processes, with a broadcast channel.
 
     Args:
@@ -317,41 +314,6 @@ class VecEnv:
         if hasattr(self, name) and already_found:
             return f"{type(self).__module__}.{type(self).__name__}"
         return None
-
-    def get_state(self) -> dict[str, Any]:
-        """The state of the envs' wrappers, merged over all envs. See `AsyncVecEnv.get_state`."""
-        return self._session.run(self.native.get_state())
-
-    def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
-        """Give all envs a state that `get_state` returned. See `AsyncVecEnv.set_state`."""
-        self._session.run(self.native.set_state(state, frozen=frozen))
-
-    # -- telling ---------------------------------------------------------------------------------------------------
-
-    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
-        """Tell every worker `payload`; never waits; allowed from any thread. See `AsyncVecEnv.broadcast`."""
-        return self._session.broadcast(payload, topic=topic, apply=apply)
-
-    def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
-        """Wait until every worker has taken an update. Raises TimeoutError; nothing is lost then."""
-        return self._session.wait_for(receipt, timeout)
-
-    def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:
-        """Call `make(native)`, and let what it returns run beside the stepping: a coordinator. See `Session.beside`."""
-        return self._session.beside(make)
-
-    def on_loop(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)` in the thread of the loop: for commands to what runs beside."""
-        return self._session.driver.call(function, *args)
-
-    @property
-    def before_step(self) -> BeforeStep | None:
-        """Awaited before each step's actions are sent."""
-        return self._session.before_step
-
-    @before_step.setter
-    def before_step(self, function: BeforeStep | None) -> None:
-        self._session.before_step = function
 
     # -- closing and inside ----------------------------------------------------------------------------------------
 

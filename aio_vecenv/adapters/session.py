@@ -19,7 +19,7 @@ from ..runtime.publisher import Receipt
 from ..vec_env import AsyncVecEnv
 from .driver import Driver, LoopChoice
 
-__all__ = ["BeforeStep", "Session", "as_theirs", "env_errors", "original", "warn_of_context"]
+__all__ = ["BeforeStep", "Native", "Session", "as_theirs", "env_errors", "original", "warn_of_context"]
 
 T = TypeVar("T")
 BeforeStep = Callable[[], Awaitable[None]]
@@ -47,15 +47,7 @@ class Session:
         self.driver.moved = native._adopt
         self._end = weakref.finalize(owner, _finalize, self.driver, native, os.getpid())
 
-    # -- telling and asking ----------------------------------------------------------------------------------------
-
-    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
-        """Tell every worker `payload`; never waits; allowed from any thread, also while another one steps."""
-        return self.native.broadcast(payload, topic=topic, apply=apply)
-
-    def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
-        """Wait until every worker has taken an update. Raises TimeoutError; nothing is lost then."""
-        return self.driver.run(receipt.wait(timeout))
+    # -- beside the stepping ---------------------------------------------------------------------------------------
 
     def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:
         """Call `make(native)` on the loop; what it returns runs beside the stepping from now on.
@@ -157,6 +149,59 @@ class Session:
             error = None if task.cancelled() else task.exception()
             if error is not None and error is not self._told:
                 raise error
+
+
+class Native:
+    """What both adapters have beyond the interface that they keep: the `AsyncVecEnv` inside is told and asked."""
+
+    native: AsyncVecEnv
+    _session: Session
+
+    def _check_running(self) -> None:
+        """Raise what the interface says of an env that is closed, if it says anything."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of the envs' wrappers, merged over all envs. See `AsyncVecEnv.get_state`."""
+        self._check_running()
+        return self._session.run(self.native.get_state())
+
+    def set_state(self, state: Mapping[str, Any], *, frozen: bool = False) -> None:
+        """Give all envs a state that `get_state` returned. See `AsyncVecEnv.set_state`."""
+        self._check_running()
+        self._session.run(self.native.set_state(state, frozen=frozen))
+
+    def broadcast(self, payload: Any, *, topic: str = "default", apply: Apply = "reset") -> Receipt:
+        """Tell every worker `payload`; never waits; allowed from any thread, also while another one steps.
+
+        See `AsyncVecEnv.broadcast`.
+        """
+        return self.native.broadcast(payload, topic=topic, apply=apply)
+
+    def wait_for(self, receipt: Receipt, timeout: float | None = None) -> Receipt:
+        """Wait until every worker has taken an update. Raises TimeoutError; nothing is lost then."""
+        return self._session.run(receipt.wait(timeout))
+
+    def beside(self, make: Callable[[AsyncVecEnv], T]) -> T:
+        """Call `make(native)`, and let what it returns run beside the stepping: a coordinator. See `Session.beside`.
+
+        coordinator = envs.beside(lambda native: Coordinator(Staged(plan), native))
+        """
+        self._check_running()
+        return self._session.beside(make)
+
+    def on_loop(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)` in the thread of the loop: for commands to what runs beside."""
+        self._check_running()
+        return self._session.driver.call(function, *args)
+
+    @property
+    def before_step(self) -> BeforeStep | None:
+        """Awaited before each step's actions are sent."""
+        return self._session.before_step
+
+    @before_step.setter
+    def before_step(self, function: BeforeStep | None) -> None:
+        self._session.before_step = function
 
 
 async def _goodbye(native: AsyncVecEnv, limit_s: float | None, beside: list[asyncio.Task[Any]]) -> None:
