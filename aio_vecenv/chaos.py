@@ -80,10 +80,8 @@ class Table:
     applied: int = 0
     descriptors: tuple[int, int] = (0, 0)  # at the start, at the end
     processes: tuple[int, int] = (0, 0)
-    memory_mb: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # of this process and its workers: after the warm-up, at the end
+    # of this process and its workers: after the warm-up, at the end
+    memory_mb: tuple[float, float] = (0.0, 0.0)
     failures: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:

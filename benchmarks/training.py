@@ -17,10 +17,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "sb3": ("sb3-dummy", "sb3-subproc"),
     "cleanrl": ("cleanrl-sync", "cleanrl-async"),
 }
-OUR_THREADS = (
-    0,
-    2,
-)  # 0: as the trainer chooses itself; one for vectors, with images all CPUs while it learns
+# 0: as the trainer chooses itself; one for vectors, with images all CPUs while it learns
+OUR_THREADS = (0, 2)
 FLOORS = {"cartpole": 1.7, "minigrid": 1.4}
 
 

@@ -35,11 +35,6 @@ from trainers.run import Run
 
 __all__ = ["train", "training"]
 
-NO_PLAN = (
-    "eval.every plays every stage of a plan, and there is none: give one (--plan), in which a single [[stage]] "
-    "is enough"
-)
-
 
 def train(
     config: TrainConfig, *, job: Job | None = None, on_report: Callable[[Report], object] | None = None
@@ -100,7 +95,10 @@ async def training(
         levels = await levels_of(envs) if asked else None
         whole, job = job, planned(job, config, levels)
         if config.eval.every is not None and has_no_plan(job):
-            raise ConfigError(NO_PLAN)
+            raise ConfigError(
+                "eval.every plays every stage of a plan, and there is none: give one (--plan), in which a single "
+                "[[stage]] is enough"
+            )
         strategy = make_strategy(config, job, levels)
         thread = _start_thread(config, envs, stack)
         began = False

@@ -246,7 +246,7 @@ class Run:
         self._note_stage()
         self._task = asyncio.create_task(self._main(), name="trainers.run")
 
-    def _make_collector(self, learner: Learner, events: Any, masked: bool) -> Collector:
+    def _make_collector(self, learner: Learner, events: av.EventStream, masked: bool) -> Collector:
         """What collects as the config says, which says from now on what was chosen."""
         config, hidden = self.config, masked and not mask_leaf(self.envs.single_observation_space)
         if config.collect == "unroll" and hidden:

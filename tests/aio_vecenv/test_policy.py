@@ -118,10 +118,8 @@ def test_bits_do_not_depend_on_how_envs_are_cut(
     parts = [act(runner(policy), run, obs[run.start : run.stop], noise[run.start : run.stop]) for run in cut]
     assert not differ(whole, joined(parts))
     shuffled = np.random.default_rng(seed).permutation(num_envs)
-    for order in (
-        shuffled,
-        shuffled[: num_envs // 2 + 1],
-    ):  # all envs of a block in another order, and some of them
+    # all envs of a block in another order, and some of them
+    for order in (shuffled, shuffled[: num_envs // 2 + 1]):
         some = act(runner(policy), order, obs[order], noise[order])
         assert not differ({key: column[order] for key, column in whole.items()}, some)
 

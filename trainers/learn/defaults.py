@@ -15,10 +15,8 @@ from trainers.learn.networks import has_image, leaf_spaces
 
 __all__ = ["for_spaces", "in_words"]
 
-BOX_ROWS, BOX_MINIBATCH = (
-    2048,
-    64,
-)  # rows of an update and of a minibatch, as in Schulman et al. 2017 for MuJoCo
+# rows of an update and of a minibatch, as in Schulman et al. 2017 for MuJoCo
+BOX_ROWS, BOX_MINIBATCH = 2048, 64
 
 
 def for_spaces(config: TrainConfig, obs_space: gym.Space[Any], action_space: gym.Space[Any]) -> TrainConfig:

@@ -35,11 +35,9 @@ GRID_MIN = 4  # cells: the smallest side that three 2×2 convolutions leave anyt
 PIXELS_MIN = 8  # from here on a side shows something; below, it counts cells
 LARGE = 36  # pixels: from here on the kernels of Mnih et al. 2015 leave anything of a side
 NEARLY_SQUARE = 1.5  # long side over short one
-WHOLE, REDUCED = (
-    110,
-    84,
-)  # pixels: longer sides than the first are averaged down to at most the second, the side that the
-# kernels of Mnih et al. 2015 were made for; it bounds the network's size and its time
+# pixels: longer sides than the first are averaged down to at most the second, the side that the kernels of Mnih et al.
+# 2015 were made for; it bounds the network's size and its time
+WHOLE, REDUCED = 110, 84
 WIDE = 4096  # entries: a vector of more is most likely a picture, which should be said
 OBSERVED = 256  # pictures of each rollout that the statistics are taken from
 
