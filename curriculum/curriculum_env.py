@@ -67,9 +67,8 @@ class CurriculumEnv(gym.Wrapper[Any, Any, Any, Any]):
         # what the newest reset drew, until a step is played; and whether it raised inside, and is among those
         self._drawn: dict[str, str] | None = None
         self._noted = False
-        self._succeeded: bool | None = (
-            None  # whether a step of the episode that runs succeeded; None: none said
-        )
+        # whether a step of the episode that runs succeeded; None: none said
+        self._succeeded: bool | None = None
         self._unclear: str | None = None  # the first that one of them said which is neither yes nor no
         # index, length, return, version; while one runs, and only with a strategy of its own to tell them to
         self._episode: tuple[int, int, float, int] | None = None

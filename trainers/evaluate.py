@@ -80,9 +80,8 @@ class Evaluator:
     def __init__(self, envs: av.AsyncVecEnv, config: TrainConfig, job: Job) -> None:
         self.envs, self.stages, self._config = envs, job.plan.names, config
         self._success = success_of(job, config)
-        self.unclear: str | None = (
-            None  # the first episode whose success cannot be read, where its info is to say it
-        )
+        # the first episode whose success cannot be read, where its info is to say it
+        self.unclear: str | None = None
         self._learner: Learner | None = None
 
     @property

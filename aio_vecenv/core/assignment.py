@@ -43,9 +43,8 @@ class Selection(NamedTuple):
     order: EnvIds | None  # what was given, in the order of the parts; None: it is in that order
 
 
-_MOST_SELECTIONS = (
-    512  # of envs that stand side by side, kept for the next call; one more, and all are made anew
-)
+# of envs that stand side by side, kept for the next call; one more, and all are made anew
+_MOST_SELECTIONS = 512
 
 
 class Assignment:

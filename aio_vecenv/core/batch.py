@@ -18,9 +18,8 @@ class EpisodeStarted(NamedTuple):
 
     env_id: int
     index: int  # type: ignore[assignment]  # 0, 1, 2, … per env
-    order: (
-        int  # number of the send or reset that began it × num_envs + env_id; sorts a run's episodes by start
-    )
+    # number of the send or reset that began it × num_envs + env_id; sorts a run's episodes by start
+    order: int
     version: int  # the newest update its worker had taken when it began; 0 = none
     task: Any  # the reset info's "task", if any
     seed: int | None  # the seed passed to its reset, else None

@@ -16,9 +16,8 @@ class RestartBudget:
 
     restarts: int = 3
     per_s: float = 60.0
-    failed_resets: int = (
-        0  # on_env_error="reset": so many resets in a row an env may fail before each one counts, too
-    )
+    # on_env_error="reset": so many resets in a row an env may fail before each one counts, too
+    failed_resets: int = 0
 
     def __post_init__(self) -> None:
         for name in ("restarts", "failed_resets"):

@@ -89,9 +89,8 @@ class Setup(NamedTuple):
     shared_memory: SharedMemory
     logs: LogLevels | None = None  # of the parent
     state: tuple[EnvState, int, bool] | None = None  # of a replacement's envs: for `env_state.restore`
-    own: list[list[dict[str, tuple[Any, bool | None]]]] | None = (
-        None  # where it is renewed: what each env had last, for `env_state.put_back`
-    )
+    # where it is renewed: what each env had last, for `env_state.put_back`
+    own: list[list[dict[str, tuple[Any, bool | None]]]] | None = None
 
 
 class Spaces(NamedTuple):
@@ -166,17 +165,13 @@ FINAL_OBS: Final = 3
 END_INFO: Final = 4  # all of an end's info, where INFO is filtered
 TASK: Final = 5  # the "task" of a beginning's info, where INFO is filtered
 ERROR: Final = (
-    6  # an ErrorReport: the env has failed, or the call of it. First in the reply of a step or reset
+    6  # an ErrorReport: the env, or a call of it, has failed. First in the reply of a step or reset
 )
 WARNING: Final = 7  # what it is about (a tuple of texts), and a text. First, too
 RESTARTED: Final = 8  # an ErrorReport: the env failed, and began a new episode in this row
 RESULT: Final = 9  # of a call
-GIVEN_OBS: Final = (
-    10  # under SAME_STEP and casting="unsafe": a last observation that its row holds in other types
-)
-POLICY_FAILED: Final = (
-    11  # of a chunk: an ErrorReport; the rows of its worker from this one on were not acted
-)
+GIVEN_OBS: Final = 10  # SAME_STEP, casting="unsafe": a last observation whose row holds it in other types
+POLICY_FAILED: Final = 11  # an ErrorReport, of a chunk: from this row on its worker has not acted
 _KINDS = 12
 URGENT: Final = (ERROR, WARNING)  # stand before all others
 NOTHING: Final = (b"",)  # the payloads of a reply without notes

@@ -29,9 +29,8 @@ __all__ = ["check_policy"]
 
 _ENVS = 3 * BLOCK + 5  # the last block is not full
 _SEED = 0
-_CLOSE = (
-    1e-3  # relative and absolute: a row at another place of its block may have other bits, no other value
-)
+# relative and absolute: a row at another place of its block may have other bits, no other value
+_CLOSE = 1e-3
 
 Acted = tuple[list[NDArray[Any]], dict[str, NDArray[Any]]]
 

@@ -41,9 +41,8 @@ __all__ = [
 
 
 # keys of the last info, by CurriculumEnv
-SUCCESS_EVER = (
-    "curriculum_success_ever"  # whether a step of the episode succeeded; None: no step said anything
-)
+# whether a step of the episode succeeded; None: no step said anything
+SUCCESS_EVER = "curriculum_success_ever"
 SUCCESS_UNCLEAR = "curriculum_success_unclear"  # what a step said that is neither yes nor no, if one did
 
 

@@ -80,8 +80,8 @@ class Collector:
         return True
 
     def see(self, ids: Ids, obs: Any, infos: Mapping[str, Any]) -> None:
-        """What these n envs show from now on, the first of an episode: `obs` (n, …) as their space batches it, `infos` as
-        Gymnasium joins them. Raises `ConfigError` if a mask cannot be read."""
+        """What these n envs show from now on, the first of an episode: `obs` (n, …) as their space batches it, `infos`
+        as Gymnasium joins them. Raises `ConfigError` if a mask cannot be read."""
         self._steps[ids], self._over[ids] = 0, False
         self._show(ids, obs, infos)
 
@@ -101,7 +101,7 @@ class Collector:
         return f"env {env}, after {self._steps[env]} steps of its episode{where}"
 
     def _act(self, ids: Ids, rng: np.random.Generator) -> NDArray[Any]:
-        """Actions (n, …) for these envs, as they take them; noted in the rollout. Runs on the event loop: it is short."""
+        """Actions (n, …) for these envs, noted in the rollout. Runs on the event loop: it is short."""
         began = time.perf_counter()
         obs, masks = self._rollout.seen(ids)
         if masks is not None:

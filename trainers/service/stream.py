@@ -14,9 +14,8 @@ __all__ = ["EventRing"]
 
 KEPT = 1024  # events, for all readers together
 PACE_S = 0.1  # readers are woken no more often
-SLICE = (
-    8  # readers woken in one turn of the loop; the others in the next ones: a crowd must not hold up training
-)
+# readers woken in one turn of the loop; the others in the next ones: a crowd must not hold up training
+SLICE = 8
 
 
 MISSED = b"event: missed\ndata: null\n\n"
