@@ -1,6 +1,6 @@
 """What the coordinator costs: microseconds of CPU time per episode event at 256 envs, with and without a journal.
 
-`python -m benchmarks.coordinator` feeds a scripted channel: 256 envs, episodes of 5 to 40 steps, as many hand-outs as
+`python -m benchmarks.coordinator` feeds a scripted channel: 256 envs, episodes of 5 to 40 steps, as many batches as
 steps. An event is one `EpisodeStarted` or `Episode`. Medians of seven interleaved runs; the bar is 20 µs an event.
 """
 # edge: argv and stdout; no worker process, so that only the coordinator is measured
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for rules, noted in cases:
                 journal = Path(folder) / f"{rules}-{run}.jsonl" if noted else None
                 found[rules, noted].append(measure(batches, count, rules, journal))
-    print(f"{count} events in {len(batches)} hand-outs, {NUM_ENVS} envs, median of {runs}")
+    print(f"{count} events in {len(batches)} batches, {NUM_ENVS} envs, median of {runs}")
     worst = 0.0
     for (rules, noted), values in found.items():
         median = statistics.median(values)

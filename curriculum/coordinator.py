@@ -34,7 +34,7 @@ TOO_EARLY = 10  # episodes that succeeded before their last step only, while non
 
 
 class EventBatchLike(Protocol):
-    """The events that one hand-out of the vec env released together.
+    """Events that a vec env released together: those of one of its batches.
 
     It may also have `beginning`: the orders of episodes whose reset is under way.
     """
@@ -48,7 +48,7 @@ class EventBatchLike(Protocol):
 
 
 class EventsLike(Protocol):
-    """A reader of events. `behind`: hand-outs with events that it has not read."""
+    """A reader of events. `behind`: batches with events that it has not read."""
 
     @property
     def behind(self) -> int: ...
@@ -147,8 +147,8 @@ class Coordinator:
         self.published = 0  # directives
         # episodes that began after a decision and yet before it was taken: inside of the unroll that it was taken on
         self.late = 0
-        self._decided_version = 0  # of the newest directive that followed from hand-outs
-        self.folded = 0  # hand-outs
+        self._decided_version = 0  # of the newest directive that followed from batches
+        self.folded = 0  # batches
         attached = self._optional("attached")
         if attached is not None:
             attached(envs.num_envs)
@@ -210,7 +210,7 @@ class Coordinator:
             await self._stream.aclose()
 
     async def settled(self) -> None:
-        """Every hand-out so far is folded and its directive published; at once, without a turn of the loop,
+        """Every batch so far is folded and its directive published; at once, without a turn of the loop,
         if so.
 
         Awaited between `recv` and `send`, it makes decisions hold for that very step. Raises what ended
@@ -249,7 +249,7 @@ class Coordinator:
         self._waiters.clear()
 
     def _fold(self, batch: EventBatchLike) -> None:
-        """All events of one hand-out, then one check, then at most one directive."""
+        """All events of one batch, then one check, then at most one directive."""
         started: list[Any] = []
         ended: list[Any] = []
         for event in batch.events:

@@ -1,4 +1,4 @@
-"""The journal: every hand-out's episodes, every command and every decision, appended as JSON lines."""
+"""The journal: every batch's episodes, every command and every decision, appended as JSON lines."""
 # pure + files: one line per event, written at once; reading checks every line
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Journal:
         ended: Sequence[tuple[Any, Any]],
         beginning: Sequence[int] = (),
     ) -> None:
-        """One hand-out: the starts, each ended episode with its success or score, and which are `beginning`."""
+        """One batch: the starts, each ended episode with its success or score, and which are `beginning`."""
         self.write(
             "batch",
             number=number,

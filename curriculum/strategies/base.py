@@ -101,7 +101,7 @@ class Strategy(Protocol):
     - `attached(num_envs)`: it now serves these envs; their orders and versions start anew.
     - `started(event)`: an episode began.
     - `beginning(orders)`: of the episodes whose reset is under way, before `settle`.
-    - `settle(watermark) -> Sequence[Decision] | None`: all events of one hand-out have been given; decide.
+    - `settle(watermark) -> Sequence[Decision] | None`: all events of one batch have been given; decide.
     - `published(version)`: its newest directive is out, under that version.
     - `set_stage(name)`, `set_mixing_ratio(stage, ratio)`, `hold()`, `release()`: an operator's commands.
     - `record_scores(parts)`: what the learner measured on parts of episodes.
@@ -110,7 +110,7 @@ class Strategy(Protocol):
     """
 
     def observe(self, episode: Any, /) -> object:
-        """Take in a finished episode. Episodes of one hand-out come in the order in which they started."""
+        """Take in a finished episode. Episodes of one batch come in the order in which they started."""
 
     def directive(self) -> Directive:
         """What workers shall draw from. Return the same object, or an equal one, while nothing changed."""

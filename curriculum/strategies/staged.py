@@ -184,7 +184,7 @@ class Staged:
         self._beginning = orders
 
     def settle(self, watermark: int | None = None) -> Sequence[Decision]:
-        """All events of one hand-out are in: admit what may be admitted, check if one is due, renew the
+        """All events of one batch are in: admit what may be admitted, check if one is due, renew the
         directive.
 
         `watermark`: every episode with a smaller order had ended; None: all had.

@@ -75,7 +75,7 @@ async def test_c20_the_next_directive_takes_every_finished_episode_into_account(
     coordinator = Coordinator(Staged(PLAN), channel)
     async with running(coordinator):
         for first in range(0, 30, 3):
-            for order in range(first, first + 3):  # three hand-outs at once
+            for order in range(first, first + 3):  # three batches at once
                 channel.hand_out([episode(order, "near", True, version=1)])
             await coordinator.settled()
             assert channel.behind == 0

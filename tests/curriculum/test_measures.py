@@ -47,7 +47,7 @@ def ended(
 
 
 class Player:
-    """Plays single episodes, one per hand-out, and publishes as the coordinator does."""
+    """Plays single episodes, one per batch, and publishes as the coordinator does."""
 
     def __init__(self, staged: Staged) -> None:
         self.staged, self.order, self.version = staged, 0, 0

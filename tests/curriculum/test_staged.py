@@ -26,7 +26,7 @@ from tests.curriculum.helpers import PLAN, Started, episode, stamp
 
 
 class Driver:
-    """Feeds a strategy as the coordinator does: a version for each change, one hand-out at a time."""
+    """Feeds a strategy as the coordinator does: a version for each change, one batch at a time."""
 
     def __init__(self, staged: Staged, num_envs: int = 1) -> None:
         self.staged, self.order, self.version = staged, 0, 0
@@ -41,7 +41,7 @@ class Driver:
             self.staged.published(self.version)
 
     def play(self, outcomes: str, stage: str | None = None, **keywords: Any) -> list[Decision]:
-        """One episode per hand-out: 1 is a success, 0 a failure."""
+        """One episode per batch: 1 is a success, 0 a failure."""
         decisions: list[Decision] = []
         for outcome in outcomes:
             keywords.setdefault("version", self.version)
