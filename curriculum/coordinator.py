@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from curriculum.decision_stream import DecisionHub, DecisionStream
 from curriculum.directive import Directive
-from curriculum.errors import CommandError, CoordinatorError, StateError
+from curriculum.errors import CommandError, CoordinatorError, DirectiveError, StateError
 from curriculum.journal import NOTED, SCHEMA, Journal
 from curriculum.strategies.base import (
     SUCCESS_EVER,
@@ -152,10 +152,11 @@ class Coordinator:
         attached = self._optional("attached")
         if attached is not None:
             attached(envs.num_envs)
-        self._stream: EventsLike = envs.events()
-        _owners[envs] = weakref.ref(self)
         self._publish(note=False)
         self._note_run()
+        # last: a strategy that raises above leaves the envs to another coordinator
+        self._stream: EventsLike = envs.events()
+        _owners[envs] = weakref.ref(self)
 
     def _tell_version(self) -> None:
         """Give the strategy the version under which its directive was published, if it wants it."""
@@ -295,6 +296,11 @@ class Coordinator:
     def _publish(self, *, note: bool = True) -> Any:
         """Broadcast the directive if it changed; the receipt of the one in force."""
         directive = self.strategy.directive()
+        if not isinstance(directive, Directive):
+            raise DirectiveError(
+                f"{type(self.strategy).__name__}.directive(): expected a Directive, the same one while nothing "
+                f"changed, got {directive!r:.60}"
+            )
         if directive is not self._directive and directive != self._directive:
             self._receipt = self._envs.broadcast(directive, topic=TOPIC, apply="now")
             self.published += 1

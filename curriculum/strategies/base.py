@@ -103,7 +103,8 @@ class Strategy(Protocol):
     - `beginning(orders)`: of the episodes whose reset is under way, before `settle`.
     - `settle(watermark) -> Sequence[Decision] | None`: all events of one batch have been given; decide.
     - `published(version)`: its newest directive is out, under that version.
-    - `set_stage(name)`, `set_mixing_ratio(stage, ratio)`, `hold()`, `release()`: an operator's commands.
+    - `set_stage(name)`, `set_mixing_ratio(stage, ratio)`, `hold()`, `release()`: an operator's commands. Without
+      `hold`, the coordinator publishes nothing while held, and then the newest directive.
     - `record_scores(parts)`: what the learner measured on parts of episodes.
     - `stage`, `solved`, `progress()`, `explain()`, `mixing_ratio(stage)`: what the coordinator shows.
     - `success(episode) -> bool` or `score(episode) -> float`: what the journal notes of an episode.

@@ -68,6 +68,7 @@ class Weighted:
         self.total = 0
         self.aborted = 0
         self._since = 0
+        self._held = False
         self._directive: Directive | None = None
         self._crc: int | None = None
 
@@ -103,9 +104,22 @@ class Weighted:
         self.total += 1
         self._take(number, score)
         self._since += 1
-        if self._since >= self.every:
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._since >= self.every and not self._held:
             self._since = 0
             self._directive = None
+
+    def hold(self) -> None:
+        """Keep counting; the weights stay what they are."""
+        self.directive()
+        self._held = True
+
+    def release(self) -> None:
+        """Renew the weights again, at once if that is due."""
+        self._held = False
+        self._renew()
 
     def _take(self, number: int, score: float) -> None:
         """Take in the score of one episode of that level."""
@@ -185,6 +199,7 @@ class Weighted:
             "total": self.total,
             "aborted": self.aborted,
             "since": self._since,
+            "held": self._held,
             "arrays": {name: array.tolist() for name, array in self._all_arrays().items()},
             "numbers": self._numbers(),
             "extra": self._extra(),
@@ -211,6 +226,7 @@ class Weighted:
         numbers = need(state, "numbers", dict, where)
         numbers = {name: need(numbers, name, int, f"{where}: numbers") for name in self._numbers()}
         own = {key: need(state, key, int, where) for key in ("total", "aborted", "since")}
+        held = need({"held": False, **state}, "held", bool, where)  # 0.1 kept none
         weights = need(state, "weights", (list, type(None)), where)
         kept = None
         if weights is not None:
@@ -222,6 +238,7 @@ class Weighted:
         for name, number in numbers.items():
             setattr(self, name, number)
         self.total, self.aborted, self._since = own["total"], own["aborted"], own["since"]
+        self._held = held
         self._directive = directive
 
 

@@ -9,6 +9,7 @@ import gc
 import json
 import weakref
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from curriculum import (
     Coordinator,
     CoordinatorError,
     Directive,
+    DirectiveError,
     FinishedEpisode,
     Staged,
     StampError,
@@ -127,6 +129,24 @@ async def test_a_coordinator_that_was_dropped_does_not_hold_the_envs() -> None:
     del coordinator
     gc.collect()
     Coordinator(Staged(PLAN), channel)
+
+
+@pytest.mark.asyncio
+async def test_a_strategy_whose_directive_is_none_is_named_and_leaves_the_envs_to_another(
+    tmp_path: Path,
+) -> None:
+    channel, strategy = Channel(), Alternating()
+    strategy.directive = lambda: None  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(
+        DirectiveError, match=r"Alternating\.directive\(\): expected a Directive, .*, got None"
+    ):
+        Coordinator(strategy, channel, journal=tmp_path / "journal.jsonl")
+    del strategy.directive
+    coordinator = Coordinator(strategy, channel)
+    async with running(coordinator):
+        channel.hand_out([episode(0)])
+        await coordinator.settled()
+    assert coordinator.published == 2
 
 
 class Broken(Staged):

@@ -258,6 +258,32 @@ def test_c23_every_strategy_continues_from_its_state(which: int) -> None:
 
 
 @pytest.mark.parametrize("which", range(4))
+def test_c23_on_hold_the_weights_stay_whoever_looks_and_over_a_resume(which: int) -> None:
+    def see_some(strategy: Any, orders: range) -> None:
+        for order in orders:
+            level = ids[order % 5]
+            strategy.observe(episode(order, level[:-2], order % 3 == 0, level=level))
+            if isinstance(strategy, PrioritisedReplay):
+                strategy.record_scores([(0, order, 10, float(order))])
+
+    ids = list(level_set().ids())
+    held = make_all(level_set())[which]
+    see_some(held, range(40))
+    held.hold()
+    before = held.directive()
+    see_some(held, range(40, 83))
+    held.progress()
+    again = make_all(level_set())[which]
+    again.load_state_dict(json.loads(json.dumps(held.state_dict())))
+    assert held.directive() is before
+    assert again.directive() == before
+    for strategy in (held, again):
+        strategy.release()
+        assert (strategy.directive() == before) == (which == 0)  # the baseline's never change
+    assert held.directive() == again.directive()
+
+
+@pytest.mark.parametrize("which", range(4))
 def test_a_state_of_other_levels_is_refused(which: int) -> None:
     state = make_all(level_set())[which].state_dict()
     for other, message in (
