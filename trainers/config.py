@@ -30,6 +30,7 @@ __all__ = [
     "Schedule",
     "TrainConfig",
     "coerce",
+    "did_you_mean",
     "from_mapping",
     "known",
     "to_mapping",
@@ -599,7 +600,7 @@ def from_mapping(kind: type[C], data: Mapping[str, Any], *, source: str, base: C
     unknown = sorted(set(data) - set(hints), key=str)
     if unknown:
         raise ConfigError(
-            f"{source}: unknown setting {unknown[0]!r}{_near(unknown[0], hints)}; known: {', '.join(hints)}"
+            f"{source}: unknown setting {unknown[0]!r}{did_you_mean(unknown[0], hints)}; known: {', '.join(hints)}"
         )
     values: dict[str, Any] = {}
     for name, value in data.items():
@@ -647,7 +648,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if type(value) is not type(options[0]) or value not in options:
             raise ConfigError(
-                f"{where}: expected one of {', '.join(map(repr, options))}, got {value!r}{_near(value, options)}"
+                f"{where}: expected one of {', '.join(map(repr, options))}, got {value!r}{did_you_mean(value, options)}"
             )
         return value
     if origin is dict:
@@ -691,7 +692,7 @@ def _plain(value: Any, where: str) -> Any:
     return [_plain(item, where) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _near(value: object, known: Iterable[str]) -> str:
+def did_you_mean(value: object, known: Iterable[object]) -> str:
     """ "; did you mean …?", where something known looks alike."""
-    near = difflib.get_close_matches(str(value), list(known), n=1)
+    near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

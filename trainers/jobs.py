@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import sys
@@ -22,7 +21,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import aio_vecenv as av
 import curriculum as cu
-from trainers.config import ConfigError, TrainConfig, coerce, known
+from trainers.config import ConfigError, TrainConfig, coerce, did_you_mean, known
 from trainers.learn.masks import MASK, METHOD, with_masks
 from trainers.names import imported, named
 from trainers.presets import Job, load_preset
@@ -273,10 +272,9 @@ def _options(kind: Any, config: TrainConfig, own: dict[str, Any]) -> dict[str, A
     ]
     for name in config.strategy_options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"strategy_options: {config.strategy} takes no {name!r}{hint}; it takes {', '.join(known)}"
+                f"strategy_options: {config.strategy} takes no {name!r}{did_you_mean(name, known)}; it takes "
+                f"{', '.join(known)}"
             )
     hints = typing.get_type_hints(kind.__init__)
     return {
@@ -407,7 +405,6 @@ def _registered(env_id: str, module_name: str | None, kwargs: dict[str, Any]) ->
         raise ConfigError(f"unknown env {env_id!r}: {error}") from None
 
     def make() -> Any:
-
         import gymnasium
 
         if module_name is not None:

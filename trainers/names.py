@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError
+from trainers.config import ConfigError, did_you_mean
 
 __all__ = ["imported", "named", "raised_by"]
 
@@ -27,8 +26,7 @@ def named(
     found: Any = imported(kind, module_name, attribute)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [*dir(found), *others], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(part, [*dir(found), *others])
             raise ConfigError(f"{kind} {name}: {module_name} has no {part!r}{hint}")
         found = getattr(found, part)
     if not callable(found):

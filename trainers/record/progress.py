@@ -161,7 +161,7 @@ class LivePanel:
             "waiting",
             "missing to advance",
         ):
-            table.add_column(heading, justify="left" if heading[0] in "s" or heading[0] == "m" else "right")
+            table.add_column(heading, justify="left" if heading[0] in "sm" else "right")
         staged = _staged(report)
         says = self._run is None or self._run.says_success
         for row in report.stages:
