@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import psutil
 
-from aio_vecenv.testing import StampEnv
-
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = """
@@ -148,23 +146,3 @@ class Parent:
     def nothing_left(self, limit_s: float = 2.0) -> None:
         """Raise AssertionError unless nothing of it lives within the limit."""
         wait_until(lambda: not self.left(), limit_s)
-
-
-class Learns(StampEnv):
-    """Has learned how many steps it has seen."""
-
-    seen = 0
-
-    def step(self, action: Any) -> Any:
-        self.seen += 1
-        return super().step(action)
-
-    def get_state(self) -> int:
-        return self.seen
-
-    def set_state(self, state: int) -> None:
-        self.seen = state
-
-    @staticmethod
-    def merge_states(states: list[int]) -> int:
-        return sum(states)

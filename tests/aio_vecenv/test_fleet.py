@@ -21,9 +21,10 @@ import aio_vecenv as av
 from aio_vecenv.core.batch import Episode, EpisodeStarted
 from aio_vecenv.testing import FaultyEnv, StampEnv, check_episodes, stamp_envs
 
+from .envs import Follows, Learns
 from .fleet_helpers import LocalHandle, LocalTransport
-from .harness import Learns, until
-from .test_unrolls import Follows, same
+from .harness import until
+from .test_unrolls import same
 
 pytestmark = pytest.mark.alternate_loops
 QUICK = av.Liveness(ping=0.1, suspect=0.5, replace=2.0, lease=3.0)

@@ -17,17 +17,13 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from aio_vecenv import AsyncVecEnv, Batch, ClosedError, Episode, EpisodeStarted
-from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
+from aio_vecenv.testing import ScriptedBackend, check_aligned, check_episodes, stamp_envs
 
-from .harness import until, wait_until
+from .envs import Dice, Gated, lengths
+from .harness import until
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
-
-
-def lengths(env: int, episode: int) -> int:
-    """Episodes of uneven length, the same on every backend."""
-    return 1 + (7 * env + 3 * episode) % 5
 
 
 def zeros(n: int) -> np.ndarray[Any, Any]:
@@ -176,20 +172,6 @@ async def test_g02_a_worker_busy_with_a_long_step_sees_the_version_at_its_reset(
         batch = await envs.step(zeros(2))
         assert batch.first.all()
         assert batch.versions.tolist() == [version, version]
-
-
-class Gated(StampEnv):
-    """Its second step says that it has begun, and goes on when it may."""
-
-    def __init__(self, env: int, folder: Path, **kwargs: Any) -> None:
-        super().__init__(env, **kwargs)
-        self.folder_of_gate = folder
-
-    def step(self, action: Any) -> Any:
-        if self.env_index == 0 and self.t == 1:
-            (self.folder_of_gate / "begun").touch()
-            wait_until((self.folder_of_gate / "go on").exists)
-        return super().step(action)
 
 
 @pytest.mark.parametrize("size", [10, 4 << 20])
@@ -448,16 +430,6 @@ def plain(batch: Batch) -> Any:
 
 def freeze_episode(event: Any) -> Any:
     return repr(event)
-
-
-class Dice(StampEnv):
-    """Its course depends on its own generator, its actions and the newest payload only."""
-
-    def step(self, action: Any) -> Any:
-        obs, reward, terminated, truncated, info = super().step(action)
-        luck = float(self.np_random.random())
-        reward += luck + 0.1 * int(action) + (self.payload or 0)
-        return obs, reward, bool(terminated or luck < 0.1), truncated, info
 
 
 async def trajectory(backend: Backend, workers: int, autoreset: AutoresetMode) -> list[Any]:

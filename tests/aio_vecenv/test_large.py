@@ -12,12 +12,12 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
 
 from aio_vecenv import AsyncVecEnv, EnvError, WorkerLost
 from aio_vecenv import memory as av_memory
 from aio_vecenv.testing import StampEnv, check_aligned
 
+from .envs import Large, Talker, large_envs
 from .harness import Parent, until
 
 pytestmark = pytest.mark.alternate_loops
@@ -29,32 +29,6 @@ MiB = 1 << 20
 
 def zeros(n: int) -> np.ndarray[Any, Any]:
     return np.zeros(n, np.int64)
-
-
-class Large(StampEnv):
-    """Says `size_bytes` bytes of its own index in each info, and gives as many when asked."""
-
-    def __init__(self, env: int, size_bytes: int = 0, **kwargs: Any) -> None:
-        super().__init__(env, **kwargs)
-        self.size_bytes, self.table = size_bytes, b""
-
-    def _info(self) -> dict[str, Any]:
-        return {**super()._info(), "large": bytes([self.env_index]) * self.size_bytes, "life": self.life}
-
-    def give(self, size_bytes: int) -> bytes:
-        """So many bytes of its own index."""
-        return bytes([self.env_index]) * size_bytes
-
-    def size(self) -> int:
-        """Of what was given."""
-        return len(self.table)
-
-    def on_broadcast(self, payload: Any, version: int) -> None:
-        self.version, self.table = version, payload
-
-
-def large_envs(count: int, size_bytes: int = 0, **kwargs: Any) -> list[Callable[[], Large]]:
-    return [partial(Large, index, size_bytes, length=50, **kwargs) for index in range(count)]
 
 
 # -- every door --------------------------------------------------------------------------------------------------------
@@ -103,19 +77,6 @@ async def test_infos_of_many_envs_in_one_worker(backend: Backend) -> None:
             infos = batch.infos
             for env, large in enumerate(infos["large"]):
                 assert large == bytes([env]) * (3 * MiB)
-
-
-class Talker(gym.Env[str, str]):
-    """Says back what it is told."""
-
-    observation_space = spaces.Text(1 << 30)
-    action_space = spaces.Text(1 << 30)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        return "r", {"options": 0 if options is None else len(options["x"])}
-
-    def step(self, action: str) -> Any:
-        return action, 1.0, False, False, {"big": bytes(9 * MiB)} if len(action) > 9 else {}
 
 
 @both

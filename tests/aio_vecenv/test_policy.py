@@ -23,37 +23,14 @@ from aio_vecenv.core.assignment import assign
 from aio_vecenv.core.policy import BLOCK, PolicyRunner, rows_in_blocks
 from aio_vecenv.testing import check_policy
 
+from .envs import TwoTowers, weights
+
 pytestmark = pytest.mark.alternate_loops
 
 OBS = spaces.Box(-np.inf, np.inf, (4,), np.float32)
 ACTIONS = spaces.Discrete(2)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "runtime.md"
 Arrays = dict[str, NDArray[Any]]
-
-
-class TwoTowers:
-    """An actor and a critic of two tanh layers each, with heads of width 2 and 1."""
-
-    noise = (2, np.float32)
-    outputs: Any = {"log_prob": ((), np.float32), "value": ((), np.float32)}  # noqa: RUF012
-
-    def __init__(self, params: list[NDArray[np.float32]]) -> None:
-        self.load(params)
-
-    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> NDArray[Any]:
-        return rng.standard_exponential((*rows, 2), dtype=np.float32)
-
-    def load(self, params: list[NDArray[np.float32]]) -> None:
-        self.params = params
-
-    def act(self, obs: NDArray[Any], noise: NDArray[Any]) -> tuple[Any, Any]:
-        logits, value = self.through(self.params[:3], obs), self.through(self.params[3:], obs)
-        actions = (logits - np.log(noise)).argmax(1)
-        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        return actions, {"log_prob": log_p[np.arange(len(log_p)), actions], "value": value[:, 0]}
-
-    def through(self, layers: list[NDArray[np.float32]], x: NDArray[Any]) -> NDArray[np.float32]:
-        return np.tanh(np.tanh(x @ layers[0]) @ layers[1]) @ layers[2]
 
 
 class Einsum(TwoTowers):
@@ -64,13 +41,6 @@ class Einsum(TwoTowers):
             x = np.tanh(np.einsum("ni,io->no", x, layer))
         out: NDArray[np.float32] = np.einsum("ni,io->no", x, layers[-1])
         return out
-
-
-def weights(seed: int = 0, hidden: int = 64, *, transposed: bool = False) -> list[NDArray[np.float32]]:
-    rng = np.random.default_rng(seed)
-    sizes = [(4, hidden), (hidden, hidden), (hidden, 2), (4, hidden), (hidden, hidden), (hidden, 1)]
-    drawn: list[Any] = [rng.standard_normal(size, dtype=np.float32) / np.float32(4) for size in sizes]
-    return [np.ascontiguousarray(w.T).T for w in drawn] if transposed else drawn
 
 
 def rows_of(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

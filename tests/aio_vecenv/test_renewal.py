@@ -31,7 +31,8 @@ from aio_vecenv import (
 from aio_vecenv.backends.inline import InlineBackend
 from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
-from .harness import Learns, alive, until
+from .envs import Learns, Once, Pictured, Sure, Unclosable, Wanders, Zeros, length
+from .harness import alive, until
 
 
 def zeros(n: int) -> np.ndarray[Any, Any]:
@@ -40,27 +41,6 @@ def zeros(n: int) -> np.ndarray[Any, Any]:
 
 def pids(envs: AsyncVecEnv) -> list[int]:
     return [worker.pid for worker in envs.statistics().workers]
-
-
-def length(env: int, episode: int) -> int:
-    """Of the episodes: 1 to 6 steps, never in step with those of another env."""
-    return 1 + (5 * env + 7 * episode + env * episode) % 6
-
-
-class Zeros:
-    """A policy whose actions are zeros."""
-
-    noise = ((), np.float32)
-    outputs: Any = {}  # noqa: RUF012
-
-    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> Any:
-        return np.zeros(rows, np.float32)
-
-    def load(self, params: Any) -> None:
-        pass
-
-    def act(self, obs: Any, noise: Any) -> Any:
-        return np.zeros(len(obs), np.int64), {}
 
 
 Way = Literal["lockstep", "first ready", "unrolls", "unrolls, first ready"]
@@ -125,29 +105,6 @@ async def test_every_outcome_counts_once_and_none_is_aborted(tmp_path: Path, way
         played = Counter((int(episode), int(length)) for _, _, episode, length, _ in numbers)
         assert not reported[env] - played
         assert sum((played - reported[env]).values()) <= (5 if way.endswith("first ready") else 0)
-
-
-class Wanders(gym.Env[Any, Any]):
-    """Its observations are draws of its generator, its episodes 4 steps; it keeps `leak` bytes with each."""
-
-    observation_space = gym.spaces.Box(0, 1, (2,), np.float64)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, leak: int, folder: Path) -> None:
-        self._leak, self._folder, self.kept = leak, folder, []  # type: ignore[var-annotated]
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self._t = 0
-        return self.np_random.random(2), {}
-
-    def step(self, action: Any) -> Any:
-        self._t += 1
-        self.kept.append(np.ones(self._leak, np.uint8))
-        return self.np_random.random(2), 1.0, self._t == 4, False, {}
-
-    def close(self) -> None:
-        (self._folder / f"closed-{os.getpid()}").touch()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -238,16 +195,6 @@ async def test_an_unroll_that_is_refused_renews_nobody() -> None:
         assert pids(envs) != [before.workers[0].pid]
 
 
-class Sure(Zeros):
-    """Says 1 of every row that it acts on."""
-
-    outputs: Any = {"one": ((), np.int64)}  # noqa: RUF012
-
-    def act(self, obs: Any, noise: Any) -> Any:
-        actions, _ = super().act(obs, noise)
-        return actions, {"one": np.ones(len(actions), np.int64)}
-
-
 @pytest.mark.asyncio
 async def test_where_all_envs_of_a_worker_wait_the_policy_is_not_asked() -> None:
     """Rows of a chunk in which nothing happens: `first`, and the policy said nothing of them."""
@@ -291,14 +238,6 @@ async def test_statistics_that_were_frozen_stay_frozen() -> None:
         assert await envs.get_attr("update_running_mean") == (False,)
 
 
-class Pictured(StampEnv):
-    """Has a picture once it was reset."""
-
-    def reset(self, **kwargs: Any) -> Any:
-        self.picture = os.getpid()
-        return super().reset(**kwargs)
-
-
 @pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 @pytest.mark.asyncio
 async def test_a_call_never_meets_an_env_that_was_not_reset(autoreset: AutoresetMode) -> None:
@@ -319,19 +258,6 @@ async def test_a_call_never_meets_an_env_that_was_not_reset(autoreset: Autoreset
             await beginning
             assert [under_way] == pids(envs) != picture  # it came after the command
         assert envs.statistics().renewals == 3
-
-
-class Once(StampEnv):
-    """Can be made once, as what holds a port."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(0, 2)
-        (folder / "made").touch(exist_ok=False)
-
-
-class Unclosable(StampEnv):
-    def close(self) -> None:
-        raise OSError("busy")
 
 
 async def steps(envs: AsyncVecEnv, count: int) -> None:

@@ -11,120 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
-from numpy.typing import NDArray
 
 import aio_vecenv as av
 from aio_vecenv.testing import check_episodes
 
-from .harness import until, wait_until
+from .envs import Acts, Interrupted, Scripted
+from .harness import until
 from .test_unrolls import all_of
 
 Backend = Literal["process", "inline"]
 both = pytest.mark.parametrize("backend", ["process", "inline"])
 T, ENVS = 6, 4  # rows of a chunk; envs, of which a worker has two
-
-
-class Scripted(gym.Env[Any, Any]):
-    """Observation (env, episode, t, version), reward t; what its script says for (episode, t) happens there.
-
-    Of a `once …`: only in the first life of the env. "waits" says that it is there and goes on when it is told.
-    """
-
-    observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
-    action_space = spaces.Discrete(100)
-    version, episode, t = 0, -1, 0
-
-    def __init__(self, index: int, script: dict[tuple[int, int], str], folder: Path) -> None:
-        self.index, self.script, self.folder = index, script, folder
-        self.told: list[tuple[int, int, int]] = []
-        self.resets_fail = 0
-        self.life = len(list(folder.glob(f"life-{index}-*")))
-        (folder / f"life-{index}-{self.life}").touch()
-
-    def on_broadcast(self, payload: Any, version: int) -> None:
-        if payload == "Ctrl-C":
-            raise KeyboardInterrupt
-        self.version = version
-        self.told.append((version, self.episode, self.t))
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        if self.resets_fail:
-            self.resets_fail -= 1
-            raise RuntimeError("a reset that raises")
-        self.episode, self.t = self.episode + 1, 0
-        self._play()
-        return self._obs(), {"task": (self.life, self.episode)}
-
-    def step(self, action: Any) -> Any:
-        self.t += 1
-        what = self._play()
-        obs = self._obs() * (np.nan if what == "nan" else 1.0)
-        info = {"t": self.t if what != "unpicklable" else (x for x in [0])} if what else {}
-        return obs, float(self.t), what == "terminates", what == "truncates", info
-
-    def _play(self) -> str:
-        what = self.script.get((self.episode, self.t), "")
-        if what.startswith("once "):
-            what = "" if self.life else what.removeprefix("once ")
-        if what == "raises":
-            raise RuntimeError("a step that raises")
-        if what.startswith("raises twice"):
-            self.resets_fail = 2 if what.endswith("and again") else 1
-            raise RuntimeError("a step that raises")
-        if what == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "hangs":
-            time.sleep(3600)
-        if what.startswith("sleeps"):
-            time.sleep(float(what.split()[1]))
-        if what.startswith("waits"):
-            (self.folder / f"here-{self.index}").touch()
-            wait_until((self.folder / f"go-{self.index}").exists, 30)
-            what = what.removeprefix("waits").strip()
-        return what
-
-    def _obs(self) -> NDArray[np.float64]:
-        return np.array([self.index, self.episode, self.t, self.version], np.float64)
-
-
-class Acts:
-    """The action is the step that it follows; says its noise and its parameters. Fails where its parameters say so."""
-
-    noise = ((), np.float32)
-    outputs: Any = {"noise": ((), np.float32), "params": ((), np.int64)}  # noqa: RUF012
-    params: Any = 0
-
-    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> NDArray[Any]:
-        return rng.random(rows, dtype=np.float32)
-
-    def load(self, params: Any) -> None:
-        if params == "never loads":
-            raise ValueError("no such parameters")
-        self.params = params
-
-    def act(self, obs: NDArray[Any], noise: NDArray[Any]) -> tuple[Any, Any]:
-        number = self.params if isinstance(self.params, int) else 1
-        actions: Any = obs[:, 2].astype(np.int64)
-        outputs = {"noise": noise.copy(), "params": np.full(len(obs), number)}
-        match self.params:
-            case (env, t, what) if ((obs[:, 0] == env) & (obs[:, 2] == t)).any():
-                if what == "raises":
-                    raise KeyError("an act that raises")
-                if what == "hangs":
-                    time.sleep(3600)
-                if what == "shape":
-                    actions = actions[:-1]
-                if what == "dtype":
-                    outputs["noise"] = outputs["noise"].astype(np.float64)
-                if what == "nan":
-                    outputs["noise"][obs[:, 0] == env] = np.nan
-                if what == "outside":
-                    actions[obs[:, 0] == env] = 100
-        return actions, outputs
 
 
 Script = dict[int, dict[tuple[int, int], str]]
@@ -746,21 +645,6 @@ async def test_a_watermark_waits_for_an_episode_of_a_chunk_whose_error_was_raise
         assert batch.watermark >= watermark
         watermark = batch.watermark
     assert watermark
-
-
-class Interrupted(Acts):
-    """Ctrl-C comes in the `at`-th call of `load` of all its copies, half way through it."""
-
-    def __init__(self, folder: Path, at: int) -> None:
-        self.folder, self.at = folder, at
-
-    def load(self, params: Any) -> None:
-        calls = len(list(self.folder.glob("load-*"))) + 1
-        (self.folder / f"load-{calls}").touch()
-        if calls == self.at:
-            self.params = -7
-            raise KeyboardInterrupt
-        self.params = params
 
 
 @pytest.mark.parametrize("at", [1, 2])

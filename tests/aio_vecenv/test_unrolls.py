@@ -10,65 +10,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 import aio_vecenv as av
 from aio_vecenv.testing import StampEnv, stamp_envs
 
-from .test_policy import TwoTowers, weights
+from .envs import Follows, Talks, TalksBack, TwoTowers, weights
 
 Backend = Literal["process", "inline"]
-
-
-class Follows:
-    """For `StampEnv`: the action is the step that it follows; says that and its noise."""
-
-    noise = ((), np.float32)
-    outputs: Any = {"t": ((), np.int64), "noise": ((), np.float32)}  # noqa: RUF012
-
-    def draw(self, rng: np.random.Generator, rows: tuple[int, ...]) -> NDArray[Any]:
-        return rng.random(rows, dtype=np.float32)
-
-    def load(self, params: Any) -> None:
-        self.params = params
-
-    def act(self, obs: NDArray[Any], noise: NDArray[Any]) -> tuple[Any, Any]:
-        return obs[:, 3] % 1000, {"t": obs[:, 3].copy(), "noise": noise.copy()}
-
-
-class Talks(gym.Env[Any, Any]):
-    """A dict for an observation, a tuple for an action, infos of every kind, ends of both kinds."""
-
-    observation_space = spaces.Dict({"place": spaces.Discrete(9), "x": spaces.Box(-9, 9, (2,), np.float64)})
-    action_space = spaces.Tuple((spaces.Discrete(3), spaces.Box(-1, 1, (1,), np.float32)))
-    count, version = -1, 0
-
-    def __init__(self, index: int) -> None:
-        self.length = 2 + index
-
-    def on_broadcast(self, payload: Any, version: int) -> None:
-        self.version = version
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        super().reset(seed=seed)
-        self.count, self.t = self.count + 1, 0
-        return self._obs(), {"task": (self.count, self.version), "seed": seed}
-
-    def step(self, action: Any) -> Any:
-        self.t += 1
-        assert type(action[0]) is int
-        done = self.t == self.length + action[0]
-        info = {"t": self.t} if self.t % 2 or done else {}
-        return self._obs(), float(self.np_random.random()), done and self.t % 2 == 0, done, info
-
-    def _obs(self) -> Any:
-        return {"place": self.count % 9, "x": self.np_random.random(2)}
-
-
-class TalksBack(Follows):
-    def act(self, obs: Any, noise: NDArray[Any]) -> tuple[Any, Any]:
-        place = obs["place"]
-        return (place % 3, np.float32(obs["x"][:, :1])), {"t": place * 2, "noise": noise + np.float32(1)}
 
 
 def same(left: Any, right: Any, where: Any = "") -> None:
