@@ -238,8 +238,8 @@ async def test_f21_v03_aclose_closes(situation: str, how: str) -> None:
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(result, ClosedError)
     await envs.aclose()
-    check_tail = [event async for event in stream]  # ends
-    assert all(event is not None for event in check_tail)
+    async for _ in stream:  # ends
+        pass
 
 
 def _quick() -> Any:

@@ -79,8 +79,6 @@ def test_g12_v10_f12_f14_f24_the_parent_is_killed(case: str) -> None:
     with Parent(CASES[case]) as parent:
         pids = [int(pid) for pid in parent.ready()]
         assert all(alive(pid) for pid in pids)
-        if case == "closing":
-            wait_until(lambda: True)
         parent.signal(signal.SIGKILL)
         wait_until(lambda: not any(alive(pid) for pid in pids), 2)
         if case.startswith("a fork"):  # it may live; the workers may not
@@ -140,7 +138,7 @@ def _groups(pids: list[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))  # at length: the next test
 def test_f14_f28_parents_killed_at_random_moments(seed: int) -> None:
     kill_one_at_random(seed)
 
