@@ -80,13 +80,16 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
         given = getattr(arguments, key)
         if not given:
             continue
-        if all("=" not in text for text in given):
-            changes[key] = kind(given[-1])
-        elif any("=" not in text for text in given):
-            flag = "--" + key.replace("_", "-")
+        flag = "--" + key.replace("_", "-")
+        try:
+            values = {name: kind(value) for name, _, value in (text.rpartition("=") for text in given)}
+        except ValueError:
+            number = "a number" if kind is float else "a whole number"
+            raise ValueError(f"{flag}: expected {number}, or STAGE=X, got {' '.join(given)!r}") from None
+        one = ["=" not in text for text in given]
+        if any(one) and not all(one):
             raise ValueError(f"{flag}: expected one value for all stages, or STAGE=X for some, got both")
-        else:
-            changes[key] = {name: kind(value) for name, value in (text.rsplit("=", 1) for text in given)}
+        changes[key] = kind(given[-1]) if any(one) else values
     for key in ("early", "trend"):
         if getattr(arguments, f"no_{key}"):
             changes[key] = False
@@ -115,8 +118,9 @@ def _replay(arguments: argparse.Namespace) -> int:
             print(decision.describe())
         print(f"{result.total} episodes, {len(result.logged)} decisions: replayed exactly")
         return 0
+    stays = other_rules(arguments.journal, changes)
     print(f"{'stage':<16} {'began after':>11}  {'logged':<36} other rules, on the same episodes")
-    for stay in other_rules(arguments.journal, changes):
+    for stay in stays:
         print(f"{stay.stage:<16} {stay.began:>11}  {_end(stay.logged):<36} {_end(stay.other)}")
     settings = ", ".join(f"{key}={value}" for key, value in changes.items())
     print(f"other rules: {settings}. Each stay is judged from its own beginning, up to the first move only:")

@@ -101,7 +101,12 @@ def _build(kind: type[Staged], record: Mapping[str, Any], where: str, changes: M
         changes = {**changes, "window": "started"}
     try:
         plan = StagePlan([Stage(**stage) for stage in config.pop("stages")])
+        staged = kind(plan, **config)
+    except (CurriculumError, TypeError, KeyError) as error:
+        raise JournalError(f"{where}: {error}") from error
+    if changes:  # what is wrong with these is no fault of the journal
         staged = kind(plan, **{**config, **changes})
+    try:
         staged.load_state_dict({**record["state"], "window": staged.window})
     except (CurriculumError, TypeError, KeyError) as error:
         raise JournalError(f"{where}: {error}") from error

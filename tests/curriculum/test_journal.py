@@ -197,7 +197,21 @@ async def test_the_command_line_replays_compares_and_explains(
     assert "advance   near → middle  (" in out
     assert "by operator: to see it again" in out
     assert f"{count} decisions" in out
-    assert main(["replay", str(path), "--threshold", "near=x"]) == 2
+    capsys.readouterr()
+    for code, flag, value, message in (
+        (
+            2,
+            "--threshold",
+            "near=x",
+            "curriculum replay: --threshold: expected a number, or STAGE=X, got 'near=x'\n",
+        ),
+        (2, "--min-episodes", "9.5", "--min-episodes: expected a whole number, or STAGE=X, got '9.5'\n"),
+        (1, "--threshold", "2", "error: stage 'near': threshold: expected a number in (0, 1], got 2.0\n"),
+    ):
+        assert main(["replay", str(path), flag, value]) == code
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.endswith(message)
     for both in (["near=.9", ".5"], [".5", "near=.9"]):
         capsys.readouterr()
         assert main(["replay", str(path), *(arg for value in both for arg in ("--threshold", value))]) == 2
