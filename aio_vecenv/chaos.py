@@ -18,11 +18,11 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ from .testing import StampEnv, check_aligned
 from .vec_env import AsyncVecEnv
 
 __all__ = ["Options", "Table", "main", "soak"]
+
+T = TypeVar("T")
 
 _HANG_S = 30.0  # nothing here takes a tenth of that, on a loaded machine
 _STEP_LIMIT_S = 1.5
@@ -220,17 +222,8 @@ class _Soak:
                 envs.send(self._actions(rng, ready), ready)
                 number += 1
             lockstep = self.table.batches // 500 % 2 == 0
-            receiving = asyncio.ensure_future(envs.recv(None if lockstep else max(1, envs.num_envs // 4)))
-            if self.cancel_next:
-                self.cancel_next = False
-                await asyncio.wait([receiving], timeout=0)
-                receiving.cancel()
-            try:
-                async with asyncio.timeout(_HANG_S):
-                    batch = await receiving
-            except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise
+            batch = await self._unless_cancelled(envs.recv(None if lockstep else max(1, envs.num_envs // 4)))
+            if batch is None:
                 ready = ready[:0]  # the replies stay owed
                 continue
             self.table.batches += 1
@@ -262,18 +255,26 @@ class _Soak:
                     envs.send_unroll(policy.draw(rng, (length, len(ready))), ready)
                 number += 1 if single else length
                 rows = rows or single
-            receiving = asyncio.ensure_future(self._receive(rows))
-            if self.cancel_next:
-                self.cancel_next = False
-                await asyncio.wait([receiving], timeout=0)
-                receiving.cancel()
-            try:
-                async with asyncio.timeout(_HANG_S):
-                    ready, rows = await receiving, False
-            except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise
+            received = await self._unless_cancelled(self._receive(rows))
+            if received is None:
                 ready = ready[:0]  # the replies stay owed
+            else:
+                ready, rows = received, False
+
+    async def _unless_cancelled(self, receive: Coroutine[Any, Any, T]) -> T | None:
+        """What `receive` returns; None where chaos has it cancelled. Raises TimeoutError if it hangs."""
+        receiving = asyncio.ensure_future(receive)
+        if self.cancel_next:
+            self.cancel_next = False
+            await asyncio.wait([receiving], timeout=0)
+            receiving.cancel()
+        try:
+            async with asyncio.timeout(_HANG_S):
+                return await receiving
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return None
 
     async def _receive(self, rows: bool) -> Any:
         """Rows, or a chunk; first-N-ready and lockstep in turns. The envs that owe nothing now."""
