@@ -542,21 +542,17 @@ def to_mapping(config: Any) -> dict[str, Any]:
         elif dataclasses.is_dataclass(value):
             plain[item.name] = to_mapping(value)
         else:
-            plain[item.name] = (
-                _path_text(value)
-                if isinstance(value, Path)
-                else _lists(value)
-                if isinstance(value, tuple)
-                else value
-            )
+            plain[item.name] = _path_text(value) if isinstance(value, Path) else _lists(value)
     return plain
 
 
 def _lists(value: Any) -> Any:
+    """Tuples as lists, in any depth."""
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _path_text(path: Path) -> str:
+    """The path as text; one that is called as None is written says that it is a path."""
     return f"./{path}" if str(path) == UNSET else str(path)
 
 
