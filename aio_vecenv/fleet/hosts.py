@@ -217,6 +217,7 @@ class Hosts:
         )  # fmt: skip
 
     def where(self, slot: int) -> str:
+        """Where the slot's host is, in words, for errors that come from there."""
         opened = self.opened.get(slot)
         at = "" if opened is None else f" on {opened.node}"
         first = self.state.slots[slot].start
@@ -251,6 +252,7 @@ class Hosts:
             )  # fmt: skip
 
     def wake(self) -> None:
+        """Let everyone in `until` look again."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -259,12 +261,15 @@ class Hosts:
     # -- receipts --------------------------------------------------------------------------------------------------
 
     def taken_by(self, topic: str, version: int) -> tuple[int, ...]:
+        """As of `FleetState.taken`."""
         return self.state.taken(topic, version)
 
     def pending(self, topic: str, version: int) -> tuple[int, ...]:
+        """As of `FleetState.pending`."""
         return self.state.pending(topic, version)
 
     async def wait(self, topic: str, version: int) -> None:
+        """Wait until no live host lacks it. Raises as `until`, and WrongLoopError."""
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoopError("this receipt belongs to the event loop that opened its fleet")
         await self.until(lambda: self.state.version >= version and not self.pending(topic, version))
@@ -371,6 +376,7 @@ class Hosts:
         self.post()
 
     def lost(self, slot: int, incarnation: int, reason: str) -> None:
+        """A host is gone, or of no use."""
         self.state.lost(slot, incarnation, reason, time.monotonic())
         self.post()
 

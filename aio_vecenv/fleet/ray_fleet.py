@@ -122,12 +122,8 @@ class RayFleet(Asking):
         own_workers = options.workers_for(num_workers, per_host)
         after = renewal_of(renew_after, AutoresetMode.NEXT_STEP, inline=backend == "inline")
         self.num_workers = own_workers * len(self._slots)
-        self._min_hosts, self._liveness, self._timeouts, self._restart = (
-            min_hosts,
-            liveness,
-            timeouts,
-            restart,
-        )
+        self._min_hosts, self._liveness = min_hosts, liveness
+        self._timeouts, self._restart = timeouts, restart
         self._options: dict[str, Any] = {
             "num_workers": own_workers, "backend": backend, "policy": policy, "unroll": unroll, "info": info,
             "timeouts": timeouts, "restart": host_restart, "renew_after": after, "on_env_error": on_env_error,
