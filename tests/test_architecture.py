@@ -39,7 +39,7 @@ EXTRA: dict[str, set[str]] = {
 }
 
 ROOMS: dict[str, set[str]] = {
-    "aio_vecenv": {"__init__", "blas", "chaos", "errors", "loop", "memory", "source", "vec_env"},
+    "aio_vecenv": {"__init__", "blas", "chaos", "deadline", "errors", "loop", "memory", "source", "vec_env"},
     "aio_vecenv/core": {
         "__init__", "actions", "assembly", "assignment", "batch", "chunk", "chunks", "command", "env_state", "episodes",
         "factories", "framing", "infos", "layout", "limits", "log_levels", "messages", "options", "policy", "pool",
@@ -98,10 +98,12 @@ FOLDERS: dict[str, set[str]] = {
     "aio_vecenv/core": {"aio_vecenv.errors"},
     "aio_vecenv/worker": {"aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core"},
     "aio_vecenv/backends": {
-        "aio_vecenv.blas", "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv/worker",
+        "aio_vecenv.blas", "aio_vecenv.deadline", "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core",
+        "aio_vecenv/worker",
     },
     "aio_vecenv/runtime": {
-        "aio_vecenv.blas", "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core", "aio_vecenv.backends.base",
+        "aio_vecenv.blas", "aio_vecenv.deadline", "aio_vecenv.errors", "aio_vecenv.memory", "aio_vecenv/core",
+        "aio_vecenv.backends.base",
     },
     "aio_vecenv/adapters": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv.backends.base",

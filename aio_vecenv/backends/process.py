@@ -17,6 +17,7 @@ from ..core.messages import Attachment, Setup, Spaces, decode, decode_notes
 from ..core.messages import encode as encode_body
 from ..core.protocol import Conversation, State
 from ..core.report import describe, rebuild, rebuild_policy
+from ..deadline import within
 from ..errors import WorkerTimeout
 from ..memory import SharedBlock, check_room, oom_kills
 from .base import Listener, Loss
@@ -355,7 +356,7 @@ class ProcessWorker:
     async def _wait_gone(self, grace_s: float | None) -> None:
         assert self._child is not None
         try:
-            async with asyncio.timeout(grace_s):
+            async with within(grace_s):
                 await asyncio.shield(self._gone)
         except TimeoutError:
             self._child.dump_stack()

@@ -1,4 +1,4 @@
-"""Limits of workers: when one is renewed, or restarted, and when to give up: the restart budget is Erlang's."""
+"""Limits of workers: when one is late, renewed, or restarted, and when to give up: the restart budget is Erlang's."""
 # pure: time is an argument
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["RenewAfter", "RestartBudget", "RestartLog", "Timeouts", "renew_after_of"]
+__all__ = ["Patience", "RenewAfter", "RestartBudget", "RestartLog", "Timeouts", "renew_after_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,41 @@ class Timeouts:
 def _check_limit(name: str, limit_s: object) -> None:
     if isinstance(limit_s, bool) or not isinstance(limit_s, (int, float)) or not 0 < limit_s < math.inf:
         raise ValueError(f"{name} is {limit_s!r}, not a number of seconds > 0")
+
+
+_LOOKS = 4  # at a limit, until it is over
+_LATE_S = 0.1  # a look that comes so much later than it was due: the loop, or the machine, stood still
+_EXCUSES = 8  # looks; without an end, what hangs would live on beside a loop that is blocked again and again
+
+
+class Patience:
+    """How much of a worker's time limit is left, without the times in which the loop, or the machine, stood still.
+
+    In these nothing is heard of the worker, and it gets nothing that it may be waiting for: the rest of a large
+    message, the next update. So the limit is looked at several times, and what passed since the look before does not
+    count if this one comes late. Where that goes on and on, it takes up to three times the limit.
+    """
+
+    def __init__(self) -> None:
+        self._looked_at = 0.0  # seconds
+        self._excused_s = 0.0
+        self._excuses = 0
+
+    def left_s(self, now: float, since: float, limit_s: float, due_at: float) -> float:
+        """Seconds that are left of a limit that runs since `since`; ≤ 0: it is over. `due_at`: of this look."""
+        if since > self._looked_at:  # something was heard of the worker
+            self._excused_s, self._excuses = 0.0, 0
+        if now - due_at > _LATE_S and self._excuses < _EXCUSES:
+            self._excuses += 1
+            self._excused_s += max(0.0, now - max(since, self._looked_at))
+        self._looked_at = now
+        left_s = since + limit_s + self._excused_s - now
+        return left_s if left_s > 1e-3 else 0.0
+
+    @staticmethod
+    def next_look_s(left_s: float, limit_s: float) -> float:
+        """When to look next, in seconds from now."""
+        return min(left_s, limit_s / _LOOKS)
 
 
 class RestartLog:

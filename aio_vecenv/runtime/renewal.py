@@ -7,7 +7,6 @@ says so. What wrappers have learned goes with the envs. It begins when a command
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Container, Iterable, Sequence
@@ -24,6 +23,7 @@ from ..core.framing import Kind
 from ..core.limits import RenewAfter, renew_after_of
 from ..core.pool import Pool
 from ..core.waiting import Waiting
+from ..deadline import within
 from ..memory import resident_bytes
 from .calls import Asked, Calls
 from .supervisor import Supervisor, WorkerSlot
@@ -227,7 +227,7 @@ class Renewal:
         """What its envs have learned; None: the old process did not say so in time, which is a loss like any other."""
         limit_s = self._supervisor.start_limit_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with within(limit_s):
                 return await self._calls.answers(learned)
         except TimeoutError:
             assert slot.worker is not None

@@ -17,10 +17,11 @@ from ..core.command import Command, Unroll
 from ..core.env_state import EnvState
 from ..core.framing import HEADER_BYTES, Kind, Message, new_message
 from ..core.layout import AT_WORK, LAST_ROW_NS, POLICY_NS, ROWS_DONE, Field, Slab
-from ..core.limits import RestartBudget, RestartLog, Timeouts
+from ..core.limits import Patience, RestartBudget, RestartLog, Timeouts
 from ..core.messages import Attachment, Setup, Spaces, Unrolling, decode_joined, decode_notes
 from ..core.report import ErrorReport, describe
 from ..core.statistics import Percentiles, Recorder, Statistics, WorkerStatistics
+from ..deadline import within
 from ..errors import VecEnvError, WorkerLost, WorkerTimeout
 from .publisher import Channel
 
@@ -28,8 +29,6 @@ __all__ = ["Client", "Memory", "Supervisor", "WorkerSlot"]
 
 T = TypeVar("T")
 _STEP = Kind.STEP
-
-_LATE_S = 0.1  # a timer this late means that the loop or the machine stood still: the measured time is not the worker's
 
 
 class Memory(NamedTuple):
@@ -58,7 +57,8 @@ class WorkerSlot:
         self.commands: dict[int, Command] = {}  # sent or waiting for a replacement, oldest first
         self.progress_at = 0.0  # seconds, of the last reply
         self.timer: asyncio.TimerHandle | None = None
-        self.due_at = 0.0
+        self.due_at = 0.0  # of the timer
+        self.patience = Patience()
         self.worker: Worker | None = None
         self.ready = False
         self.row_at = 0.0  # seconds, of the last row of an unroll, as it was seen last
@@ -125,7 +125,7 @@ class Supervisor:
         limit_s = self._timeouts.start
         who = f"worker {worker.index} (envs {setup.env_ids[0]}-{setup.env_ids[-1]})"
         try:
-            async with asyncio.timeout(limit_s):
+            async with within(limit_s):
                 return await worker.make(setup)
         except TimeoutError:
             raise WorkerTimeout(
@@ -148,7 +148,7 @@ class Supervisor:
         limit_s = self._timeouts.start
         who = f"worker {slot.index} (envs {slot.rows.start}-{slot.rows.stop - 1})"
         try:
-            async with asyncio.timeout(limit_s):
+            async with within(limit_s):
                 await worker.attach(self._memory.attachment(slot.rows, seeds))  # type: ignore[union-attr]
         except TimeoutError:
             raise WorkerTimeout(
@@ -417,30 +417,33 @@ class Supervisor:
             if slot.due_at <= due_at:
                 return
             slot.timer.cancel()
-        slot.due_at = due_at
+        self._look_after(slot, due_at - time.monotonic(), limit_s)
+
+    def _look_after(self, slot: WorkerSlot, left_s: float, limit_s: float) -> None:
+        wait_s = Patience.next_look_s(left_s, limit_s)
+        slot.due_at = time.monotonic() + wait_s
         # uvloop's clock is read once per turn, so a timer may come early; `_expired` looks again.
-        slot.timer = self._loop.call_later(due_at - time.monotonic(), self._expired, slot)
+        slot.timer = self._loop.call_later(wait_s, self._expired, slot)
 
     def _expired(self, slot: WorkerSlot) -> None:
         slot.timer = None
         now = time.monotonic()
-        if now - slot.due_at > _LATE_S:
-            slot.progress_at = now  # the loop stood still: measure again
-            self._arm(slot)
-            return
         assert slot.worker is not None
         slot.worker.drain()
-        for command in slot.commands.values():
-            limit_s = _limit(self._timeouts, command)
-            if type(command) is Unroll:
-                slot.row_at = 1e-9 * self._progress(slot, LAST_ROW_NS)
-            since = max(command.sent_at, slot.progress_at, slot.row_at)
-            if limit_s is not None and now - since >= limit_s - 1e-3:
-                what = _under_way(command, self._memory, slot)
-                slot.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
-            else:
-                self._arm(slot)
+        oldest = next(iter(slot.commands.values()), None)
+        limit_s = None if oldest is None else _limit(self._timeouts, oldest)
+        if oldest is None or limit_s is None:
             return
+        if type(oldest) is Unroll:
+            slot.row_at = 1e-9 * self._progress(slot, LAST_ROW_NS)
+        since = max(oldest.sent_at, slot.progress_at, slot.row_at)
+        left_s = slot.patience.left_s(now, since, limit_s, slot.due_at)
+        if left_s > 0:
+            if slot.timer is None:  # else a reply that was just taken in has set it
+                self._look_after(slot, left_s, limit_s)
+            return
+        what = _under_way(oldest, self._memory, slot)
+        slot.worker.kill(f"did not finish a {what} within {limit_s:g} s and was killed", stack=True)
 
     def _progress(self, slot: WorkerSlot, what: int) -> int:
         """What the worker says of the unroll that it does, in the block."""

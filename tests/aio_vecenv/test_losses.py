@@ -29,6 +29,7 @@ from aio_vecenv import (
 )
 from aio_vecenv.core.limits import RestartLog
 from aio_vecenv.core.pool import derive_seed
+from aio_vecenv.core.protocol import State
 from aio_vecenv.testing import FaultyEnv, ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
 from .harness import alive, until
@@ -491,6 +492,54 @@ async def test_f43_parent_and_workers_suspended_together() -> None:
             os.kill(pid, signal.SIGCONT)
         check_aligned(await envs.recv())
         assert envs.statistics().restarts == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_f45_closing_is_not_late_where_the_loop_stood_still_meanwhile() -> None:
+    envs = await AsyncVecEnv.open(stamp_envs(2), num_workers=2, timeouts=Timeouts(close=0.4))
+    closing = asyncio.ensure_future(envs.aclose())
+    workers: Any = envs._supervisor.workers
+    while any(w.conversation.state is State.READY for w in workers):  # noqa: ASYNC110 not a moment longer
+        await asyncio.sleep(0)
+    time.sleep(0.8)  # noqa: ASYNC251 the user's own blocking call, while the workers end
+    await closing
+
+
+class SlowEnv(StampEnv):
+    def step(self, action: Any) -> Any:
+        time.sleep(0.3)
+        return super().step(action)
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_f45_who_waits_for_a_blocked_loop_is_not_late() -> None:
+    """The second update of a topic leaves once the first was acknowledged, and the step waits for it."""
+    async with AsyncVecEnv([partial(SlowEnv, 0)], timeouts=Timeouts(step=1)) as envs:
+        await envs.reset(seed=1)
+        envs.broadcast("first")
+        envs.broadcast("second")
+        envs.send(zeros(1))
+        time.sleep(0.9)  # noqa: ASYNC251 on purpose: until just before the limit
+        check_aligned(await envs.recv())
+        assert envs.statistics().restarts == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_f45_what_hangs_beside_a_loop_that_is_blocked_again_and_again(tmp_path: Path) -> None:
+    factories, timeouts = faulty("hang", tmp_path, at=0), Timeouts(step=0.05)
+    async with AsyncVecEnv(factories, num_workers=2, timeouts=timeouts, restart=MANY) as envs:
+        await envs.reset(seed=1)
+        envs.send(zeros(4))
+        turns = 0
+        while not envs.statistics().workers[0].losses:
+            batch = await envs.recv(min_envs=2)
+            time.sleep(0.2)  # noqa: ASYNC251 the user's own work on them, longer than the limit
+            envs.send(zeros(len(batch.env_ids)), batch.env_ids)
+            turns += 1
+            assert turns < 60
 
 
 # -- giving up, spares -------------------------------------------------------------------------------------------------
