@@ -425,7 +425,8 @@ async def _exited(child: Child) -> None:
         try:
             await done
         finally:
-            loop.remove_reader(child.pidfd)
+            if child.alive:  # else somebody else may have that number by now
+                loop.remove_reader(child.pidfd)
     elif sys.platform != "linux":  # pragma: no cover - macOS
 
         def watch() -> None:

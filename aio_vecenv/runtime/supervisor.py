@@ -111,6 +111,11 @@ class Supervisor:
         """Of a worker that starts, and of what has to be known of the one before it."""
         return self._timeouts.start
 
+    @property
+    def retiring(self) -> int:
+        """The old processes of renewed workers that still close."""
+        return len(self._retiring)
+
     # -- opening -------------------------------------------------------------------------------------------------
 
     async def make(self) -> list[Spaces]:
@@ -334,7 +339,10 @@ class Supervisor:
             return
         self.recorder.recoveries_s.append(time.monotonic() - began)
         self.resume(slot)
-        self.backend.start_spares()
+        try:
+            self.backend.start_spares()
+        except OSError as error:
+            warnings.warn(f"no process could be started for the next replacement: {error}", stacklevel=1)
 
     def _swap(self, slot: WorkerSlot, worker: Worker) -> Worker | None:
         """The next incarnation takes the slot; the one before it."""

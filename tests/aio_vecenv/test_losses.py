@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,8 @@ from aio_vecenv import (
     WorkerLost,
     WorkerTimeout,
 )
+from aio_vecenv.backends.launcher import launch
+from aio_vecenv.backends.process import _exited
 from aio_vecenv.core.limits import RestartLog
 from aio_vecenv.core.pool import derive_seed
 from aio_vecenv.core.protocol import State
@@ -609,6 +613,59 @@ async def test_spares_replace_at_once_and_are_restocked() -> None:
         await until(lambda: envs.statistics().restarts == 3)
         check_aligned(await envs.step(zeros(2)))
         assert envs.statistics().restarts == 3
+
+
+async def lose(envs: AsyncVecEnv, worker: int) -> None:
+    """Until it was replaced."""
+    os.kill(pids(envs)[worker], signal.SIGKILL)
+    await until(lambda: envs._supervisor.recorder.recoveries_s)
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_a_spare_that_cannot_be_started_is_a_warning() -> None:
+    """Without descriptors for another one, the worker that was replaced goes on."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, spares=1) as envs:
+        await envs.reset(seed=1)
+        try:
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1])
+            )
+            with suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            with pytest.warns(UserWarning, match=r"no process could be started .*Too many open files"):
+                await lose(envs, 0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in held:
+                os.close(fd)
+        check_aligned(await envs.step(zeros(2)))
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_who_is_closed_while_its_end_is_awaited_leaves_its_numbers_to_others() -> None:
+    """Whoever gets the number of its descriptor goes on being heard."""
+    loop = asyncio.get_running_loop()
+    block = os.open(os.devnull, os.O_RDONLY)
+    child = launch(block)
+    os.close(block)
+    number, opened = child.pidfd, list[int]()
+    ending = asyncio.ensure_future(_exited(child))
+    await asyncio.sleep(0)
+    loop.remove_reader(number)
+    child.close()
+    while number not in opened:
+        opened += os.pipe()
+    loop.add_reader(number, print)
+    ending.cancel()
+    await asyncio.wait([ending])
+    assert loop.remove_reader(number)
+    for fd in opened:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("name", ["make", "reset", "close"])
