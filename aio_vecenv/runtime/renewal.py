@@ -7,6 +7,7 @@ says so. What wrappers have learned goes with the envs. It begins when a command
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Container, Iterable, Sequence
@@ -31,7 +32,7 @@ from .supervisor import Supervisor, WorkerSlot
 __all__ = ["Renewal", "renewal_of"]
 
 _AHEAD = 0.9  # of what makes a worker due: then a process is started for it, which takes a third of a second
-# a share of the workers, at once: each that is renewed has two processes for a while, and its envs wait
+# a share of the workers, at once: each that is renewed has two processes until the old one is closed
 _QUARTER = 4
 
 
@@ -137,7 +138,8 @@ class Renewal:
 
     def _free(self) -> int:
         """How many renewals may begin now."""
-        return self._at_once - sum(slot.renewal is not None for slot in self._supervisor.slots)
+        supervisor = self._supervisor
+        return self._at_once - supervisor.retiring - sum(s.renewal is not None for s in supervisor.slots)
 
     def idle(self) -> list[int]:
         """The workers whose envs wait for a renewal that no row under way brings nearer: the caller has them all."""
@@ -196,7 +198,8 @@ class Renewal:
             if await supervisor.take_over(slot, worker, seeds):
                 supervisor.recorder.renewed(time.monotonic() - began)
         finally:
-            slot.renewal = None
+            if slot.renewal is asyncio.current_task():  # a loss may have cancelled it, and another have begun
+                slot.renewal = None
         self._start_ahead()
 
     async def _start_again(self, slot: WorkerSlot, learned: Asked, age: int) -> Worker | None:

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,35 @@ async def test_a_quarter_of_the_workers_is_renewed_at_once_the_oldest_first() ->
             await steps(envs, 3)
             incarnations = [worker.incarnation for worker in envs.statistics().workers]
             assert incarnations == [1] * renewed + [0] * (8 - renewed)
+
+
+class ClosesLate(StampEnv):
+    """It does not close before there is a file."""
+
+    def __init__(self, env: int, file: Path) -> None:
+        super().__init__(env, 1)
+        self._file = file
+
+    def close(self) -> None:
+        while not self._file.exists():
+            time.sleep(0.01)
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_old_processes_that_close_late_do_not_pile_up(tmp_path: Path) -> None:
+    factories: list[Any] = [partial(ClosesLate, env, tmp_path / "close") for env in range(2)]
+    async with AsyncVecEnv(factories, num_workers=2, renew_after=1, timeouts=Timeouts(close=60)) as envs:
+        try:
+            await envs.reset()
+            while not envs.statistics().renewals:
+                await steps(envs, 1)
+            await steps(envs, 8)
+            assert envs.statistics().renewals == 1
+        finally:
+            (tmp_path / "close").touch()
+        while envs.statistics().renewals < 2:
+            await steps(envs, 1)
 
 
 @pytest.mark.parametrize("way", ["lockstep", "unrolls"])
