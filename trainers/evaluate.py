@@ -28,7 +28,7 @@ from trainers.record.env_errors import EnvErrors
 from trainers.record.metrics import StageResult
 from trainers.record.summary import wilson
 
-__all__ = ["Evaluator", "StageResult", "evaluate", "evaluator"]
+__all__ = ["Evaluator", "StageResult", "evaluate", "evaluator", "judging"]
 
 
 async def evaluate(
@@ -63,6 +63,15 @@ async def evaluate(
             return results
     finally:
         torch.set_num_threads(threads_before)
+
+
+def judging(config: TrainConfig, num_envs: int, num_workers: int) -> TrainConfig:
+    """`config` for so many envs that only judge: all stages, no spares, no renewals. `min_envs` and minibatches, which
+    must fit the number of envs, are of no use to them."""
+    return replace(
+        config, num_envs=num_envs, num_workers=num_workers, spares=0, renew_after_episodes=None, renew_after_mb=None,
+        min_envs=None, curriculum=True, ppo=replace(config.ppo, minibatches=1),
+    )  # fmt: skip
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainers.config import TrainConfig
-from trainers.evaluate import Evaluator
+from trainers.evaluate import Evaluator, judging
 from trainers.record.checkpoint import Checkpoint, Checkpoints
 from trainers.record.folder import RunFolder
 from trainers.record.metrics import EvalReport, read_metrics
@@ -20,12 +20,8 @@ __all__ = ["Evaluation", "eval_config"]
 
 
 def eval_config(config: TrainConfig) -> TrainConfig:
-    """The config of the envs that evaluate: all stages, no more envs than episodes."""
-    ppo = dataclasses.replace(config.ppo, minibatches=1)
-    return dataclasses.replace(
-        config, num_envs=min(config.num_envs, config.eval.episodes), num_workers=config.eval.workers, spares=0,
-        renew_after_episodes=None, renew_after_mb=None, min_envs=None, curriculum=True, ppo=ppo,
-    )  # fmt: skip
+    """The config of the envs that evaluate: no more of them than episodes."""
+    return judging(config, min(config.num_envs, config.eval.episodes), config.eval.workers)
 
 
 class Evaluation:

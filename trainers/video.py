@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 import aio_vecenv
 from trainers.config import ConfigError
-from trainers.evaluate import evaluator
+from trainers.evaluate import evaluator, judging
 from trainers.jobs import resolve_job
 from trainers.presets import Job
 from trainers.record.checkpoint import load_saved
@@ -55,12 +54,7 @@ async def record(
     folder, saved, path, refused = load_saved(run)
     if refused and on_refused is not None:
         on_refused(path, refused)
-    config = folder.config()
-    config = replace(
-        config, curriculum=True, num_envs=1, num_workers=1, min_envs=None, spares=0,
-        renew_after_episodes=None, renew_after_mb=None,
-        ppo=replace(config.ppo, minibatches=1),
-    )  # fmt: skip
+    config = judging(folder.config(), num_envs=1, num_workers=1)
     job = resolve_job(config, render=True) if job is None else job
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "trainers.video") as executor:
