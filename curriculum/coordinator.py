@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,7 @@ from curriculum.strategies.base import (
     ever_success_score,
     is_success,
     need,
+    recorded_success,
     success_score,
     unclear_success,
 )
@@ -345,8 +347,8 @@ class Coordinator:
         """Fix a stage's mixing ratio, or with None give it back to the rules; returns the
         broadcast receipt.
         """
-        if isinstance(ratio, float):
-            # NumPy's are floats, too, but a checkpoint that holds one is refused when read
+        if isinstance(ratio, Real) and not isinstance(ratio, bool):
+            # NumPy's are numbers, too, but a checkpoint that holds one is refused when read
             ratio = float(ratio)
         self._command("set_mixing_ratio", (stage, ratio), by, why)
         self._decide(self._plain_decision("set_mixing_ratio", by, why, {"stage": str(stage), "ratio": ratio}))
@@ -372,6 +374,7 @@ class Coordinator:
         self, name: str, arguments: tuple[Any, ...], by: str | None, why: str | None, *, required: bool = True
     ) -> Any:
         self._expect_alive(name)
+        _expect_words(by, why)
         command = self._optional(name)
         if command is None and required:
             raise CommandError(f"{type(self.strategy).__name__} has no {name}")
@@ -399,12 +402,13 @@ class Coordinator:
         if command not in NOTED:
             raise CommandError(f"note: expected {' or '.join(map(repr, NOTED))}, got {command!r}")
         self._expect_alive(command)
+        _expect_words(by, why)
         self._note_command(command, (), by, why)
         self._decide(self._plain_decision(command, by, why, {}))
 
     def record(self, stage: str, success: bool, *, by: str | None = None, why: str | None = None) -> Any:
         """Count an outcome without an episode, at once, and note it in the journal; returns the receipt."""
-        self._command("record", (stage, bool(success)), by, why)
+        self._command("record", (stage, recorded_success(success)), by, why)
         return self._receipt if self._held else self._publish()
 
     def record_scores(self, parts: Iterable[Any]) -> None:
@@ -494,6 +498,12 @@ class Coordinator:
         self._publish(note=False)
         self._tell_version()
         self._note_run()
+
+
+def _expect_words(by: object, why: object) -> None:
+    for key, value in (("by", by), ("why", why)):
+        if not (value is None or isinstance(value, str)):
+            raise CommandError(f"{key}: expected a string, got {value!r:.60}")
 
 
 def _by_order(episode: Any) -> int:

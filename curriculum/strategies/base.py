@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from curriculum.directive import Directive
-from curriculum.errors import PlanError, StampError, StateError
+from curriculum.errors import CommandError, PlanError, StampError, StateError
 from curriculum.stages import StagePlan
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "expect_success",
     "is_success",
     "need",
+    "recorded_success",
     "said_success",
     "success_function",
     "success_score",
@@ -161,6 +162,13 @@ def said_success(info: Mapping[str, Any]) -> bool | None:
     if value is None:
         value = info.get("success")
     return value if value is None or value is True or value is False else _truth(value)
+
+
+def recorded_success(success: Any) -> bool:
+    """What an outcome given by hand says, read as an info's; CommandError for what is neither a bool nor a number."""
+    if (said := _truth(success)) is None:
+        raise CommandError(f"success: expected a bool or a number, got {success!r:.60}")
+    return said
 
 
 def _truth(value: Any) -> bool | None:

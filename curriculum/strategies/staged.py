@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 from curriculum import rules
@@ -19,6 +20,7 @@ from curriculum.strategies.base import (
     StartedLike,
     Success,
     expect_number,
+    recorded_success,
     success_function,
     task_of,
 )
@@ -176,7 +178,8 @@ class Staged:
         place = self._place(stage)
         if self.plan[place].measure == "return":
             raise CommandError(f"stage {stage!r} measures returns: a success says nothing of them")
-        self._admit(Entry(place, "current", self._state.stay_version or 0, bool(success)), recorded=True)
+        said = recorded_success(success)
+        self._admit(Entry(place, "current", self._state.stay_version or 0, said), recorded=True)
         self._refresh()
 
     def beginning(self, orders: Sequence[int]) -> None:
@@ -295,7 +298,7 @@ class Staged:
 
     def _move(self, place: int, kind: str, reasons: tuple[str, ...]) -> Decision:
         decision = self._decision(kind, reasons, self.plan[place].name)
-        if self._state.last_verdict is not None:
+        if kind != "set_stage" and self._state.last_verdict is not None:
             self._state.last_verdict["outcome"] = f"{kind} to {decision.to}"
         self._enter(place, regression=kind == "regress")
         return decision
@@ -343,7 +346,7 @@ class Staged:
         given: object = ratio
         if ratio is None:
             self._state.overrides.pop(place, None)
-        elif isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= ratio <= 1:
+        elif isinstance(given, bool) or not isinstance(given, Real) or not 0 <= ratio <= 1:
             raise CommandError(f"mixing ratio of {stage!r}: expected a number from 0 to 1, got {ratio!r}")
         else:
             self._state.overrides[place] = float(ratio)

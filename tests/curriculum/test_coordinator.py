@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from curriculum import (
@@ -263,7 +264,38 @@ async def test_commands_that_are_not_valid_are_refused_and_not_noted() -> None:
         coordinator.set_mixing_ratio("near", 2)
     with pytest.raises(CommandError, match="note: expected 'checkpoint' or 'stop', got 'dance'"):
         coordinator.note("dance")  # type: ignore[arg-type]
-    assert (coordinator.decisions, channel.version) == ([], 1)
+    told: Any = OSError("an operator's reason is text")
+    for command in (
+        lambda **said: coordinator.set_stage("far", **said),
+        lambda **said: coordinator.set_mixing_ratio("near", 0.5, **said),
+        lambda **said: coordinator.record("near", True, **said),
+        lambda **said: coordinator.note("stop", **said),
+        coordinator.hold,
+        coordinator.release,
+    ):
+        for key in ("by", "why"):
+            with pytest.raises(CommandError, match=f"{key}: expected a string, got OSError"):
+                command(**{key: told})
+    for value in ("no", None, [True, False]):
+        with pytest.raises(CommandError, match="success: expected a bool or a number, got"):
+            coordinator.record("near", value)  # type: ignore[arg-type]
+    assert (coordinator.stage, coordinator.held) == ("near", False)
+    assert (coordinator.decisions, channel.version, coordinator.progress()[0]["outcomes"]) == ([], 1, 0)
+    for number in (np.float32(0.5), np.int64(1)):
+        coordinator.set_mixing_ratio("near", number)  # type: ignore[arg-type]
+    assert [decision.counts["ratio"] for decision in coordinator.decisions] == [0.5, 1.0]
+    coordinator.record("near", np.nan)  # type: ignore[arg-type]
+    assert coordinator.progress()[0]["successes"] == 0
+
+
+@pytest.mark.asyncio
+async def test_a_command_does_not_change_what_the_last_check_is_said_to_have_come_to() -> None:
+    strategy = Staged(PLAN)
+    for order in range(10):
+        strategy.observe(episode(order))
+    strategy.settle()
+    strategy.set_stage("far")
+    assert strategy.explain().startswith("after 10 episodes, in near: stays\n")
 
 
 @pytest.mark.asyncio
