@@ -108,7 +108,9 @@ FOLDERS: dict[str, set[str]] = {
     "aio_vecenv/adapters": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime", "aio_vecenv.backends.base",
     },
-    "aio_vecenv/fleet": {"aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime"},
+    "aio_vecenv/fleet": {
+        "aio_vecenv.deadline", "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/core", "aio_vecenv/runtime",
+    },
     "aio_vecenv/testing": {
         "aio_vecenv.errors", "aio_vecenv.vec_env", "aio_vecenv/backends", "aio_vecenv/core", "aio_vecenv/fleet",
     },

@@ -17,6 +17,7 @@ from ..core import framing as wire
 from ..core.env_state import EnvState
 from ..core.statistics import Statistics
 from ..core.updates import Apply
+from ..deadline import within
 from ..errors import ClosedError, WorkerLost, WrongLoopError
 from .messages import Kill, Liveness, Report, Run, Start, Tell
 from .node_host import Failed, HostSetup, Opened, Said, unpacked_error
@@ -406,7 +407,7 @@ class Hosts:
         errors: list[Exception] = []
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            async with asyncio.timeout(grace_s):
+            async with within(grace_s):
                 live = [h for (slot, _), h in self._handles.items() if slot in self.opened]
                 answers = await asyncio.gather(
                     *(handle.ask("close") for handle in live), return_exceptions=True

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import Sequence
 
 from ..core.spaces import SpacesRule, same_space
+from ..deadline import within
 from ..errors import SpaceMismatch, VecEnvError, WorkerTimeout
 from .columns import Columns
 from .hosts import Hosts
@@ -43,7 +43,7 @@ async def gather(
         return [slot for slot in slots if hosts.state.phase(slot) is not Phase.READY]
 
     try:
-        async with asyncio.timeout(start_s):
+        async with within(start_s):
             await hosts.until(lambda: bool(hosts.failures) or not late())
     except TimeoutError:
         limit_s = start_s or 0.0

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,17 @@ def test_ray_is_loaded_once_a_fleet_is_constructed_and_named_where_it_is_missing
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("RayFleet needs the extra: pip install 'aio-vecenv[ray]'")
+
+
+@pytest.mark.asyncio
+async def test_hosts_are_not_late_where_the_loop_stood_still_meanwhile() -> None:
+    transport = LocalTransport()
+    chosen = settings(transport=transport, timeouts=av.Timeouts(start=0.4))
+    opening = asyncio.ensure_future(av.RayFleet.open(make, 32, **chosen))
+    await until(lambda: len(transport.handles) == 2)
+    time.sleep(0.8)  # noqa: ASYNC251 the user's own blocking call, while they start
+    await (await opening).aclose()
+    await transport.close()
 
 
 @pytest.mark.asyncio
