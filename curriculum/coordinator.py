@@ -128,7 +128,7 @@ class Coordinator:
         self._started = self._optional("started")
         self._beginning = self._optional("beginning")
         self._settle = self._optional("settle")
-        self._result: Callable[[Any], Any] | None = self._optional("success") or self._optional("score")
+        self._result = _result_of(self._optional("success"), self._optional("score"))
         self._warn = _warn if warn is None else warn
         last, ever = (
             getattr(strategy, "success", None) is success or getattr(strategy, "score", None) is score
@@ -263,10 +263,7 @@ class Coordinator:
             ended.sort(key=_by_order)
         beginning: Sequence[int] = getattr(batch, "beginning", ())
         if self._journal is not None:
-            result = self._result
-            results = [
-                (e, None if result is None or e.outcome == "aborted" else float(result(e))) for e in ended
-            ]
+            results = [(e, None if e.outcome == "aborted" else self._result(e)) for e in ended]
             self._journal.batch(batch.number, batch.watermark, started, results, beginning)
         if ended:
             for text in self._doubts.of(ended):
@@ -498,6 +495,23 @@ class Coordinator:
         self._publish(note=False)
         self._tell_version()
         self._note_run()
+
+
+def _result_of(
+    success: Callable[..., Any] | None, score: Callable[..., Any] | None
+) -> Callable[[Any], float | None]:
+    """What the journal notes of an episode that ended: a success as the strategy reads it, else a score."""
+
+    def result(episode: Any) -> float | None:
+        if success is not None:
+            return float(bool(success(episode)))
+        given = None if score is None else score(episode)
+        try:
+            return None if given is None else float(given)
+        except (TypeError, ValueError):
+            return None  # the strategy will say so, and name the env
+
+    return result
 
 
 def _expect_words(by: object, why: object) -> None:

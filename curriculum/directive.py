@@ -27,7 +27,8 @@ class Directive:
     With a `stage`, tasks come from that stage, from the previous one with probability `mix`, from any earlier
     one with probability `probe`. With `stage=None` they come from all levels. `weights`, one number per level
     of the whole level set, in its order, weighs levels against each other; None weighs them equally. `rungs`, the
-    place of a stage for each env, gives every env a stage of its own.
+    place of a stage for each env, gives every env a stage of its own. The generators of a stage take turns, whatever
+    their levels weigh; where all of one's levels weigh 0, its turn is drawn equally from them.
     """
 
     stages: tuple[str, ...]

@@ -237,7 +237,7 @@ def _strategy(config: TrainConfig, job: Job, levels: Any) -> Any:
             )
 
     def scored(episode: Any) -> float:
-        return float(success(episode))
+        return float(bool(success(episode)))
 
     score: Any = scored
     if success in (cu.is_success, cu.ever_success):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,9 +97,13 @@ class Weighted:
         if episode.outcome == "aborted":
             self.aborted += 1
             return
-        score = float(self.score(episode))
+        given: object = self.score(episode)
+        try:
+            score = float(given)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            score = math.nan
         if not 0.0 <= score <= 1.0:
-            raise ValueError(f"env {episode.env_id}: score: expected a number from 0 to 1, got {score!r}")
+            raise ValueError(f"env {episode.env_id}: score: expected a number from 0 to 1, got {given!r:.60}")
         self.counts[number] += 1
         self.sums[number] += score
         self.total += 1

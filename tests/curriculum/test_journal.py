@@ -69,7 +69,14 @@ async def write(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("options", [{}, {"window": "completed"}, {"rules": "sequential", "probe": 0.02}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"success": lambda episode: episode.final_info.get("is_success") or None},
+        {"window": "completed"},
+        {"rules": "sequential", "probe": 0.02},
+    ],
+)
 async def test_a_journal_replays_to_the_same_decisions(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "run" / "journal.jsonl"
     saved = await write(path, Staged(PLAN, **options))

@@ -353,6 +353,8 @@ def test_an_unknown_level_or_a_score_out_of_range_is_an_error_that_names_the_env
         Learnability(IDS).observe(episode(3, "x", level="z"))
     with pytest.raises(ValueError, match="env 0: score: expected a number from 0 to 1, got 2"):
         see(Learnability(IDS), "a", 2.0)
+    with pytest.raises(ValueError, match="env 0: score: expected a number from 0 to 1, got None"):
+        Learnability(IDS, score=lambda e: None).observe(episode(0, "x", level="a"))  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.asyncio
