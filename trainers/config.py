@@ -321,9 +321,9 @@ class TrainConfig:
     curriculum: bool = True
     """Practise what `strategy` says; off: only the last stage is played, from the start."""
     strategy: StrategyName = "staged"
-    """Stage after stage; or a stage per env, up after a success and down after a failure (ladder); or levels of all
-    stages: uniformly (domain randomisation), by how fast success moves, by how
-    uncertain it is, or by PPO's advantages."""
+    """Stage after stage (staged); or a stage per env, up after a success and down after a failure (ladder); or levels
+    of all stages: uniformly (domain randomisation), by how fast success moves (learning_progress), by how uncertain it
+    is (learnability), or by PPO's advantages (prioritised_replay)."""
     replay_score: Literal["l1", "positive", "max_mc"] = "l1"
     """prioritised_replay: score levels by mean |A|, by mean max(A, 0), or by the highest return so far - mean V."""
     strategy_options: dict[str, Any] = field(default_factory=dict)
@@ -337,7 +337,7 @@ class TrainConfig:
     success: Literal["last", "ever"] | None = None
     """An episode succeeded if its last step did, or if any step did; None: as the plan says, else the last."""
     trend: bool = True
-    """staged: so does a success rate that rises and has nearly reached the threshold."""
+    """staged: a success rate that rises and has nearly reached the threshold advances, too."""
     init_from: Path | None = None
     """Begin with the network of this run folder, or of a checkpoint file in one, as far as it fits."""
     seed: int = 0
