@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = """
 import asyncio, os, signal, sys, time, threading, ctypes
@@ -28,11 +27,6 @@ def pids(envs): return [w.pid for w in envs.statistics().workers]
 def ready(envs, *more):
     print("READY", *pids(envs), *more, flush=True)
 """
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """For tests that are not async themselves."""
-    return asyncio.run(coroutine)
 
 
 async def until(state: Callable[[], Any], limit_s: float = 20.0) -> None:

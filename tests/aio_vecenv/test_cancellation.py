@@ -19,7 +19,7 @@ from aio_vecenv.runtime.events import MAX_BEHIND
 from aio_vecenv.testing import FaultyEnv, ScriptedBackend, check_aligned, check_episodes, stamp_envs
 from benchmarks.cancellation import OPERATIONS, cancel_after, settled
 
-from .harness import alive, run, until
+from .harness import alive, until
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
 Backend = Literal["inline", "process"]
@@ -294,11 +294,11 @@ async def test_f44_another_loop_or_thread() -> None:
             with pytest.raises(WrongLoopError, match="broadcast"):
                 envs.send(zeros(2))
             with pytest.raises(WrongLoopError):
-                run(envs.recv())
+                asyncio.run(envs.recv())
             with pytest.raises(WrongLoopError):
-                run(envs.aclose())
+                asyncio.run(envs.aclose())
             with pytest.raises(WrongLoopError):
-                run(envs.broadcast(1).wait())
+                asyncio.run(envs.broadcast(1).wait())
 
         await asyncio.to_thread(elsewhere)
         check_aligned(await envs.step(zeros(2)))

@@ -24,8 +24,6 @@ from aio_vecenv.core.layout import Slab, SpaceTree, exact, layout
 from aio_vecenv.testing import StampEnv, check_aligned, stamp_envs
 from aio_vecenv.testing.faults import ReusesBuffer
 
-from .harness import run
-
 pytestmark = pytest.mark.alternate_loops
 
 both = pytest.mark.parametrize("backend", ["inline", "process"])
@@ -143,7 +141,7 @@ def test_any_observation_arrives_unchanged(space: gym.Space[Any], mode: Autorese
                 assert len(shown) == len(seen[row])
                 assert all(same(a, b) for a, b in zip(shown, seen[row]))
 
-    run(main())
+    asyncio.run(main())
 
 
 @given(any_space)
@@ -163,7 +161,7 @@ def test_any_action_arrives_unchanged(space: gym.Space[Any]) -> None:
             for row, sent in enumerate(await envs.get_attr("sent")):
                 assert same(sent[0], row_of(space, actions, row))
 
-    run(main())
+    asyncio.run(main())
 
 
 def nested() -> spaces.Dict:
@@ -217,7 +215,7 @@ def test_shared_memory_true_insists() -> None:
         with pytest.raises(ValueError, match="no fixed size"):
             await AsyncVecEnv.open(partial(Sampler, nested()), backend="inline", shared_memory=True)
 
-    run(main())
+    asyncio.run(main())
 
 
 @given(_fixed, st.integers(1, 5), st.data())
@@ -1018,5 +1016,5 @@ def test_the_quick_look_at_an_observation_and_the_closer_one_agree(
             monkeypatch.setattr("aio_vecenv.worker.rows._plain_leaves", lambda *_: None)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            outcomes.append((run(outcome()), [str(warning.message) for warning in said]))
+            outcomes.append((asyncio.run(outcome()), [str(warning.message) for warning in said]))
     assert str(outcomes[0]) == str(outcomes[1])
