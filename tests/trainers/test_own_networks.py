@@ -98,6 +98,35 @@ class OwnTwin(Net):
         return Policy(self.head.numpy)
 
 
+class Stale(WithTwin):  # the twin knows nothing of the mean, which is 0 at first
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def observe(self, obs):
+        self.mean.copy_(obs[""].clamp(-1, 1).mean(0) + 1)
+
+    def forward(self, obs):
+        return super().forward({"": obs[""] - self.mean})
+
+
+class Unbiased(WithTwin):  # so is the bias that its twin leaves out
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        nn.init.zeros_(self.actor.bias)
+
+    def twin(self):
+        made = OwnTwin.twin(self)
+        made.unbiased = True
+        return made
+
+
+class Frozen(Net):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.requires_grad_(False)
+
+
 class Wide(Net):
     def forward(self, obs):
         params, values = super().forward(obs)
@@ -139,7 +168,8 @@ class Policy:  # numpy only: this module is what the workers import
 
     def act(self, obs, noise):
         x = np.maximum(obs @ self.p["body.0.weight"].T + self.p["body.0.bias"], 0)
-        return self.actions.act(x @ self.p["actor.weight"].T + self.p["actor.bias"], noise)
+        bias = 0 if hasattr(self, "unbiased") else self.p["actor.bias"]
+        return self.actions.act(x @ self.p["actor.weight"].T + bias, noise)
 """
 
 
@@ -236,6 +266,9 @@ async def test_its_twin_acts_in_workers_as_inline(tmp_path: Path) -> None:
         ("Pos", r"my_net:Pos: its twin\(\): path \['pos'\]: the observation has no 'pos' there"),
         ("Fails", r"my_net:Fails: its twin\(\) failed: AttributeError: .*'nothing'"),
         ("WrongTwin", r"its twin computes something else: log probabilities differ by up to"),
+        ("Stale", r"its twin computes something else"),
+        ("Unbiased", r"its twin computes something else"),
+        ("Frozen", r"it has no parameters to learn: all 6 have requires_grad=False"),
     ],
 )  # fmt: skip
 @pytest.mark.asyncio

@@ -96,8 +96,9 @@ class OwnNetwork(Network):
 
 def _check(network: Network, space: gym.Space[Any], head: ActionHead, name: str) -> None:
     parameters = list(network.parameters())
-    if not parameters:
-        raise ConfigError(f"{name}: it has no parameters to learn")
+    if not any(parameter.requires_grad for parameter in parameters):
+        frozen = f": all {len(parameters)} have requires_grad=False" if parameters else ""
+        raise ConfigError(f"{name}: it has no parameters to learn{frozen}")
     if other := {str(p.dtype) for p in parameters} - {"torch.float32"}:
         raise ConfigError(f"{name}: expected parameters of torch.float32, got {', '.join(sorted(other))}")
     obs = {key: torch.from_numpy(array) for key, array in _example(space).items() if key != MASK}
@@ -119,8 +120,12 @@ def _check(network: Network, space: gym.Space[Any], head: ActionHead, name: str)
         raise ConfigError(f"{name}: on {shapes} it gave {got}; expected {expected}")
 
 
-def check_twin(twin: Any, network: Network, head: ActionHead, space: gym.Space[Any], name: str) -> None:
-    """Raise `ConfigError` unless a user's twin gives its actions the probabilities that the network does."""
+def check_twin(twin: Any, network: OwnNetwork, head: ActionHead, space: gym.Space[Any]) -> None:
+    """Raise `ConfigError` unless a user's twin gives its actions the probabilities that the network does. `network` is
+    one made for this: it is changed before, as by learning. First values (biases of 0, a mean of 0) would hide what a
+    twin leaves out, or never takes over.
+    """
+    name = network.name
     needed = {"log_prob", *head.numpy.outputs}
     if missing := sorted(needed - set(getattr(twin, "outputs", ()))):
         raise ConfigError(
@@ -129,6 +134,8 @@ def check_twin(twin: Any, network: Network, head: ActionHead, space: gym.Space[A
         )
     batch = _sampled(space)
     arrays = leaf_arrays(space, batch)
+    obs = {key: torch.from_numpy(arrays[key]) for key in network.keys}
+    _move(network, obs)
     try:
         twin.load(parameters_of(twin, network))
         actions, outputs = twin.act(batch, twin.draw(np.random.default_rng(0), (ROWS,)))
@@ -142,12 +149,30 @@ def check_twin(twin: Any, network: Network, head: ActionHead, space: gym.Space[A
     if head.mask_size and mask_leaf(space):
         mask = torch.from_numpy(arrays[MASK].reshape(ROWS, -1).astype(np.bool_))
     with torch.no_grad():
-        params, _ = network({key: torch.from_numpy(arrays[key]) for key in network.keys})
+        params, _ = network(obs)
         log_probs, _ = head.evaluate(params, stored, mask)
     if (off := float((log_probs - given).abs().max())) > NEAR:
         raise ConfigError(
             f"{name}: its twin computes something else: log probabilities differ by up to {off:.3g}"
         )
+
+
+def _move(network: OwnNetwork, obs: Mapping[str, torch.Tensor]) -> None:
+    """Change in `network` what an update changes: its parameters, and the statistics that it keeps."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:  # by a tenth of its size, so that what is computed stays as large
+                size = float(parameter.abs().mean()) or 1.0
+                parameter += 0.1 * size * torch.randn(parameter.shape, generator=generator)
+        try:
+            network.train()
+            network(obs)
+            network.observe(obs)
+        except Exception as error:
+            raise ConfigError(f"{network.name}: it failed in learning: {_said(error)}") from error
+        finally:
+            network.eval()
 
 
 def parameters_of(twin: Any, network: Network) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class TwinMaker:
         if isinstance(model, OwnNetwork):
             self.twin, self.why = model.twin(), "the network has no twin()"
             if self.twin is not None:
-                check_twin(self.twin, model, head, obs_space, model.name)
+                tried = make_network(obs_space, head, network, seed=0)
+                check_twin(self.twin, cast(OwnNetwork, tried), head, obs_space)
         elif collect is None and _slow(model):
             self.why = "for large pictures torch is faster than numpy"
         else:
