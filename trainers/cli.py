@@ -451,7 +451,10 @@ def _export(command: Export) -> int:
     import aio_vecenv as av
     from trainers.export import export
 
-    av.run(export(command.run, command.out, on_refused=_say_refused))
+    def say(left_out: str) -> None:
+        print(f"warning: {left_out}", file=sys.stderr, flush=True)
+
+    av.run(export(command.run, command.out, on_refused=_say_refused, on_left_out=say))
     print(command.out)
     return 0
 

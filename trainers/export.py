@@ -17,7 +17,7 @@ from trainers.config import ConfigError
 from trainers.jobs import resolve_job
 from trainers.presets import Job
 from trainers.record.folder import RunFolder
-from trainers.trained import load_policy
+from trainers.trained import load_for
 from trainers.twin import MASKED, Twin
 
 __all__ = ["export"]
@@ -31,9 +31,11 @@ async def export(
     *,
     job: Job | None = None,
     on_refused: Callable[[Path, Sequence[str]], object] | None = None,
+    on_left_out: Callable[[str], object] | None = None,
 ) -> None:
     """Write the policy of a run's newest usable checkpoint to `out`, an .npz or .onnx file (docs/training.md: what is
-    in them). `job` and `on_refused` as for `evaluate`.
+    in them). `job` and `on_refused` as for `evaluate`; `on_left_out` is told what wrappers in the envs had learned that
+    the file lacks.
 
     Raises `ConfigError` for another kind of file, without the extra `onnx`, where the file cannot be written, and for a
     network that has no numpy twin. Cancelling closes the env, and nothing is written.
@@ -48,8 +50,8 @@ async def export(
     config = RunFolder.around(run).config()
     make_env = (resolve_job(config) if job is None else job).make_env
     async with av.AsyncVecEnv(make_env, 1, backend="inline") as envs:
-        twin = load_policy(run, envs, on_refused=on_refused).twin()
-        space = envs.single_observation_space
+        policy = load_for(run, envs, on_refused=on_refused)
+        twin, space = policy.twin(), envs.single_observation_space
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         writers[out.suffix](twin, space, temporary)
@@ -58,6 +60,12 @@ async def export(
         raise ConfigError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    if policy.env_state and on_left_out is not None:
+        wrappers = ", ".join(sorted(policy.env_state))
+        on_left_out(
+            f"{out} does not hold what wrappers in the run's envs had learned ({wrappers}): it "
+            "takes observations that have been through them (their state: load_policy(run, env).env_state)"
+        )
 
 
 def _write_npz(twin: Twin, _space: gym.Space[Any], path: Path) -> None:

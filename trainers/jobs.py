@@ -36,6 +36,7 @@ __all__ = [
     "named",
     "planned",
     "resolve_job",
+    "restore_curriculum",
     "restore_envs",
     "restore_what_fits",
     "success_of",
@@ -118,6 +119,17 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 def _renew_after(config: TrainConfig) -> av.RenewAfter | None:
     episodes, megabytes = config.renew_after_episodes, config.renew_after_mb
     return None if episodes is megabytes is None else av.RenewAfter(episodes, megabytes)
+
+
+def restore_curriculum(coordinator: cu.Coordinator, saved: Checkpoint, path: Path) -> None:
+    """Give a curriculum the state that it had when `saved` was written. Raises `CheckpointError` if that is the state
+    of another plan or strategy."""
+    try:
+        coordinator.load_state_dict(saved.curriculum)
+    except cu.CurriculumError as error:
+        raise CheckpointError(
+            f"{path}: the curriculum in it does not fit this plan and strategy: {error}"
+        ) from error
 
 
 async def restore_envs(

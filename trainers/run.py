@@ -21,7 +21,7 @@ from trainers.collect.observations import is_masked
 from trainers.collect.unroller import Unroller
 from trainers.config import ConfigError, TrainConfig
 from trainers.evaluation import Evaluation
-from trainers.jobs import restore_envs, restore_what_fits, success_of
+from trainers.jobs import restore_curriculum, restore_envs, restore_what_fits, success_of
 from trainers.learn.learner import ACT, Learner, env_seeds, load_what_fits, stream
 from trainers.learn.masks import MASK
 from trainers.learn.meaning import differences
@@ -205,7 +205,7 @@ class Run:
         if saved is not None:
             state, path, refused = saved
             self.warnings.extend(f"checkpoint refused: {reason}" for reason in refused)
-            self.coordinator.load_state_dict(state.curriculum)
+            restore_curriculum(self.coordinator, state, path)
             tally.load_state_dict(state.tally)
             self._outcomes.load_state_dict(state.tally["outcomes"])
             if not self._reached_goal():  # the goal may be another one now

@@ -50,6 +50,22 @@ def load_policy(
     Raises `ConfigError` if `run` is no run folder, `CheckpointError` if no checkpoint can be used or its network is
     one for other spaces.
     """
+    policy = load_for(run, env, greedy=greedy, seed=seed, device=device, on_refused=on_refused)
+    if policy.env_state:
+        _restore_env(env, policy.env_state, policy.checkpoint)
+    return policy
+
+
+def load_for(
+    run: Path | str,
+    env: Any,
+    *,
+    greedy: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    on_refused: Callable[[Path, Sequence[str]], object] | None = None,
+) -> TrainedPolicy:
+    """`load_policy`, for an env that only says its spaces: it is given nothing."""
     folder, saved, path, refused = load_saved(run)
     if refused and on_refused is not None:
         on_refused(path, refused)
@@ -60,8 +76,6 @@ def load_policy(
     model = make_network(obs_space, head, network, seed=0)
     check_meaning(path, saved.spaces, meaning_of(model, head, obs_space))
     load_parameters(path, model, saved.model)
-    if saved.envs:
-        _restore_env(env, saved.envs, path)
     return TrainedPolicy(
         model.to(device).eval(), head, obs_space, action_space, path, saved.envs, greedy=greedy, seed=seed
     )

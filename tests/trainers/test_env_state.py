@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import curriculum as cu
 from tests.trainers.helpers import LEVELS, PLAN, Corridor, tiny
 from trainers import CheckpointError, load_policy, training
 from trainers.evaluate import evaluate
+from trainers.export import export
 from trainers.presets import Job
 from trainers.record.checkpoint import Checkpoints, load
 from trainers.run import Run
@@ -145,6 +147,9 @@ async def test_load_policy_gives_them_to_the_env_that_it_is_for(tmp_path: Path) 
         UserWarning, match="NormalizeObservation, NormalizeReward, but the env has no such wrapper"
     ):
         load_policy(run, Far(Corridor()))
+    left_out: list[str] = []  # an exported file has no env to give them to
+    await export(run, tmp_path / "policy.npz", job=job_of([]), on_left_out=left_out.append)
+    assert re.search(r"policy\.npz does not hold .* \(NormalizeObservation, NormalizeReward\)", left_out[0])
     envs = av.AsyncVecEnv(lambda: normalised(Corridor()), 2, num_workers=1, backend="inline")
     async with envs:
         with pytest.warns(UserWarning, match=r"await envs\.set_state\(policy\.env_state, frozen=True\)"):

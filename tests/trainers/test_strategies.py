@@ -437,6 +437,7 @@ def test_outcomes_count_in_the_order_in_which_episodes_started() -> None:
     again.load_state_dict(saved)
     assert again.newest("three") == (True,)
     assert again.state_dict() == saved
+    assert again.silent is None, "episodes have said whether they succeeded"
     again.restart()
     assert again.newest("three") == (True, True), "nothing is left to wait for"
 

@@ -164,7 +164,7 @@ def _move(network: OwnNetwork, obs: Mapping[str, torch.Tensor]) -> None:
         for parameter in network.parameters():
             if parameter.requires_grad:  # by a tenth of its size, so that what is computed stays as large
                 size = float(parameter.abs().mean()) or 1.0
-                parameter += 0.1 * size * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * size * torch.randn(parameter.shape, generator=generator))
         try:
             network.train()
             network(obs)

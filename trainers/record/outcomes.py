@@ -89,6 +89,7 @@ class Outcomes:
         return {
             "windows": {stage: list(window) for stage, window in self._windows.items()},
             "ended": dict(self._ended),
+            "silent": self.silent,
             "waiting": [*map(list, self._carried), *map(list, self._waiting())],
         }
 
@@ -96,6 +97,7 @@ class Outcomes:
         """Be as when `state_dict` was asked; `restart()` goes on from there."""
         self._windows = {stage: deque(window, NEWEST) for stage, window in state["windows"].items()}
         self._ended = dict(state.get("ended", {}))  # not in the oldest checkpoints
+        self.silent = state.get("silent", 0)  # nor this
         self._carried = [(stage, success) for stage, success in state["waiting"]]
 
     def restart(self) -> None:
