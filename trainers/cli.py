@@ -202,6 +202,7 @@ def _parse(args: list[str]) -> Command:
                 "--resume and --config: a run has settings of its own; change them by arguments"
             )
         if isinstance(parsed, Train):
+            _check_place(parsed)
             _check_seeds(parsed, args)
     except ConfigError as error:  # a value that cannot be, whatever its type
         print(f"error: {error}", file=sys.stderr)
@@ -226,6 +227,16 @@ def _plainly(parse: Callable[[], Any]) -> Any:
         raise
     finally:
         sys.stderr.write(said.getvalue())
+
+
+def _check_place(command: Train) -> None:
+    """Raise `ConfigError` for another place of a run that has one."""
+    if command.resume is None:
+        return
+    before = _settings(_Source(resume=command.resume))
+    for name in ("runs", "name"):
+        if getattr(command.settings, name) != getattr(before, name):
+            raise ConfigError(f"--{name} is for a run that begins: {command.resume} stays where it is")
 
 
 def _check_seeds(command: Train, args: list[str]) -> None:

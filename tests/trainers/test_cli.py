@@ -246,6 +246,12 @@ ERRORS: list[tuple[Sequence[str], int, str]] = [
         2,
         "--resume and --config: a run has settings of its own",
     ),
+    (
+        ("train", "--resume", "torn", "--name", "whole"),
+        2,
+        "--name is for a run that begins: torn stays where it is",
+    ),
+    (("train", "--resume", "torn", "--runs", "others"), 2, "--runs is for a run that begins"),
     (("train", "--preset", "None", "--env", "NoSuchEnv-v0"), 1, "unknown env 'NoSuchEnv-v0'"),
     (("train", "--resume", "None", "--config=None", "--preset", "cube"), 1, "unknown preset 'cube'"),
     (("eval", "runs/none"), 1, "runs/none: no such run folder"),
