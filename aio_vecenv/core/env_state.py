@@ -8,11 +8,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers.utils import RunningMeanStd
 
 __all__ = ["EnvState", "merge", "put_back", "read", "read_own", "restore", "restore_state", "uncarried"]
 
 EnvState = dict[str, Any]  # by wrapper; plain data: dicts, lists, strings, numbers, bools, None
 _STATISTICS = "running statistics"  # what marks the state of a wrapper that this file knows
+# Gymnasium's statistics begin as if of so many samples of mean 0 and variance 1. All envs together begin so once: where
+# observations lie far from 0, more would show. How much of it a part still holds is noted on the object itself.
+_PRIOR = 1e-4
+_NOTED = "_aio_vecenv_prior"
 
 
 def restore_state(env: Any, state: Mapping[str, Any], *, frozen: bool = False) -> None:
@@ -156,6 +161,7 @@ def _get(layer: Any) -> Any:
                 "mean": np.asarray(value.mean).tolist(),
                 "var": np.asarray(value.var).tolist(),
                 "count": float(value.count),
+                "prior": getattr(value, _NOTED, _PRIOR if isinstance(value, RunningMeanStd) else 0.0),
                 "dtype": np.asarray(value.mean).dtype.name,
             }
             for name, value in _statistics(layer).items()
@@ -173,6 +179,8 @@ def _set(layer: Any, state: Any) -> None:
         if mean.shape != np.shape(value.mean):
             raise ValueError(f"its {name} has shape {np.shape(value.mean)}, the state {mean.shape}")
         value.mean, value.var, value.count = mean, var, given["count"]
+        if given.get("prior"):  # it is not in states of before
+            setattr(value, _NOTED, given["prior"])
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -195,7 +203,10 @@ def _share(layer: Any, state: Any, parts: int) -> Any:
     """What each of `parts` envs gets of a merged state."""
     if _is_hooked(layer):
         return layer.split_state(state, parts) if _has(layer, "split_state") else state
-    statistics = {name: {**one, "count": one["count"] / parts} for name, one in state[_STATISTICS].items()}
+    statistics = {}
+    for name, one in state[_STATISTICS].items():
+        divided = {part: one[part] / parts for part in ("count", "prior") if part in one}
+        statistics[name] = {**one, **divided}
     return {_STATISTICS: statistics}
 
 
@@ -218,4 +229,17 @@ def _pooled(statistics: list[dict[str, Any]]) -> dict[str, Any]:
     variances = np.array([one["var"] for one in statistics], np.float64)
     mean = np.tensordot(weights, means, 1)
     var = np.tensordot(weights, variances + np.square(means - mean), 1)
-    return {"mean": mean.tolist(), "var": var.tolist(), "count": total, "dtype": statistics[0]["dtype"]}
+    prior = sum(one["prior"] for one in statistics)
+    surplus = max(prior - _PRIOR, 0.0)
+    if surplus and total > surplus:  # taken out as it was put in: samples of mean 0 and variance 1
+        rest = total - surplus
+        mean = mean * (total / rest)
+        var = np.maximum((var * total - surplus - np.square(mean) * (rest * surplus / total)) / rest, 0.0)
+        total, prior = rest, _PRIOR
+    return {
+        "mean": mean.tolist(),
+        "var": var.tolist(),
+        "count": total,
+        "prior": prior,
+        "dtype": statistics[0]["dtype"],
+    }

@@ -280,3 +280,26 @@ async def test_shares_are_a_partition() -> None:
         again = merge(shares, envs[0])
         assert _rms(again)["count"] == pytest.approx(_rms(merged)["count"])
         assert again["Difficulty"] == merged["Difficulty"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 32])
+async def test_many_envs_begin_with_the_samples_that_one_begins_with(count: int) -> None:
+    """Gymnasium's statistics begin as if of 1e-4 samples of 0: far from 0, as many of them as envs would show."""
+    rng = np.random.default_rng(0)
+    envs: list[Any] = [gym.wrappers.NormalizeObservation(gym.make("CartPole-v1")) for _ in range(count)]
+    one: Any = gym.wrappers.NormalizeObservation(gym.make("CartPole-v1"))
+    merged: Any = None
+    for _ in range(3):  # merged and shared out, again and again
+        for env in envs:
+            samples = rng.normal(1e4, 1.4, (100, 4))
+            env.obs_rms.update(samples)
+            one.obs_rms.update(samples)
+        merged = merge(
+            {"NormalizeObservation": [read(env)[0]["NormalizeObservation"] for env in envs]}, envs[0]
+        )
+        for env in envs:
+            restore(env, merged, parts=count, frozen=False)
+    rms = _rms(merged)
+    assert rms["count"] == pytest.approx(one.obs_rms.count, rel=1e-9)
+    assert rms["mean"] == pytest.approx(one.obs_rms.mean, rel=1e-9)
+    assert rms["var"] == pytest.approx(one.obs_rms.var, rel=1e-3)
