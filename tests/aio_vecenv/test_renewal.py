@@ -287,6 +287,7 @@ async def test_a_call_never_meets_an_env_that_was_not_reset(autoreset: Autoreset
             (under_way,) = await envs.get_attr("picture")
             await beginning
             assert [under_way] == pids(envs) != picture  # it came after the command
+            await until(lambda: not envs._supervisor.retiring)  # the next renewal waits for it
         assert envs.statistics().renewals == 3
 
 
