@@ -42,7 +42,7 @@ class Arguments:
     """Turns of each contender in each comparison."""
     seconds: float = 0.3
     """Length of a turn."""
-    only: tuple[str, ...] = ("bars", "peers", "updates", "knob", "delays")
+    only: tuple[str, ...] = ("bars", "peers", "updates", "knob", "delays", "split")
     """Which tables."""
     plot: Path = Path("unroll-knob.png")
     """Where the knob is drawn, after `knob` and `delays`."""
@@ -126,14 +126,16 @@ def make_policy(name: str, towers: int) -> Any:
 # -- contenders, each in a process of its own --------------------------------------------------------------------------
 
 
-def tree_cpu_s() -> float:
-    """CPU time of this process and all below it, in seconds."""
-    total, pending = 0, [os.getpid()]
+def tree_cpu_s() -> tuple[float, float]:
+    """CPU time of this process, and of all below it, in seconds."""
+    own, below, pending = 0, 0, [os.getpid()]
     while pending:
-        for task in Path(f"/proc/{pending.pop()}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
+        pid = pending.pop()
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            spent = int((task / "schedstat").read_text().split()[0])
+            own, below = (own + spent, below) if pid == os.getpid() else (own, below + spent)
             pending += map(int, (task / "children").read_text().split())
-    return total / 1e9
+    return own / 1e9, below / 1e9
 
 
 @asynccontextmanager
@@ -278,13 +280,31 @@ async def serve(kind: str, env: str, n: int, towers: int, length: int, updates: 
         print("{}", flush=True)
         lines = asyncio.get_running_loop()
         while line := await lines.run_in_executor(None, sys.stdin.readline):
-            wall, cpu = time.perf_counter(), tree_cpu_s()
+            wall, cpu_s = time.perf_counter(), tree_cpu_s()
             steps = await turn(float(line))
-            answer = {"steps": steps, "cpu_s": tree_cpu_s() - cpu, "wall_s": time.perf_counter() - wall}
+            own_s, below_s = (after - before for after, before in zip(tree_cpu_s(), cpu_s))
+            answer = {
+                "steps": steps,
+                "own_s": own_s,
+                "below_s": below_s,
+                "wall_s": time.perf_counter() - wall,
+            }
             print(json.dumps(answer), flush=True)
 
 
 # -- comparisons -------------------------------------------------------------------------------------------------------
+
+
+class Turn(NamedTuple):
+    """Seconds per executed step: CPU time of the contender's own process, and of those below it; by the clock."""
+
+    own_s: float
+    below_s: float
+    wall_s: float
+
+    @property
+    def cpu_s(self) -> float:
+        return self.own_s + self.below_s
 
 
 class Contender:
@@ -308,13 +328,12 @@ class Contender:
         answer: dict[str, float] = json.loads(line)
         return answer
 
-    def turn(self, seconds: float) -> tuple[float, float]:
-        """CPU seconds per executed step, and steps per second."""
+    def turn(self, seconds: float) -> Turn:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
         answer = self._answer()
-        return answer["cpu_s"] / answer["steps"], answer["steps"] / answer["wall_s"]
+        return Turn(*(answer[name] / answer["steps"] for name in Turn._fields))
 
 
 @contextmanager
@@ -349,10 +368,28 @@ def compare(left: Contender, right: Contender, turns: int, seconds: float) -> Co
             order = (left, right) if turn % 2 else (right, left)
             answers = {one: one.turn(seconds) for one in order}
             if turn:  # the first warms up
-                compared.cpu.append(answers[left][0] / answers[right][0])
-                compared.wall.append(answers[left][1] / answers[right][1])
-                compared.rate.append(answers[left][1])
+                compared.cpu.append(answers[left].cpu_s / answers[right].cpu_s)
+                compared.wall.append(answers[right].wall_s / answers[left].wall_s)
+                compared.rate.append(1 / answers[left].wall_s)
     return compared
+
+
+def show_split(turns: int, seconds: float) -> None:
+    """Who takes it: the loops alone, our workers, the parent. Prints a table."""
+    print("\nWho takes it, µs per executed step of 32 CartPoles (medians)\n")
+    print("| T | CPU: loops alone | our workers | our parent | by the clock: loops alone | ours |")
+    print("|---|--:|--:|--:|--:|--:|", flush=True)
+    for length in (16, 128):
+        alone, our = (Contender(kind, "cartpole", 32, 2, length) for kind in ("limit", "ours"))
+        with together(alone, our):
+            pairs = [(alone.turn(seconds), our.turn(seconds)) for _ in range(turns + 1)][1:]
+        (_, loops, clock), (parent, workers, our_clock) = (
+            [1e6 * statistics.median(column) for column in zip(*turns_of)] for turns_of in zip(*pairs)
+        )
+        print(
+            f"| {length} | {loops:.1f} | {workers:.1f} | {parent:.1f} | {clock:.1f} | {our_clock:.1f} |",
+            flush=True,
+        )
 
 
 class Stamps(gym.Wrapper[Any, Any, Any, Any]):
@@ -471,6 +508,8 @@ def main() -> None:
             its, turns = ("limit", "cartpole", 32), max(1, arguments.turns // 3)
             compared = row(str(length), ("ours", "cartpole", 32, 2, length), its, turns)
             rates[length] = statistics.median(compared.rate)
+    if "split" in arguments.only:
+        show_split(arguments.turns, arguments.seconds)
     if "delays" in arguments.only:
         delays = show_delays(10 * arguments.turns)
     if rates and delays:
