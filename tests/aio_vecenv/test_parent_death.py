@@ -138,7 +138,7 @@ def _groups(pids: list[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(6))  # at length: the next test
+@pytest.mark.parametrize("seed", range(12))  # at length: the next test
 def test_f14_f28_parents_killed_at_random_moments(seed: int) -> None:
     kill_one_at_random(seed)
 
