@@ -17,8 +17,15 @@ import hypothesis
 import psutil
 import pytest
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
-hypothesis.settings.load_profile("untimed")
+# A busy machine is no defect, and every run tries the same examples: others with `--hypothesis-profile=default`.
+hypothesis.settings.register_profile(
+    "same",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
+hypothesis.settings.load_profile("same")
 
 if sys.platform != "win32":
     import uvloop
@@ -75,12 +82,17 @@ def _descriptors() -> dict[str, str]:
 _clusters: list[psutil.Process] = []  # their processes come and go as Ray likes
 
 
-def _children() -> set[int]:
-    ours = {child.pid for child in psutil.Process().children(recursive=True)}
+def _of_clusters() -> set[int]:
+    found: set[int] = set()
     for cluster in _clusters:
         with contextlib.suppress(psutil.NoSuchProcess):
-            ours -= {cluster.pid, *(child.pid for child in cluster.children(recursive=True))}
-    return ours
+            found |= {cluster.pid, *(child.pid for child in cluster.children(recursive=True))}
+    return found
+
+
+def _children() -> set[int]:
+    theirs = _of_clusters()  # looked for twice: some end, and some begin, while all are looked for
+    return {child.pid for child in psutil.Process().children(recursive=True)} - theirs - _of_clusters()
 
 
 class Cluster:
