@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def ready(envs, *more):
 """
 
 
-async def until(state: Callable[[], Any], limit_s: float = 20.0) -> None:
+async def until(state: Callable[[], Any], limit_s: float = 60.0) -> None:
     """Wait, on the loop, until `state()` is true. Raises AssertionError at the limit."""
     deadline = time.monotonic() + limit_s
     while not state():
@@ -37,7 +38,7 @@ async def until(state: Callable[[], Any], limit_s: float = 20.0) -> None:
         await asyncio.sleep(0.002)
 
 
-def wait_until(state: Callable[[], Any], limit_s: float = 20.0) -> None:
+def wait_until(state: Callable[[], Any], limit_s: float = 60.0) -> None:
     """The same without a loop."""
     deadline = time.monotonic() + limit_s
     while not state():
@@ -89,12 +90,16 @@ class Parent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in [self.pid, *self.left()]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self.process.kill()  # first: it may start others meanwhile, and these hold its pipes open
+        wait_until(lambda: not self._kill_left())
         self.process.communicate()
+
+    def _kill_left(self) -> list[int]:
+        left = self.left()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return left
 
     def ready(self) -> list[str]:
         """Wait for its line READY; what follows the word."""
@@ -109,7 +114,7 @@ class Parent:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def end(self, limit_s: float = 60.0) -> tuple[int, str, str]:
+    def end(self, limit_s: float = 100.0) -> tuple[int, str, str]:
         """Wait for its end; exit code, stdout, stderr."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
