@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Literal
@@ -14,8 +14,16 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from aio_vecenv import AsyncVecEnv, BusyError, ClosedError, RestartBudget, WrongLoopError
-from aio_vecenv.runtime.events import MAX_BEHIND
+from aio_vecenv import (
+    AsyncVecEnv,
+    BusyError,
+    ClosedError,
+    RestartBudget,
+    Timeouts,
+    WorkerTimeout,
+    WrongLoopError,
+)
+from aio_vecenv.runtime import events as streams
 from aio_vecenv.testing import FaultyEnv, ScriptedBackend, check_aligned, check_episodes, stamp_envs
 from benchmarks.cancellation import OPERATIONS, cancel_after, settled
 
@@ -33,23 +41,22 @@ def pids(envs: AsyncVecEnv) -> list[int]:
     return [worker.pid for worker in envs.statistics().workers]
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
 @both
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
-async def test_f19_cancelled_at_every_await_point(backend: Backend, name: str) -> None:
-    """The coroutine is driven to its k-th await, cancelled there, for every k until it ends by itself."""
+async def test_f19_cancelled_at_every_await_point(backend: Backend) -> None:
+    """Each coroutine is driven to its k-th await, cancelled there, for every k until it ends by itself."""
     async with AsyncVecEnv(stamp_envs(4, 3), num_workers=2, backend=backend) as envs:
         stream = envs.events()
         await envs.reset(seed=1)
-        for k in range(50):
-            ended = await cancel_after(envs, OPERATIONS[name], k)
-            await settled(envs)
-            if ended:
-                break
-        else:
-            raise AssertionError("it never ended by itself")
-        assert k >= (0 if backend == "inline" else 1)
+        for name, operation in OPERATIONS.items():
+            for k in range(50):
+                ended = await cancel_after(envs, operation, k)
+                await settled(envs)
+                if ended:
+                    break
+            else:
+                raise AssertionError(f"{name} never ended by itself")
+            assert k >= (0 if backend == "inline" else 1), name
     check_episodes([event async for event in stream])
 
 
@@ -119,9 +126,8 @@ async def test_a_cancelled_reset_leaves_envs_that_accept_only_reset(backend: Bac
         check_aligned(await envs.step(zeros(2)))
 
 
-@both
 @pytest.mark.asyncio
-async def test_misuse_by_two_tasks_raises_at_once(backend: Backend) -> None:
+async def test_misuse_by_two_tasks_raises_at_once() -> None:
     script = ScriptedBackend()
     async with AsyncVecEnv(stamp_envs(2), num_workers=2, backend=script) as envs:
         script.automatic = True
@@ -204,12 +210,15 @@ async def replacing(envs: AsyncVecEnv) -> None:
     raise ClosedError("a replacement is under way")
 
 
-@pytest.mark.parametrize("how", ["once", "four at once", "cancelled"])
+@pytest.mark.parametrize("how", ["four at once", "cancelled"])
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.asyncio
 @pytest.mark.alternate_loops
 async def test_f21_v03_aclose_closes(situation: str, how: str) -> None:
-    envs = await AsyncVecEnv.open(stamp_envs(4), num_workers=2, timeouts=_quick())
+    """Only a worker that is stuck is late, however little time there is; who is cancelled waits for none."""
+    stuck = situation in ("stopped", "receiving", "resetting", "calling", "receipt")
+    limits = Timeouts(close=0.2 if stuck and how != "cancelled" else 3600)
+    envs = await AsyncVecEnv.open(stamp_envs(4), num_workers=2, timeouts=limits)
     await envs.reset(seed=1)
     stream = envs.events()
     left = pids(envs)
@@ -219,18 +228,19 @@ async def test_f21_v03_aclose_closes(situation: str, how: str) -> None:
         await asyncio.sleep(0)
     if situation == "replacing":
         await asyncio.wait(tasks)
-    began = time.monotonic()
     closers = [asyncio.ensure_future(envs.aclose()) for _ in range(4 if how == "four at once" else 1)]
     if how == "cancelled":
         await asyncio.sleep(0)
         closers[0].cancel()
     results = await asyncio.gather(*closers, return_exceptions=True)
-    stuck = situation in ("stopped", "receiving", "resetting", "calling", "receipt")
     if how == "cancelled":
         assert [type(result) for result in results] == [asyncio.CancelledError]
-        assert time.monotonic() - began < 2
     elif stuck:
-        assert all(isinstance(result, TimeoutError) for result in results)
+        for result in results:  # the other worker may have been late as well, then it is a group
+            late = result.exceptions if isinstance(result, ExceptionGroup) else [result]
+            workers = [error.worker for error in late if isinstance(error, WorkerTimeout)]
+            assert len(workers) == len(late)
+            assert 0 in workers
     else:
         assert results == [None] * len(closers)
     assert envs.closed
@@ -240,12 +250,6 @@ async def test_f21_v03_aclose_closes(situation: str, how: str) -> None:
     await envs.aclose()
     async for _ in stream:  # ends
         pass
-
-
-def _quick() -> Any:
-    from aio_vecenv import Timeouts
-
-    return Timeouts(close=0.5)
 
 
 @both
@@ -324,21 +328,29 @@ def test_f44_the_same_loop_in_another_thread() -> None:
     loop.close()
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many events a reader may be behind here."""
+    assert streams.MAX_BEHIND == 65_536
+    monkeypatch.setattr(streams, "MAX_BEHIND", 640)
+    return 640
+
+
 @pytest.mark.asyncio
-async def test_recv_waits_for_a_slow_reader_and_aclose_ends_that() -> None:
+async def test_recv_waits_for_a_slow_reader_and_aclose_ends_that(few: int) -> None:
     envs = await AsyncVecEnv.open(stamp_envs(64, 1), num_workers=1, backend="inline", info=[])
     stream = envs.events()
     await envs.reset(seed=1)
-    while stream.behind < MAX_BEHIND:
+    while stream.behind < few:
         await envs.step(zeros(64))
     envs.send(zeros(64))
     receiving = asyncio.ensure_future(envs.recv())
     await asyncio.sleep(0)
     assert not receiving.done()
-    while stream.behind >= MAX_BEHIND:
+    while stream.behind >= few:
         await anext(stream)
     check_aligned(await receiving)  # it went on
-    while stream.behind < MAX_BEHIND:
+    while stream.behind < few:
         await envs.step(zeros(64))
     envs.send(zeros(64))
     receiving = asyncio.ensure_future(envs.recv())
@@ -349,16 +361,19 @@ async def test_recv_waits_for_a_slow_reader_and_aclose_ends_that() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_slow_reader_is_named_and_dropping_it_goes_on() -> None:
+async def test_a_slow_reader_is_named_and_dropping_it_goes_on(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_WARN_AFTER_S", 0.01)
     async with AsyncVecEnv(stamp_envs(64, 1), num_workers=1, backend="inline", info=[]) as envs:
         stream = envs.events()
         await envs.reset(seed=1)
-        while stream.behind < MAX_BEHIND:
+        while stream.behind < few:
             await envs.step(zeros(64))
         envs.send(zeros(64))
         receiving = asyncio.ensure_future(envs.recv())
-        with pytest.warns(RuntimeWarning, match=r"events-1.*65\d\d\d events behind"):
-            await asyncio.sleep(1.1)  # the warning comes after a second, by design
+        with pytest.warns(RuntimeWarning, match=r"events-1.* 6\d\d events behind") as caught:
+            await until(lambda: len(caught))
         await stream.aclose()
         check_aligned(await receiving)
 
@@ -367,6 +382,7 @@ async def test_a_slow_reader_is_named_and_dropping_it_goes_on() -> None:
 async def test_f26_many_openings_keep_no_descriptor() -> None:
     async with AsyncVecEnv(stamp_envs(1)) as envs:
         await envs.reset(seed=1)
+    gc.collect()  # what others have left closes now, not meanwhile
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         envs = await AsyncVecEnv.open(stamp_envs(1))
