@@ -30,10 +30,13 @@ from aio_vecenv import (
     WorkerLost,
 )
 from aio_vecenv.backends.inline import InlineBackend
+from aio_vecenv.runtime.supervisor import Supervisor
 from aio_vecenv.testing import ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
 from .envs import Learns, Once, Pictured, Sure, Unclosable, Wanders, Zeros, length
 from .harness import alive, until
+
+pytestmark = pytest.mark.alternate_loops
 
 
 def zeros(n: int) -> np.ndarray[Any, Any]:
@@ -65,7 +68,6 @@ async def see(envs: AsyncVecEnv, way: Way) -> tuple[Any, list[Batch]]:
     return chunk.env_ids, [chunk.row(t) for t in range(len(chunk.rewards))]
 
 
-@pytest.mark.alternate_loops
 @pytest.mark.parametrize("way", ["lockstep", "first ready", "unrolls", "unrolls, first ready"])
 @pytest.mark.asyncio
 async def test_every_outcome_counts_once_and_none_is_aborted(tmp_path: Path, way: Way) -> None:
@@ -113,9 +115,9 @@ async def test_every_outcome_counts_once_and_none_is_aborted(tmp_path: Path, way
 async def test_what_leaks_is_renewed_by_its_memory_and_the_others_do_not_notice(tmp_path: Path) -> None:
     """Its old process is closed; the envs of the other worker play bit for bit what they play without."""
 
-    async def rows(leak: int, after: RenewAfter | None) -> list[Any]:
+    async def rows(leak: int, after: RenewAfter | None, backend: Any) -> list[Any]:
         factories = [partial(Wanders, leak, tmp_path), *[partial(Wanders, 0, tmp_path)] * 3]
-        async with AsyncVecEnv(factories, num_workers=2, restart=None, renew_after=after) as envs:
+        async with AsyncVecEnv(factories, num_workers=2, backend=backend, renew_after=after) as envs:
             found: list[Any] = [(await envs.reset(seed=3))[0][2:]]
             before = pids(envs)
             for _ in range(12):
@@ -126,10 +128,10 @@ async def test_what_leaks_is_renewed_by_its_memory_and_the_others_do_not_notice(
                 assert pids(envs)[0] != before[0]
                 assert pids(envs)[1] == before[1]
                 await until(lambda: (tmp_path / f"closed-{before[0]}").exists() and not alive(before[0]))
-            assert envs.statistics().aborted == 0
+            assert (envs.statistics().restarts, envs.statistics().aborted) == (0, 0)
         return found
 
-    ours, plain = await rows(50_000_000, RenewAfter(megabytes=400)), await rows(0, None)
+    ours, plain = await rows(50_000_000, RenewAfter(megabytes=400), "process"), await rows(0, None, "inline")
     assert all((one == other).all() for one, other in zip(ours, plain, strict=True))
 
 
@@ -150,7 +152,6 @@ async def test_a_limit_that_a_fresh_process_passes_is_said_and_renews_nobody() -
         assert envs.statistics().renewals == 0
 
 
-@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_quarter_of_the_workers_is_renewed_at_once_the_oldest_first() -> None:
     """Of those that are due together; the others play an episode more and are not forgotten."""
@@ -163,6 +164,15 @@ async def test_a_quarter_of_the_workers_is_renewed_at_once_the_oldest_first() ->
             await steps(envs, 3)
             incarnations = [worker.incarnation for worker in envs.statistics().workers]
             assert incarnations == [1] * renewed + [0] * (8 - renewed)
+
+
+class MadeLate(StampEnv):
+    """Its second process is never done with making it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        while self.life == 1:
+            time.sleep(0.01)
 
 
 class ClosesLate(StampEnv):
@@ -178,7 +188,6 @@ class ClosesLate(StampEnv):
 
 
 @pytest.mark.asyncio
-@pytest.mark.alternate_loops
 async def test_old_processes_that_close_late_do_not_pile_up(tmp_path: Path) -> None:
     factories: list[Any] = [partial(ClosesLate, env, tmp_path / "close") for env in range(2)]
     async with AsyncVecEnv(factories, num_workers=2, renew_after=1, timeouts=Timeouts(close=60)) as envs:
@@ -242,7 +251,6 @@ async def test_where_all_envs_of_a_worker_wait_the_policy_is_not_asked() -> None
         assert waited
 
 
-@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_what_envs_have_learned_goes_with_them() -> None:
     """Each env has its own, nobody having asked before."""
@@ -330,12 +338,12 @@ async def test_a_renewal_that_fails_leaves_the_old_process_as_it_was(tmp_path: P
         await envs.aclose()
 
 
-@pytest.mark.alternate_loops
 @pytest.mark.parametrize("when", ["envs wait", "the new process is made"])
 @pytest.mark.asyncio
-async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str) -> None:
+async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str, tmp_path: Path) -> None:
     """While envs wait for others, and while its successor is made."""
-    factories: list[Any] = [partial(StampEnv, 0, 1), partial(StampEnv, 1, 6)]
+    first: Any = StampEnv if when == "envs wait" else MadeLate
+    factories: list[Any] = [partial(first, 0, 1, folder=tmp_path), partial(StampEnv, 1, 6)]
     async with AsyncVecEnv(factories, num_workers=1, renew_after=1) as envs:
         stream = envs.events()
         await envs.reset()
@@ -344,6 +352,8 @@ async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str)
         assert bool(batch.terminations[1]) is (when != "envs wait")
         assert batch.first[0]
         envs.send(zeros(2))
+        if when != "envs wait":
+            await until(lambda: (tmp_path / "env-0.log").read_text().count("life") == 2)
         os.kill(pids(envs)[0], signal.SIGKILL)
         lost = zeros(2).astype(bool)
         while not lost.all():  # rows of before may come first, and one that says that env 0 waits
@@ -357,6 +367,7 @@ async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str)
     check_episodes([event async for event in stream])
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("loses", ["the budget is spent", "its worker", "its worker, at once"])
 @pytest.mark.asyncio
 async def test_what_ends_while_the_old_process_is_asked_ends_quietly(loses: str) -> None:
@@ -434,16 +445,20 @@ async def test_the_first_that_are_ready_wait_for_no_straggler() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_old_process_that_does_not_answer_is_an_ordinary_loss() -> None:
-    """It is asked what its envs have learned; for that it has as long as a worker has to start."""
-    async with AsyncVecEnv(partial(StampEnv, 0, 1), renew_after=1, timeouts=Timeouts(start=8)) as envs:
+async def test_an_old_process_that_does_not_answer_is_an_ordinary_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked what its envs have learned; for that it has as long as a worker has to start: here, a share."""
+    a_share = property(lambda supervisor: supervisor._timeouts.start / 1000)
+    monkeypatch.setattr(Supervisor, "start_limit_s", a_share)
+    async with AsyncVecEnv(partial(StampEnv, 0, 1), renew_after=1, timeouts=Timeouts(start=80)) as envs:
         await envs.reset()
         await steps(envs, 1)
         os.kill(pids(envs)[0], signal.SIGSTOP)
-        batch = await asyncio.wait_for(envs.step(zeros(1)), 30)
+        batch = await envs.step(zeros(1))
         assert batch.first[0]
         (worker,) = envs.statistics().workers
-        assert "did not say what its envs have learned within 8 s and was killed" in worker.losses[0]
+        assert "did not say what its envs have learned within 0.08 s and was killed" in worker.losses[0]
         assert (envs.statistics().restarts, envs.statistics().renewals) == (1, 0)
 
 
