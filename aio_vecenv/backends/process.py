@@ -28,7 +28,8 @@ __all__ = ["ProcessBackend", "ProcessWorker"]
 _REPLY, _PART = Kind.REPLY, Kind.PART
 
 _READ_BYTES = 1 << 17  # read into one buffer: a fresh one of this size costs more than the read
-_STACK_GRACE_S = 0.1  # for a stuck worker's faulthandler to write its stack: it takes about a millisecond
+# a stuck worker's faulthandler writes its stack within a millisecond, once it has a CPU; one that is stopped never does
+_STACK_LOOKS, _STACK_LOOK_S = 100, 0.01
 
 
 class ProcessBackend:
@@ -280,9 +281,17 @@ class ProcessWorker:
         self._verdict = reason
         if stack:
             self._child.dump_stack()
-            self._loop.call_later(_STACK_GRACE_S, self._child.kill)
+            self._kill_once_told(self._child)
         else:
             self._child.kill()
+
+    def _kill_once_told(self, child: Child, looks: int = _STACK_LOOKS, seen: str = "") -> None:
+        """Kill it once its stack is written, which grows no more since it was `seen`, or does not come."""
+        report = child.crash_report()
+        if looks and child.alive and (not report or report != seen):
+            self._loop.call_later(_STACK_LOOK_S, self._kill_once_told, child, looks - 1, report)
+        else:
+            child.kill()
 
     def _bury(self) -> None:
         """Nothing more will come. Kill the group, reap, then tell."""
@@ -360,8 +369,7 @@ class ProcessWorker:
                 await asyncio.shield(self._gone)
         except TimeoutError:
             self._child.dump_stack()
-            await asyncio.sleep(_STACK_GRACE_S)
-            self._child.kill()
+            self._kill_once_told(self._child)
             loss = await asyncio.shield(self._gone)
             raise WorkerTimeout(
                 f"worker {self.index} (envs {self._env_ids[0]}-{self._env_ids[-1]}) did not close within {grace_s:g} s "

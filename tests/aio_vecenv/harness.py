@@ -30,20 +30,37 @@ def ready(envs, *more):
 """
 
 
-async def until(state: Callable[[], Any], limit_s: float = 60.0) -> None:
-    """Wait, on the loop, until `state()` is true. Raises AssertionError at the limit."""
-    deadline = time.monotonic() + limit_s
+async def until(state: Callable[[], Any], limit_s: float = 60.0, pause_s: float = 0.002) -> None:
+    """Wait, on the loop, until `state()` is true; looks at each turn of it where `pause_s` is 0.
+
+    Raises AssertionError where it is not true after the limit either.
+    """
+    deadline, late = time.monotonic() + limit_s, False
     while not state():
-        assert time.monotonic() < deadline, f"not so within {limit_s} s: {state}"
-        await asyncio.sleep(0.002)
+        assert not late, f"not so within {limit_s} s: {state}"
+        await asyncio.sleep(pause_s)
+        late = time.monotonic() > deadline
 
 
 def wait_until(state: Callable[[], Any], limit_s: float = 60.0) -> None:
     """The same without a loop."""
-    deadline = time.monotonic() + limit_s
+    deadline, late = time.monotonic() + limit_s, False
     while not state():
-        assert time.monotonic() < deadline, f"not so within {limit_s} s: {state}"
+        assert not late, f"not so within {limit_s} s: {state}"
         time.sleep(0.002)
+        late = time.monotonic() > deadline
+
+
+def stop(pid: int) -> None:
+    """Stop a process; it stands still once this returns."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: state_of(pid) == "T")
+
+
+def kill(pid: int) -> None:
+    """Kill a process; once this returns it does nothing more, and nobody has heard of it yet."""
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not alive(pid))
 
 
 def alive(pid: int) -> bool:

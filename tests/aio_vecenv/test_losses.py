@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -36,7 +37,7 @@ from aio_vecenv.core.pool import derive_seed
 from aio_vecenv.core.protocol import State
 from aio_vecenv.testing import FaultyEnv, ScriptedBackend, StampEnv, check_aligned, check_episodes, stamp_envs
 
-from .harness import alive, until
+from .harness import alive, kill, stop, until
 
 MANY = RestartBudget(1000, per_s=60)
 
@@ -207,11 +208,10 @@ async def test_g07_a_late_worker_takes_the_newest_of_every_topic_in_version_orde
         await envs.reset(seed=1)
         for topic in ("a", "b", "a", "c", "b"):
             envs.broadcast((topic, "payload"), topic=topic)
-        os.kill(pids(envs)[0], signal.SIGKILL)
+        kill(pids(envs)[0])
         last = envs.broadcast(("late", 1), topic="d").version
         batch = await envs.step(zeros(2))
-        while not batch.first[0]:
-            batch = await envs.step(zeros(2))
+        assert batch.first.tolist() == [True, False]
         assert batch.versions[0] == last
         (heard,) = await envs.get_attr("heard", env_ids=[0])
         assert [version for version, _ in heard] == [3, 4, 5, 6]
@@ -236,13 +236,15 @@ async def test_f34_versions_never_go_back_while_workers_are_killed_and_updates_p
             assert (batch.versions[batch.first] >= published).all()
             newest = batch.versions
         await envs.broadcast("last").wait(20)
-        assert envs.statistics().restarts >= kills - 1
+        assert envs.statistics().restarts == kills
     check_episodes([event async for event in stream])
 
 
 @pytest.mark.asyncio
 async def test_beyond_the_budget_every_call_raises_the_same() -> None:
-    async with AsyncVecEnv(stamp_envs(4, 9), num_workers=2, restart=RestartBudget(2, per_s=60)) as envs:
+    """And nobody is given time to close any more: worker 0, which is stopped, would take for ever."""
+    budget, timeouts = RestartBudget(2, per_s=3600), Timeouts(close=None)
+    async with AsyncVecEnv(stamp_envs(4, 9), num_workers=2, restart=budget, timeouts=timeouts) as envs:
         await envs.reset(seed=1)
         envs.send(zeros(4))
         await envs.recv()
@@ -251,16 +253,14 @@ async def test_beyond_the_budget_every_call_raises_the_same() -> None:
             os.kill(pid, signal.SIGKILL)
             await until(lambda pid=pid: pids(envs)[1] not in (pid, -1))  # type: ignore[misc]
             await envs.step(zeros(4))
-        waiting = asyncio.ensure_future(envs.call("echo", 1))
-        await waiting
-        os.kill(pids(envs)[1], signal.SIGKILL)
+        kill(pids(envs)[1])
         with pytest.raises(WorkerLost) as caught:
             await forever(envs)
         error = caught.value
         assert (error.worker, error.env_ids, error.exit_status) == (1, (2, 3), -9)
         assert len(error.crashes) == 3
         assert all("SIGKILL" in crash for crash in error.crashes)
-        assert "budget of 2 in 60 s" in str(error)
+        assert "budget of 2 in 3600 s" in str(error)
         calls: list[Any] = [
             lambda: envs.recv(),
             lambda: envs.reset(),
@@ -277,15 +277,15 @@ async def test_beyond_the_budget_every_call_raises_the_same() -> None:
             with pytest.raises(WorkerLost) as again:
                 plain()
             assert again.value is error
-        began = time.monotonic()
-    assert time.monotonic() - began < 1
+        stop(pids(envs)[0])
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_restart_none_and_exit_during_a_call() -> None:
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, restart=None) as envs:
         await envs.reset(seed=1)
-        os.kill(pids(envs)[0], signal.SIGSTOP)
+        stop(pids(envs)[0])
         call = asyncio.ensure_future(envs.call("echo", 1))
         await asyncio.sleep(0)
         os.kill(pids(envs)[0], signal.SIGKILL)
@@ -320,7 +320,7 @@ def test_timeouts_that_make_no_sense(name: str, value: Any) -> None:
 @pytest.mark.alternate_loops
 async def test_a_factory_that_fails_only_on_the_second_start(tmp_path: Path) -> None:
     factory = partial(second_start_fails, tmp_path / "made")
-    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60)) as envs:
+    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=3600)) as envs:
         await envs.reset(seed=1)
         os.kill(pids(envs)[0], signal.SIGKILL)
         with pytest.raises(WorkerLost) as caught:
@@ -354,11 +354,11 @@ class Settable:
 async def test_a_factory_that_cannot_be_pickled_any_more(spares: int) -> None:
     """A replacement that is told nothing, warm or not, is a loss; nobody waits for it."""
     factory = Settable()
-    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60), spares=spares) as envs:
+    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=3600), spares=spares) as envs:
         await envs.reset(seed=1)
         factory.settings["lock"] = threading.Lock()
         os.kill(pids(envs)[0], signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(
                 WorkerLost, match=r"could not be replaced: TypeError: envs\[0\] cannot be pickled"
             ):
@@ -369,7 +369,7 @@ async def test_a_factory_that_cannot_be_pickled_any_more(spares: int) -> None:
 @pytest.mark.alternate_loops
 async def test_a_replacement_with_other_spaces(tmp_path: Path) -> None:
     factory = partial(another_space, tmp_path / "made")
-    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=60)) as envs:
+    async with AsyncVecEnv([factory], restart=RestartBudget(1, per_s=3600)) as envs:
         await envs.reset(seed=1)
         os.kill(pids(envs)[0], signal.SIGKILL)
         with pytest.raises(WorkerLost, match=r"observation was .*\(4,\).* and is now .*\(5,\)"):
@@ -389,20 +389,19 @@ def another_space(path: Path) -> StampEnv:
 
 @pytest.mark.parametrize("fault", ["hang", "wait", "hang in c", "sigstop"])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f07_f08_a_worker_hangs(fault: str, tmp_path: Path) -> None:
-    async with AsyncVecEnv(faulty(fault, tmp_path), num_workers=2, timeouts=Timeouts(step=0.5)) as envs:
+    async with AsyncVecEnv(faulty(fault, tmp_path, at=0), num_workers=2, timeouts=Timeouts(step=1.5)) as envs:
         await envs.reset(seed=1)
-        await envs.step(zeros(4))
-        await envs.step(zeros(4))
         began = time.monotonic()
         envs.send(zeros(4))
         batch = await envs.recv(min_envs=2)
         assert batch.env_ids.tolist() == [2, 3]  # the others are not held up
         envs.send(zeros(2), [2, 3])
         batch = await envs.recv()
-        assert 0.45 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 1.45
         reason = batch.infos["worker_lost"][0]
-        assert "did not finish a step within 0.5 s" in reason
+        assert "did not finish a step within 1.5 s" in reason
         if fault == "hang":
             assert "_hang" in reason  # the stack it was stuck in
         if fault == "hang in c":
@@ -411,44 +410,69 @@ async def test_f07_f08_a_worker_hangs(fault: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
+async def test_f07_a_worker_that_gets_no_cpu_for_a_while_tells_where_it_is_stuck(tmp_path: Path) -> None:
+    hangs = partial(FaultyEnv, 0, "hang", at=0, once=tmp_path / "happened")
+    async with AsyncVecEnv([hangs], restart=None) as envs:
+        await envs.reset(seed=1)
+        envs.send(zeros(1))
+        await until((tmp_path / "happened").exists)
+        (pid,) = pids(envs)
+        stop(pid)
+        envs._supervisor.slots[0].worker.kill("was late", stack=True)  # type: ignore[union-attr]
+        await asyncio.sleep(0.15)  # a hundred times what it takes
+        os.kill(pid, signal.SIGCONT)
+        with pytest.raises(WorkerLost, match=r"was late[\s\S]*_hang"):
+            await envs.recv()
+
+
+@pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_reset_hangs(tmp_path: Path) -> None:
+    """Whoever else was late is replaced, too."""
     factories = faulty("hang", tmp_path, op="reset", at=1)
-    async with AsyncVecEnv(factories, num_workers=2, timeouts=Timeouts(reset=0.4)) as envs:
+    async with AsyncVecEnv(factories, num_workers=2, timeouts=Timeouts(reset=0.4), restart=MANY) as envs:
         await envs.reset(seed=1)
         obs, _ = await envs.reset(seed=1)
+        losses = [worker.losses for worker in envs.statistics().workers]
         assert obs[:, 3].tolist() == [0] * 4
-        assert obs[:2, 1].tolist() == [1, 1]
-        assert envs.statistics().restarts == 1
+        assert (obs[:2, 1] > 0).all()  # of a life that did not hang
+        assert losses[0]
+        assert all("did not finish a reset within 0.4 s" in loss for of in losses for loss in of)
 
 
 @pytest.mark.parametrize("before", ["call", "reset"])
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_a_step_is_timed_whatever_came_before_it(before: str, tmp_path: Path) -> None:
-    timeouts = Timeouts(step=0.4, reset=50)
-    async with AsyncVecEnv(faulty("hang", tmp_path, at=0), num_workers=2, timeouts=timeouts) as envs:
+    timeouts = Timeouts(step=0.4, reset=1000)
+    factories = faulty("hang", tmp_path, at=0)[:2]
+    async with AsyncVecEnv(factories, num_workers=1, timeouts=timeouts, restart=MANY) as envs:
         await envs.reset(seed=1)
-        began = time.monotonic()
         if before == "call":
             asked = asyncio.ensure_future(envs.call("echo", 1))
             await asyncio.sleep(0)
-        envs.send(zeros(4))
+        envs.send(zeros(2))
         batch = await envs.recv()
-        assert time.monotonic() - began < 5
-        assert batch.first.tolist() == [True, True, False, False]
+        assert batch.first.all()
+        assert "did not finish a step within 0.4 s" in batch.infos["worker_lost"][0]
         if before == "call":
-            assert await asked == (1, 1, 1, 1)
+            assert await asked == (1, 1)
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_f03_start_timeout() -> None:
-    """The worker that hangs is the one that is named, once the limit is one that the other keeps on a busy machine."""
+    """The worker that hangs is the one that is named, once the limit is one that the other keeps on a busy machine.
+
+    What hangs while it starts is given no grace: it would be for ever.
+    """
     factories: list[Any] = stamp_envs(2)
     factories[1] = partial(FaultyEnv, 1, "wait", op="make")
     for limit_s in (1.5, 6, 24):
-        began = time.monotonic()
+        timeouts = Timeouts(start=limit_s, close=None)
         with pytest.raises(WorkerTimeout, match=rf"did not start within {limit_s} s") as caught:
-            await AsyncVecEnv.open(factories, num_workers=2, timeouts=Timeouts(start=limit_s))
-        assert time.monotonic() - began < limit_s + 4  # no grace (5 s) for what hangs while it starts
+            await AsyncVecEnv.open(factories, num_workers=2, timeouts=timeouts)
         assert isinstance(caught.value, TimeoutError)
         if caught.value.worker == 1:
             return
@@ -456,42 +480,40 @@ async def test_f03_start_timeout() -> None:
 
 
 @pytest.mark.asyncio
-async def test_f23_close_with_a_hung_worker() -> None:
-    factories: list[Any] = stamp_envs(2)
-    factories[1] = partial(FaultyEnv, 1, "hang", at=0)
-    envs = await AsyncVecEnv.open(factories, num_workers=2, timeouts=Timeouts(close=0.5))
+@pytest.mark.alternate_loops
+async def test_f23_close_with_a_hung_worker(tmp_path: Path) -> None:
+    hangs = partial(FaultyEnv, 0, "hang", at=0, once=tmp_path / "happened")
+    envs = await AsyncVecEnv.open([hangs], timeouts=Timeouts(close=0.5))
     await envs.reset(seed=1)
-    envs.send(zeros(2))
-    await envs.recv(min_envs=1)
-    left = pids(envs)
+    envs.send(zeros(1))
+    await until((tmp_path / "happened").exists)
+    (pid,) = pids(envs)
     began = time.monotonic()
-    with pytest.raises(WorkerTimeout, match=r"did not close within 0\.5 s") as caught:
+    with pytest.raises(WorkerTimeout, match=r"did not close within 0\.5 s[\s\S]*_hang"):
         await envs.aclose()
-    assert 0.45 < time.monotonic() - began < 3
-    assert "_hang" in str(caught.value)
-    assert not any(alive(pid) for pid in left)
+    assert time.monotonic() - began > 0.45
+    assert not alive(pid)
 
 
 @pytest.mark.asyncio
 async def test_f43_f45_a_blocked_loop_makes_no_worker_late() -> None:
-    async with AsyncVecEnv(stamp_envs(2), num_workers=2, timeouts=Timeouts(step=0.3)) as envs:
+    async with AsyncVecEnv(stamp_envs(2), num_workers=1, timeouts=Timeouts(step=1)) as envs:
         await envs.reset(seed=1)
-        for _ in range(2):
-            envs.send(zeros(2))
-            time.sleep(0.8)  # noqa: ASYNC251 the user's own blocking call, while the replies are in
-            check_aligned(await envs.recv())
+        envs.send(zeros(2))
+        time.sleep(1.2)  # noqa: ASYNC251 the user's own blocking call, while the replies are in
+        check_aligned(await envs.recv())
         assert envs.statistics().restarts == 0
 
 
 @pytest.mark.asyncio
 async def test_f43_parent_and_workers_suspended_together() -> None:
     """The workers stand still as long as the parent: nobody is late."""
-    async with AsyncVecEnv(stamp_envs(2), num_workers=2, timeouts=Timeouts(step=0.4)) as envs:
+    async with AsyncVecEnv(stamp_envs(2), num_workers=1, timeouts=Timeouts(step=1.2)) as envs:
         await envs.reset(seed=1)
         for pid in pids(envs):
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
         envs.send(zeros(2))
-        time.sleep(0.8)  # noqa: ASYNC251 on purpose
+        time.sleep(1.4)  # noqa: ASYNC251 on purpose
         for pid in pids(envs):
             os.kill(pid, signal.SIGCONT)
         check_aligned(await envs.recv())
@@ -501,12 +523,12 @@ async def test_f43_parent_and_workers_suspended_together() -> None:
 @pytest.mark.asyncio
 @pytest.mark.alternate_loops
 async def test_f45_closing_is_not_late_where_the_loop_stood_still_meanwhile() -> None:
-    envs = await AsyncVecEnv.open(stamp_envs(2), num_workers=2, timeouts=Timeouts(close=0.4))
+    envs = await AsyncVecEnv.open(stamp_envs(2), num_workers=1, timeouts=Timeouts(close=1))
     closing = asyncio.ensure_future(envs.aclose())
     workers: Any = envs._supervisor.workers
     while any(w.conversation.state is State.READY for w in workers):  # noqa: ASYNC110 not a moment longer
         await asyncio.sleep(0)
-    time.sleep(0.8)  # noqa: ASYNC251 the user's own blocking call, while the workers end
+    time.sleep(1.2)  # noqa: ASYNC251 the user's own blocking call, while the workers end
     await closing
 
 
@@ -520,12 +542,12 @@ class SlowEnv(StampEnv):
 @pytest.mark.alternate_loops
 async def test_f45_who_waits_for_a_blocked_loop_is_not_late() -> None:
     """The second update of a topic leaves once the first was acknowledged, and the step waits for it."""
-    async with AsyncVecEnv([partial(SlowEnv, 0)], timeouts=Timeouts(step=1)) as envs:
+    async with AsyncVecEnv([partial(SlowEnv, 0)], timeouts=Timeouts(step=1.5)) as envs:
         await envs.reset(seed=1)
         envs.broadcast("first")
         envs.broadcast("second")
         envs.send(zeros(1))
-        time.sleep(0.9)  # noqa: ASYNC251 on purpose: until just before the limit
+        time.sleep(1.4)  # noqa: ASYNC251 on purpose: until just before the limit
         check_aligned(await envs.recv())
         assert envs.statistics().restarts == 0
 
@@ -550,6 +572,7 @@ async def test_f45_what_hangs_beside_a_loop_that_is_blocked_again_and_again(tmp_
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_abort_gives_up_a_stuck_worker(tmp_path: Path) -> None:
     async with AsyncVecEnv(faulty("wait", tmp_path, at=0), num_workers=2) as envs:
         await envs.reset(seed=1)
@@ -576,6 +599,7 @@ def slow_second_life(folder: Path) -> StampEnv:
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_abort_gives_up_a_replacement_that_is_being_made(tmp_path: Path) -> None:
     make, timeouts = partial(slow_second_life, tmp_path), Timeouts(start=None)
     async with AsyncVecEnv([make], num_workers=1, timeouts=timeouts) as envs:
@@ -584,7 +608,7 @@ async def test_abort_gives_up_a_replacement_that_is_being_made(tmp_path: Path) -
         envs.send(zeros(1))
         await until((tmp_path / "1").exists)
         envs.abort([0])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             batch = await envs.recv()
         assert "aborted by the caller while starting" in batch.infos["worker_lost"][0]
         assert batch.first.all()
@@ -593,6 +617,7 @@ async def test_abort_gives_up_a_replacement_that_is_being_made(tmp_path: Path) -
 
 
 @pytest.mark.asyncio
+@pytest.mark.alternate_loops
 async def test_spares_replace_at_once_and_are_restocked() -> None:
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, spares=1, restart=MANY) as envs:
         await envs.reset(seed=1)
@@ -629,6 +654,7 @@ async def test_a_spare_that_cannot_be_started_is_a_warning() -> None:
     held: list[int] = []
     async with AsyncVecEnv(stamp_envs(2, 9), num_workers=2, spares=1) as envs:
         await envs.reset(seed=1)
+        gc.collect()  # what is collected later gives descriptors back
         try:
             resource.setrlimit(
                 resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1])
@@ -913,10 +939,8 @@ async def test_g07_also_what_is_applied_at_once_comes_in_version_order() -> None
         envs.broadcast("A", topic="a")
         envs.broadcast("B", topic="b", apply="now")
         await envs.broadcast("C", topic="c")
-        os.kill(pids(envs)[0], signal.SIGKILL)
-        batch = await envs.step(zeros(2))
-        while not batch.first[0]:
-            batch = await envs.step(zeros(2))
+        kill(pids(envs)[0])
+        assert (await envs.step(zeros(2))).first.tolist() == [True, False]
         assert (await envs.get_attr("heard", env_ids=[0])) == ([(1, "A"), (2, "B"), (3, "C")],)
 
 
@@ -925,7 +949,7 @@ async def test_g07_also_what_is_applied_at_once_comes_in_version_order() -> None
 async def test_f05_an_env_that_exits_and_then_cannot_be_closed() -> None:
     async with AsyncVecEnv(_Leaver, 2, num_workers=2, restart=MANY) as envs:
         await envs.reset()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             batch = await envs.step(np.array([1, 0]))
         assert batch.first.tolist() == [True, False]
         assert batch.infos["worker_lost"][0] == "exited with status 3"
@@ -985,7 +1009,7 @@ async def test_a_vector_env_that_takes_one_seed_is_replaced(seed: int | None) ->
         await envs.reset(seed=seed)
         stream = envs.events()
         for _ in range(2):
-            os.kill(pids(envs)[0], signal.SIGKILL)
+            kill(pids(envs)[0])
             batch = await envs.step(zeros(4))
             assert batch.first.all()
             assert batch.truncations.all()
