@@ -79,6 +79,7 @@ class Hosts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiters: list[asyncio.Future[None]] = []
         self._heard: dict[tuple[int, int], float] = {}  # written by whichever thread hears
+        self._pinged_at = self._ticked_at = time.monotonic()
         self._stop = threading.Event()
         self._pinger: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -93,6 +94,9 @@ class Hosts:
 
     def _ping(self) -> None:
         while not self._stop.wait(self._liveness.ping):
+            if self._is_long_ago(self._pinged_at):
+                self._forgive()
+            self._pinged_at = time.monotonic()
             for slot, incarnation in list(self._handles):
                 handle = self._handles.get((slot, incarnation))
                 if handle is not None and slot in self.opened:
@@ -102,6 +106,13 @@ class Hosts:
                             partial(self._answered, slot, incarnation, time.monotonic()),
                             partial(self._died, slot, incarnation),
                         )
+
+    def _is_long_ago(self, then: float) -> bool:
+        return time.monotonic() - then > 2 * self._liveness.ping
+
+    def _forgive(self) -> None:
+        """This process stood still: nobody was asked anything meanwhile, so nobody's silence counts."""
+        self._heard |= dict.fromkeys(list(self._handles), time.monotonic())
 
     def _answered(self, slot: int, incarnation: int, asked_at: float, said: Any) -> None:
         """In any thread: a ping was answered."""
@@ -124,6 +135,9 @@ class Hosts:
     def _tick(self) -> None:
         if self._stop.is_set():  # it was dropped
             return
+        if self._is_long_ago(self._ticked_at) and self._is_long_ago(self._pinged_at):
+            self._forgive()
+        self._ticked_at = time.monotonic()
         self._take_heard()
         self.state.tick(time.monotonic())
         self.post()

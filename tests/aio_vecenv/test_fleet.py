@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -251,12 +252,20 @@ async def test_a_host_that_is_not_told_that_it_was_given_up_ends_with_its_lease(
     """Nobody calls it any more: it closes its envs and leaves."""
     async with fleet(liveness=QUICK) as envs:
         handle = handles(envs)[0]
-        left = asyncio.Event()
-        handle.host._leave = left.set
-        envs._hosts._handles.pop((0, 0))  # no more pings
-        async with asyncio.timeout(10):
-            await left.wait()
+        envs._hosts._handles.pop((0, 0))  # no more pings, and nobody to be killed
+        await until(handle.dead.is_set)
         assert handle.host._envs is None
+
+
+@pytest.mark.asyncio
+async def test_hosts_are_not_silent_where_this_process_stood_still_meanwhile() -> None:
+    """Stopped, or suspended with its machine: nobody asked them anything, and they are asked again first."""
+    async with fleet(liveness=av.Liveness(ping=0.1, suspect=0.5, replace=1.0, lease=60.0)) as envs:
+        await envs.reset(seed=1)
+        ctypes.PyDLL(None).poll(None, 0, 2000)  # ms; it keeps the interpreter lock: no thread goes on
+        await envs.unroll(noise(4))
+        await until(lambda: len(envs._hosts.state.live) == 2)
+        assert envs.statistics().restarts == 0
 
 
 @pytest.mark.asyncio
@@ -357,13 +366,14 @@ def test_ray_is_loaded_once_a_fleet_is_constructed_and_named_where_it_is_missing
 
 @pytest.mark.asyncio
 async def test_hosts_are_not_late_where_the_loop_stood_still_meanwhile() -> None:
-    transport = LocalTransport()
-    chosen = settings(transport=transport, timeouts=av.Timeouts(start=0.4))
-    opening = asyncio.ensure_future(av.RayFleet.open(make, 32, **chosen))
-    await until(lambda: len(transport.handles) == 2)
-    time.sleep(0.8)  # noqa: ASYNC251 the user's own blocking call, while they start
-    await (await opening).aclose()
-    await transport.close()
+    """Who blocks it while they start, as the user's own call might, is a factory here."""
+
+    def slow(env: int) -> StampEnv:
+        time.sleep(0.8)
+        return make(env)
+
+    async with fleet(slow, 1, hosts=1, timeouts=av.Timeouts(start=0.4)) as envs:
+        assert envs.statistics().restarts == 0
 
 
 @pytest.mark.asyncio
