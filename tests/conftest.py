@@ -110,10 +110,13 @@ class Cluster:
 
     def add_node(self) -> None:
         """One node more; its raylet is the last."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("add\n")
-        self.process.stdin.flush()
+        self._tell("add")
         self.raylets.append(int(self._read()))
+
+    def settle(self) -> None:
+        """Wait until it knows of its dead nodes, which takes it 15 s: until then it gives away places on them."""
+        self._tell("settle")
+        self._read()
 
     def close(self) -> None:
         """End it, and whatever of it is left."""
@@ -130,12 +133,17 @@ class Cluster:
             self.process.stdout.close()
         _clusters.clear()
 
+    def _tell(self, what: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+
     def _read(self) -> str:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("CLUSTER"):
                 return line.split()[1]
-        raise AssertionError("the cluster did not start")
+        raise AssertionError("the cluster has ended")
 
 
 @pytest.fixture(scope="session")

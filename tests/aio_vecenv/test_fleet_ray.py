@@ -13,7 +13,7 @@ import pytest
 
 from .harness import Parent, alive, wait_until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)  # the first one starts the cluster
 
 COMMON = """
 address = sys.argv[1]
@@ -32,6 +32,8 @@ def hosts(envs): return [envs._hosts.opened[slot].pid if slot in envs._hosts.ope
 def up(envs):
     phases = [envs._hosts.state.phase(slot) for slot in (0, 1)]
     return phases == [3, 3] and all(os.path.exists(f"/proc/{pid}") for pid in hosts(envs))
+async def full_size(envs):
+    while not up(envs): await asyncio.sleep(.02)
 """
 
 BITS = (
@@ -55,6 +57,7 @@ async def main():
     async with av.AsyncVecEnv(make, 32, num_workers=2, policy=Follows(), unroll=8) as envs:
         one = await play(envs)
     async with fleet() as envs:
+        await full_size(envs)
         two = await play(envs)
         nodes = {node.name for _, node in await envs._hosts.nodes([0, 1])}
     different = [i for i, (a, b) in enumerate(zip(one, two)) if a != b]
@@ -84,7 +87,7 @@ async def main():
                 while stream.behind: seen.extend((await stream.next_batch()).events)
                 await asyncio.sleep(0.02)
             return time.monotonic() - began
-        await go_on(lambda: True)
+        await go_on(lambda: up(envs))
         for kill in range(int(sys.argv[2])):
             before = hosts(envs)
             print("READY", *before, flush=True)
@@ -135,6 +138,7 @@ def test_an_actor_and_a_raylet_killed_and_one_stopped_lose_and_double_nothing(
         newest, whole, _, aborted = parent.ready()
         assert (newest, whole) == ("True", "True")
         assert int(aborted) >= 32
+    ray_cluster.settle()
 
 
 def test_the_driver_is_killed_and_nothing_is_left(ray_cluster: Any) -> None:
@@ -142,6 +146,7 @@ def test_the_driver_is_killed_and_nothing_is_left(ray_cluster: Any) -> None:
     code = COMMON + (
         "async def main():\n"
         "    async with fleet() as envs:\n"
+        "        await full_size(envs)\n"
         "        await envs.reset(seed=1)\n"
         "        workers = set(await envs.call('get_pid'))\n"
         "        print('READY', *workers, *[one.pid for one in envs._hosts.opened.values()], flush=True)\n"
@@ -206,3 +211,4 @@ def test_a_kill_every_twenty_seconds_for_three_minutes(ray_cluster: Any, tmp_pat
             print(f"kill {kill}: full size {time.monotonic() - there:.1f} s after a node was there")
             time.sleep(max(0.0, 20 - (time.monotonic() - began)))
         assert parent.ready()[:2] == ["True", "True"]
+    ray_cluster.settle()
