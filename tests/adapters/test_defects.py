@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 import aio_vecenv as av
 from aio_vecenv.adapters.gymnasium import VectorEnv
 from tests.adapters.envs import CountEnv, Faulty, Heeding, RandomEnv, TwoArguments
+from tests.aio_vecenv.harness import alive, wait_until
 
 
 def test_v1_a_timeout_forgets_no_reply(tmp_path: Path) -> None:
@@ -90,10 +89,10 @@ def test_v2_too_few_actions_send_nothing() -> None:
 def test_v3_closing_after_a_worker_was_killed() -> None:
     envs = VectorEnv([CountEnv] * 2, num_workers=2, restart=None)
     envs.reset()
-    children = psutil.Process().children()
-    os.kill(children[0].pid, signal.SIGKILL)
+    workers = [psutil.Process(worker.pid) for worker in envs.native.statistics().workers]
+    workers[0].kill()
     envs.close()
-    assert not any(child.is_running() for child in children)
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_v3_a_killed_worker_is_replaced() -> None:
@@ -199,11 +198,9 @@ def test_v10_workers_inside_step_end_with_their_parent(tmp_path: Path) -> None:
     with parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        workers = [psutil.Process(pid) for pid in pids]
+        assert len(pids) == 2
         parent.kill()
-    _, alive = psutil.wait_procs(workers, timeout=2)
-    assert len(workers) == 2
-    assert not alive
+    wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_v11_control_while_a_step_is_pending(tmp_path: Path) -> None:

@@ -230,8 +230,8 @@ def test_a_curriculum_advances_during_sb3_training(loop: Any) -> None:
     venv = CurriculumVecEnvWrapper(VecMonitor(inner), Staged(PLAN))  # type: ignore[arg-type]
     model = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, device="cpu", ent_coef=0.0)  # type: ignore[arg-type]
     model.learn(64)
-    assert venv.progress()[0]["outcomes"] > 30
-    assert venv.coordinator.folded >= 16
+    # 32 steps end 4 episodes each; only those of the last may not be folded yet
+    assert 124 <= sum(row["outcomes"] for row in venv.progress()) <= 128
     venv.set_stage("simpler", by="operator")
     assert venv.stage == "simpler"
     stages: set[str] = set()
