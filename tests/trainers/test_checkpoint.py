@@ -155,7 +155,7 @@ def test_a_full_disk_is_an_oserror(tmp_path: Path) -> None:
 
 
 KILL_SAVES = """
-import os, random, signal, sys, time
+import itertools, os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -177,20 +177,19 @@ for _ in range(kills):
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        for step in range(saved + 1, saved + 100):
+        for step in itertools.count(saved + 1):
             os.write(writing, b"s")
             checkpoints.save(replace(state, env_steps=step))
-        os._exit(1)
     for _ in range(chance.randrange(1, 4)):
         os.read(reading, 1)  # a save begins
-    time.sleep(chance.uniform(0, max(took)))
+    time.sleep(chance.uniform(0, sorted(took)[2]))
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     os.close(reading), os.close(writing)
     middle += any(folder.glob("*.tmp"))
     newest, path, refused = checkpoints.load_newest()
     assert not refused, refused
-    assert saved <= newest.env_steps <= saved + 100, (saved, newest.env_steps)
+    assert newest.env_steps >= saved, (saved, newest.env_steps)
     assert torch.equal(newest.model["weight"], state.model["weight"])
     saved = newest.env_steps
 checkpoints.save(replace(state, env_steps=saved + 1))
@@ -209,7 +208,7 @@ def kill_saves(folder: Path, kills: int) -> int:
 
 
 def test_killed_in_the_middle_of_a_save_the_run_still_loads(tmp_path: Path) -> None:
-    assert kill_saves(tmp_path, 60) > 0
+    assert kill_saves(tmp_path, 30) > 0
 
 
 @pytest.mark.soak
