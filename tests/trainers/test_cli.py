@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.aio_vecenv.harness import wait_until
 from tests.trainers.conftest import Here
 from trainers import cli
 from trainers.config import ConfigError
@@ -81,8 +82,25 @@ def started(*args: str, cwd: Path, stdout: int = subprocess.PIPE) -> Iterator[su
 
 def run(*args: str, cwd: Path) -> tuple[int, str, str]:
     with started(*args, cwd=cwd) as process:
-        out, err = process.communicate(timeout=50)
+        out, err = process.communicate(timeout=100)
         return process.returncode, out, err
+
+
+def interrupted(process: subprocess.Popen[str]) -> None:
+    """Send SIGINT; return once the process has it. Until then a second one would be one with it."""
+    process.send_signal(signal.SIGINT)
+    status = Path(f"/proc/{process.pid}/status")
+    pending = re.compile(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)$", re.MULTILINE)
+    wait_until(
+        lambda: (
+            not any(int(mask, 16) >> (signal.SIGINT - 1) & 1 for mask in pending.findall(status.read_text()))
+        )
+    )
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all of them end, soon."""
+    return not psutil.wait_procs(processes, timeout=20)[1]
 
 
 def only_run(cwd: Path) -> Path:
@@ -368,7 +386,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_as_signals_do(
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=100)
     assert process.returncode == -number
     assert f"stopped by {number.name}; go on with: python -m trainers train --resume runs/long" in out
     assert err == ""
@@ -377,13 +395,12 @@ def test_a_signal_finishes_the_step_saves_and_ends_as_signals_do(
     done = read_metrics(tmp_path / "runs" / "long" / "metrics.jsonl")
     assert state.tally["updates"] == done[-1]["update"]
     assert json.loads((tmp_path / "runs" / "long" / "summary.json").read_text())["reason"] == "stopped"
-    _, alive = psutil.wait_procs(children, timeout=2)
-    assert not alive
+    assert gone(children)
 
 
 SLOW_ENV = OWN_ENV.replace(
     "def step(self, action):",
-    "def step(self, action):\n        print('in the step', flush=True)\n        time.sleep(30)",
+    "def step(self, action):\n        print('in the step', flush=True)\n        time.sleep(60)",
 )
 
 
@@ -395,13 +412,12 @@ def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with started(*args, cwd=tmp_path) as process:
         read_until(process, "in the step")
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        interrupted(process)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)  # it waits for the step
         process.send_signal(signal.SIGINT)
-        assert process.wait(3) == -signal.SIGINT
-    _, alive = psutil.wait_procs(children, timeout=2)
-    assert not alive
+        assert process.wait(20) == -signal.SIGINT
+    assert gone(children)
 
 
 def test_a_terminal_shows_a_live_panel(tmp_path: Path) -> None:
@@ -418,7 +434,7 @@ def test_a_terminal_shows_a_live_panel(tmp_path: Path) -> None:
                 if not part:
                     break
                 seen += part
-            assert process.wait(20) == 0
+            assert process.wait() == 0
     finally:
         os.close(leader)
     text = seen.decode()
@@ -437,11 +453,11 @@ def test_the_second_signal_gives_the_terminal_its_cursor_back(tmp_path: Path) ->
             seen = b""
             while b"in the step" not in seen or b"\x1b[?25l" not in seen:
                 seen += os.read(leader, 65536)
-            process.send_signal(signal.SIGINT)
+            interrupted(process)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)  # it waits for the step
             process.send_signal(signal.SIGINT)
-            assert process.wait(3) == -signal.SIGINT
+            assert process.wait(20) == -signal.SIGINT
             while b"\x1b[?25h" not in seen:
                 seen += os.read(leader, 65536)  # an error once nothing is left
     finally:
