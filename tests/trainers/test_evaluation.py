@@ -62,7 +62,8 @@ async def test_what_it_reports_is_what_eval_finds(tmp_path: Path, capsys: pytest
         shown.start(run)
         async for report in run.reports():
             shown.show(report)
-        await run.wait()
+        await run.wait()  # for the last evaluation, too
+        shown.show(report)
         last = run.last_evaluation
     folder = run.folder
     (first, second) = read_metrics(folder.evaluations)
@@ -75,7 +76,7 @@ async def test_what_it_reports_is_what_eval_finds(tmp_path: Path, capsys: pytest
         assert row.episodes == 8
         assert (row.low, row.high) == wilson(round(row.success_rate * 8), 8)
         assert row.cvar <= row.mean_return
-    assert "evaluated  @ 256: one " in capsys.readouterr().out
+    assert "evaluated  @ 512: one " in capsys.readouterr().out
 
 
 @pytest.mark.asyncio

@@ -117,10 +117,14 @@ async def test_a_callback_gets_the_run_and_comes_to_its_own_end(
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every report, commands of its own, and its last lines once the run has ended; one without an end is cancelled."""
-    monkeypatch.setattr("trainers.callbacks.GRACE_S", 0.2)
-    async with training(tiny(mine / "runs", callback=["beside:watch", "beside:endless"]), job=corridor_job()):
+    monkeypatch.setattr("trainers.callbacks.GRACE_S", 0.0)
+    async with training(tiny(mine / "runs", callback=["beside:endless"]), job=corridor_job()):
         pass
-    assert sys.modules["beside"].seen[-2:] == ["stopped", "cancelled"]
+    assert sys.modules["beside"].seen == ["cancelled"]
+    monkeypatch.setattr("trainers.callbacks.GRACE_S", 60.0)
+    async with training(tiny(mine / "runs", callback=["beside:watch"]), job=corridor_job()):
+        pass
+    assert sys.modules["beside"].seen[-1] == "stopped"
     sys.modules["beside"].seen.clear()
     config = tiny(mine / "runs", callback=["beside:watch"])
     async with training(config, job=corridor_job()) as run:
