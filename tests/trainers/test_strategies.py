@@ -142,7 +142,7 @@ def test_a_strategy_from_start_to_picture(
 ) -> None:
     """Workers, a stop, a resume, the goal, metrics, summary, progress, plot, eval."""
     config = tiny(
-        tmp_path, backend="process", strategy=strategy, total_steps=64 * 60, solve_rate=0.9, solve_window=20,
+        tmp_path, backend="process", strategy=strategy, total_steps=64 * 500, solve_rate=0.9, solve_window=20,
         env="tests.trainers.helpers:Corridor", plan=tmp_path / "plan.toml", levels=tmp_path / "levels",
     )  # fmt: skip
     for stage, goal in (("one", 1), ("three", 3)):
@@ -184,7 +184,8 @@ def test_a_strategy_from_start_to_picture(
         assert math.isclose(sum(stage["share"] for stage in line["stages"]), 1, rel_tol=1e-5)
         assert line["stage"] in (("one", "three") if strategy == "staged" else ("all",))
     assert {stage["episodes"] > 0 for stage in lines[-1]["stages"]} == {True}
-    assert lines[-1]["stages"][0]["outcomes"] > 20
+    (before, *_, last) = (line["stages"][0]["outcomes"] for line in lines[2:])
+    assert last >= before > 0, "those before the stop count"
 
 
 @pytest.mark.parametrize("strategy", ["learning_progress", "prioritised_replay"])
