@@ -32,7 +32,7 @@ def test_the_first_program_of_a_page_runs(page: str, says: str, tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(says, done.stdout), done.stdout

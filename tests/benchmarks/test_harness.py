@@ -191,12 +191,12 @@ def test_however_a_benchmark_ends_its_contenders_end_too(number: signal.Signals,
         assert below
         benchmark.send_signal(number)
         benchmark.send_signal(signal.SIGTERM)  # as `make bench` does, on top of a terminal's Ctrl-C
-        tables, progress = benchmark.communicate(timeout=30)
+        tables, progress = benchmark.communicate(timeout=60)
     finally:
         benchmark.kill()
     assert (benchmark.returncode, tables) == (code, "")
     assert "Traceback" not in progress
-    gone, alive = psutil.wait_procs(below, timeout=10)
+    gone, alive = psutil.wait_procs(below, timeout=30)
     assert not alive, gone
 
 

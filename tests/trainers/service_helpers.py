@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.trainers.helpers import corridor_job, tiny
 from trainers import Job, Run, TrainConfig, training
@@ -73,11 +74,13 @@ async def served(
     """A run with its page, on a free port. In processes it leaves CPU time to whoever looks at it."""
     job = corridor_job(delay_s=0.002 if config.backend == "process" else 0.0) if job is None else job
     page = Page("127.0.0.1", 0)
-    async with training(config, job=job, resume=resume) as run, serving(run, page) as link:
-        base = f"http://127.0.0.1:{page.port}"
-        async with httpx.AsyncClient(base_url=base, timeout=20) as client:
-            assert (await client.get(link)).status_code == 200
-            yield Served(run, page, link, client)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainers.service.commands.RECEIPT_S", 60.0)  # a busy machine is no stuck worker
+        async with training(config, job=job, resume=resume) as run, serving(run, page) as link:
+            base = f"http://127.0.0.1:{page.port}"
+            async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+                assert (await client.get(link)).status_code == 200
+                yield Served(run, page, link, client)
 
 
 async def events(
