@@ -281,7 +281,7 @@ def test_values_that_are_none_of_the_space_are_refused_at_both_doors() -> None:
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_algorithms_that_give_actions_as_floats(algorithm: Any) -> None:
     """MultiBinary actions are floats in Stable-Baselines3."""
-    with VecEnv([partial(Echo, spaces.MultiBinary(4))] * 2, num_workers=1) as venv:
+    with VecEnv([partial(Echo, spaces.MultiBinary(4))] * 2, num_workers=1, backend="inline") as venv:
         more = {"batch_size": 16} if algorithm is PPO else {}
         algorithm("MlpPolicy", venv, n_steps=8, device="cpu", seed=1, **more).learn(16)
 

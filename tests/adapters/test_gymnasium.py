@@ -141,7 +141,7 @@ def _boxes(*shapes_and_highs: tuple[int, float]) -> list[Any]:
 def test_obs_mode_same_refuses_different_spaces(workers: int) -> None:
     message = "the sub-environments observation spaces are not equivalent. .*If this is intentional, use"
     with pytest.raises(RuntimeError, match=message):
-        VectorEnv(_boxes((2, 1), (2, 2), (2, 3)), num_workers=workers)
+        VectorEnv(_boxes((2, 1), (2, 2), (2, 3)), num_workers=workers, backend="inline")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -168,13 +168,15 @@ def test_obs_mode_different_batches_different_bounds(custom: bool, workers: int)
 )
 def test_obs_mode_different_refuses_different_shapes(mode: Any, workers: int) -> None:
     with pytest.raises(RuntimeError, match="do not share a common shape and dtype"):
-        VectorEnv(_boxes((1, 1), (2, 1), (3, 1)), observation_mode=mode, num_workers=workers)
+        VectorEnv(
+            _boxes((1, 1), (2, 1), (3, 1)), observation_mode=mode, num_workers=workers, backend="inline"
+        )
 
 
 def test_a_custom_single_space_must_fit_the_envs() -> None:
     mode = (spaces.Box(0, 4, (3, 5), np.float32), spaces.Box(0, 4, (5,), np.float32))
     with pytest.raises(RuntimeError, match="do not share a common shape and dtype"):
-        VectorEnv(_boxes((2, 1), (2, 1)), observation_mode=mode)
+        VectorEnv(_boxes((2, 1), (2, 1)), observation_mode=mode, backend="inline")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -182,13 +184,18 @@ def test_a_custom_single_space_must_fit_the_envs() -> None:
 def test_mixed_observation_spaces(mode: str, workers: int) -> None:
     kinds = [SPACES["box"], SPACES["discrete"], SPACES["dict"]]
     with pytest.raises(RuntimeError):
-        VectorEnv([partial(RandomEnv, kind) for kind in kinds], observation_mode=mode, num_workers=workers)
+        VectorEnv(
+            [partial(RandomEnv, kind) for kind in kinds],
+            observation_mode=mode,
+            num_workers=workers,
+            backend="inline",
+        )
 
 
 def test_action_spaces_must_be_equal() -> None:
     kinds = [spaces.Discrete(2), spaces.Discrete(3)]
     with pytest.raises(RuntimeError, match="an action space different from"):
-        VectorEnv([partial(RandomEnv, SPACES["box"], kind) for kind in kinds])
+        VectorEnv([partial(RandomEnv, SPACES["box"], kind) for kind in kinds], backend="inline")
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
@@ -201,8 +208,8 @@ def test_custom_spaces_travel_pickled(shared_memory: bool) -> None:
 
 
 def test_metadata_is_not_shared_between_envs() -> None:
-    first = VectorEnv([CARTPOLE], autoreset_mode=AutoresetMode.NEXT_STEP)
-    second = VectorEnv([CARTPOLE], autoreset_mode="SameStep")
+    first = VectorEnv([CARTPOLE], autoreset_mode=AutoresetMode.NEXT_STEP, backend="inline")
+    second = VectorEnv([CARTPOLE], autoreset_mode="SameStep", backend="inline")
     assert first.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert second.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert "autoreset_mode" not in gym.make("CartPole-v1").metadata

@@ -292,8 +292,8 @@ def test_a5_the_curriculum_s_wrapper_stands_anywhere_in_a_chain_that_is_walked_b
     order: str, tmp_path: Path
 ) -> None:
     """Kind: SB3 walks the wrappers of training and evaluation side by side; the curriculum is in one of them only."""
-    venv = CHAINS[order](VecEnv(curriculum_env, 4, num_workers=2))
-    evaluation: Any = VecEnv(evaluated_env, 2, num_workers=1)
+    venv = CHAINS[order](VecEnv(curriculum_env, 4, num_workers=2, backend="inline"))
+    evaluation: Any = VecEnv(evaluated_env, 2, num_workers=1, backend="inline")
     if order == "one more":
         evaluation = Further(evaluation)
     eval_venv: Any = VecNormalize(VecMonitor(evaluation), training=False)

@@ -185,28 +185,30 @@ class Indexed(StampEnv):
         super().__init__(index)
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        indexed,
-        partial(indexed, length=3),
-        lambda index: StampEnv(index),
-        Indexed,
-        StampEnv,
-        ByIndex(),
-        ByIndex().make,
-        lambda index, /, *more, **others: StampEnv(index),
-    ],
-)
-@both
+TAKE_INDEX: Any = [
+    indexed,
+    partial(indexed, length=3),
+    lambda index: StampEnv(index),
+    Indexed,
+    StampEnv,
+    ByIndex(),
+    ByIndex().make,
+    lambda index, /, *more, **others: StampEnv(index),
+]
+
+
+@pytest.mark.parametrize("factory", TAKE_INDEX)
 @pytest.mark.asyncio
-async def test_a_factory_that_takes_an_argument_gets_its_index(
-    backend: Backend, factory: Callable[[int], Any]
-) -> None:
-    async with AsyncVecEnv(factory, 3, num_workers=2, backend=backend) as envs:
-        assert await envs.get_attr("env_index") == (0, 1, 2)
-    async with AsyncVecEnv([factory] * 3, num_workers=2, backend=backend) as envs:
-        assert await envs.get_attr("env_index") == (0, 1, 2)
+async def test_a_factory_that_takes_an_argument_gets_its_index(factory: Callable[[int], Any]) -> None:
+    for given in ((factory, 3), ([factory] * 3,)):
+        async with AsyncVecEnv(*given, num_workers=2, backend="inline") as envs:
+            assert await envs.get_attr("env_index") == (0, 1, 2)
+
+
+@pytest.mark.asyncio
+async def test_factories_of_every_kind_get_their_index_in_workers() -> None:
+    async with AsyncVecEnv(TAKE_INDEX, num_workers=2) as envs:
+        assert await envs.get_attr("env_index") == tuple(range(8))
 
 
 @pytest.mark.parametrize(
