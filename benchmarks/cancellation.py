@@ -47,7 +47,7 @@ OPERATIONS: dict[str, Operation] = {
     "call": lambda envs: envs.call("echo", 1),
     "get_attr": lambda envs: envs.get_attr("t"),
     "set_attr": lambda envs: envs.set_attr("marker", 1),
-    "broadcast": lambda envs: envs.broadcast("x").wait(5),
+    "broadcast": lambda envs: envs.broadcast("x").wait(60),
 }
 
 
@@ -78,7 +78,7 @@ async def _done(awaited: Any) -> None:
         await asyncio.sleep(0)
         return
     awaited._asyncio_future_blocking = False
-    await asyncio.wait([awaited], timeout=10)
+    await asyncio.wait([awaited], timeout=60)
     assert awaited.done(), "what it waits for never comes"
 
 

@@ -52,7 +52,7 @@ av.run(main())
 
 def _lines(*arguments: str) -> list[str]:
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=200
     )
     assert ran.returncode == 0, ran.stderr
     return sorted(line for line in ran.stderr.splitlines() if "stepped" in line or "looked" in line)
