@@ -344,6 +344,11 @@ async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str,
     """While envs wait for others, and while its successor is made."""
     first: Any = StampEnv if when == "envs wait" else MadeLate
     factories: list[Any] = [partial(first, 0, 1, folder=tmp_path), partial(StampEnv, 1, 6)]
+
+    def processes() -> list[int]:
+        lines = (tmp_path / "env-0.log").read_text().splitlines()
+        return [int(line.split()[1]) for line in lines if line.startswith("life")]
+
     async with AsyncVecEnv(factories, num_workers=1, renew_after=1) as envs:
         stream = envs.events()
         await envs.reset()
@@ -353,7 +358,7 @@ async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str,
         assert batch.first[0]
         envs.send(zeros(2))
         if when != "envs wait":
-            await until(lambda: (tmp_path / "env-0.log").read_text().count("life") == 2)
+            await until(lambda: len(processes()) == 2)
         os.kill(pids(envs)[0], signal.SIGKILL)
         lost = zeros(2).astype(bool)
         while not lost.all():  # rows of before may come first, and one that says that env 0 waits
@@ -364,6 +369,8 @@ async def test_a_worker_that_dies_while_it_is_due_is_an_ordinary_loss(when: str,
         statistics = envs.statistics()
         assert (statistics.restarts, statistics.renewals) == (1, 0)
         assert statistics.aborted == (when == "envs wait")
+        *former, _ = processes()
+        await until(lambda: not any(map(alive, former)))  # also the one that was being made
     check_episodes([event async for event in stream])
 
 
