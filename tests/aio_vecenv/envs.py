@@ -132,7 +132,7 @@ class Scripted(gym.Env[Any, Any]):
             (self.folder / f"here-{self.index}").touch()
             from .harness import wait_until
 
-            wait_until((self.folder / f"go-{self.index}").exists, 30)
+            wait_until((self.folder / f"go-{self.index}").exists)
             what = what.removeprefix("waits").strip()
         return what
 

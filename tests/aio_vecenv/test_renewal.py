@@ -401,7 +401,7 @@ async def test_what_ends_while_the_old_process_is_asked_ends_quietly(loses: str)
             with pytest.raises(WorkerLost, match="restarts are off"):
                 await envs.recv()
         else:
-            batch = await asyncio.wait_for(envs.recv(), 10)
+            batch = await asyncio.wait_for(envs.recv(), 60)
             assert batch.infos["_worker_lost"].tolist() == [True, False]
     del envs, backend
     gc.collect()
@@ -426,7 +426,7 @@ async def test_nobody_waits_for_an_env_that_is_not_stepped() -> None:
             envs.send(zeros(1), [0])
             assert (await envs.recv()).obs[0, 2:].tolist() == [1, t]
         envs.send(zeros(2))
-        obs, _ = await asyncio.wait_for(envs.reset(env_ids=[0]), 10)
+        obs, _ = await asyncio.wait_for(envs.reset(env_ids=[0]), 60)
         assert obs[0, 2:].tolist() == [2, 0]
 
 
@@ -443,12 +443,12 @@ async def test_the_first_that_are_ready_wait_for_no_straggler() -> None:
         receiving = asyncio.create_task(envs.recv(2))
         await asyncio.sleep(0)
         assert backend.deliver(1)
-        batch = await asyncio.wait_for(receiving, 10)
+        batch = await asyncio.wait_for(receiving, 60)
         assert batch.env_ids.tolist() == [2, 3]
         assert batch.infos["_worker_renewal"].tolist() == [True, False]
         envs.send(zeros(2), [2, 3])
         assert backend.deliver(1)
-        assert (await asyncio.wait_for(envs.recv(2), 10)).env_ids.tolist() == [2, 3]
+        assert (await asyncio.wait_for(envs.recv(2), 60)).env_ids.tolist() == [2, 3]
 
 
 @pytest.mark.asyncio
