@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.timeout(240)  # up to ten seconds of one CPU, which a busy machine may not have soon
 
 
 def _run(*argv: str) -> str:

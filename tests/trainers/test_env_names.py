@@ -123,7 +123,6 @@ def test_a_factory_that_makes_no_env_is_named(package: str) -> None:
         make_env()
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("program", ["aio-vecenv", "python -m trainers"])
 def test_files_of_the_user_that_are_called_as_ours_do_no_harm(
     package: str, tmp_path: Path, program: str

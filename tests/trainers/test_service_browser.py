@@ -31,7 +31,6 @@ HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
     pytest.mark.asyncio(loop_factories=["asyncio"]),  # the server's loop is tested in test_service.py
-    pytest.mark.timeout(120),
 ]
 
 
