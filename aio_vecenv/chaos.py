@@ -39,7 +39,7 @@ __all__ = ["Options", "Table", "main", "soak"]
 
 T = TypeVar("T")
 
-_HANG_S = 30.0  # nothing here takes a tenth of that, on a loaded machine
+_HANG_S = 60.0  # nothing here takes a tenth of that, on a loaded machine
 _STEP_LIMIT_S = 1.5
 FAULTS = ("kill", "crash", "exit", "stop", "hang", "slow", "cancel")
 
@@ -336,9 +336,10 @@ class _Soak:
             os.kill(pid, signal.SIGKILL)
         elif kind == "stop" and pid > 0:
             os.kill(pid, signal.SIGSTOP)
-            # Shorter than a step's limit: it goes on. Longer: it is replaced.
-            await asyncio.sleep(self.random.choice((0.05, 0.3, 2 * _STEP_LIMIT_S)))
-            os.kill(pid, signal.SIGCONT)
+            try:  # shorter than a step's limit: it goes on; longer: it is replaced
+                await asyncio.sleep(self.random.choice((0.05, 0.3, 2 * _STEP_LIMIT_S)))
+            finally:
+                os.kill(pid, signal.SIGCONT)
         elif kind in ("crash", "exit", "hang", "slow"):
             first = worker * self.envs.num_envs // self.envs.num_workers
             async with asyncio.timeout(_HANG_S):
@@ -359,7 +360,7 @@ def _make(options: Options) -> AsyncVecEnv:
     return AsyncVecEnv(
         factories,
         num_workers=options.num_workers,
-        timeouts=Timeouts(start=_HANG_S, step=_STEP_LIMIT_S, reset=_STEP_LIMIT_S, close=2),
+        timeouts=Timeouts(start=_HANG_S, step=_STEP_LIMIT_S, reset=_STEP_LIMIT_S, close=_HANG_S),
         restart=RestartBudget(10_000, per_s=60),
         spares=options.spares,
         policy=ChaosPolicy() if options.unroll else None,
@@ -384,7 +385,9 @@ async def soak(options: Options, report: Callable[[str], None] = lambda line: No
             began = time.monotonic()  # opening does not count
             await _look_on(began, options, envs, table, tasks, report)
             run_.stopping = True
+            tasks[-1].cancel()  # what breaks things: the last fault was before the last update
             async with asyncio.timeout(_HANG_S):
+                await asyncio.wait(tasks[-1:])
                 await tasks[0]
                 await _all_answer(envs)  # a worker that is being replaced has applied nothing yet
                 receipts = [envs.broadcast("the last", topic=topic) for topic in ("wind", "rain")]
