@@ -20,6 +20,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = """
 import asyncio, os, signal, sys, time, threading, ctypes
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 import aio_vecenv as av
 from functools import partial
@@ -91,7 +92,6 @@ class Parent:
             restore_signals=True,
             cwd=ROOT,
             env={**os.environ, **environment, "AIO_VECENV_TEST": str(time.monotonic_ns())},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         if stdin:
             assert self.process.stdin is not None
