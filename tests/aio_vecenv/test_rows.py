@@ -156,6 +156,7 @@ def test_any_action_arrives_unchanged(space: gym.Space[Any]) -> None:
         )
         async with envs:
             await envs.reset()
+            envs.action_space.seed(0)
             actions = envs.action_space.sample()
             await envs.step(actions)
             for row, sent in enumerate(await envs.get_attr("sent")):
@@ -186,6 +187,7 @@ async def test_a_nested_space_over_both_backends(backend: Backend) -> None:
         obs, _ = await envs.reset()
         assert obs["image"].shape == (4, 4, 4)
         assert obs["image"].dtype == np.uint8
+        envs.action_space.seed(0)
         actions = envs.action_space.sample()
         batch = await envs.step(actions)
         shown, sent = await envs.get_attr("shown"), await envs.get_attr("sent")

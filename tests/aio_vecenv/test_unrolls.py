@@ -108,6 +108,7 @@ async def check_rows(
         ("inline", 5, True, False),
     ],
 )
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_u1_every_row_is_what_a_step_returns(
     workers: int, transposed: bool, copy: bool, backend: Backend
@@ -175,6 +176,7 @@ async def read(events: av.EventStream) -> list[Any]:
     return [await anext(events) for _ in range(events.behind)]
 
 
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_what_is_asked_of_an_unroll_is_checked() -> None:
     policy = Follows()
@@ -255,6 +257,7 @@ async def test_envs_that_cannot_be_unrolled_are_refused_at_opening(make: Any, kw
 
 
 @pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.alternate_loops
 @pytest.mark.asyncio
 async def test_a_length_without_room_is_refused_with_the_longest_that_fits(backend: Backend) -> None:
     with pytest.raises(MemoryError, match=r"unroll=\d+ needs \d+ bytes .*; unroll=(\d+) would"):
