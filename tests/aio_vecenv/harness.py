@@ -77,6 +77,14 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def ending(pid: int) -> bool:
+    """Whether it has ended, or will without doing anything more: how long that takes is up to the machine."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+    exiting = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]) & 4  # PF_EXITING
+    return bool(exiting or pending & 1 << (signal.SIGKILL - 1) or status["State"].startswith("Z"))
+
+
 class Parent:
     """A Python process in a session of its own that runs `code`; Ctrl-C restored, everything it starts is counted."""
 
@@ -147,13 +155,13 @@ class Parent:
         return status, out, err.result()
 
     def left(self) -> list[int]:
-        """Processes of its session that live, itself excluded."""
+        """Processes of its session that live and were not killed, itself excluded."""
         found: list[int] = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == self.pid:
                 continue
             try:
-                if os.getsid(int(entry.name)) == self.pid and state_of(int(entry.name)) != "Z":
+                if os.getsid(int(entry.name)) == self.pid and not ending(int(entry.name)):
                     found.append(int(entry.name))
             except (ProcessLookupError, FileNotFoundError):
                 continue
