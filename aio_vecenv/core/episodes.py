@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Episode, EpisodeStarted, Outcome, RunningEpisode
+from .batch import Episode, EpisodeStarted, Outcome, RunningEpisode, new_episode, new_started
 
 __all__ = ["EpisodeTracker"]
 
@@ -73,9 +73,15 @@ class EpisodeTracker:
         self._return[env_id] += reward
 
     def _add_up(self) -> None:
+        lengths, returns = self._length, self._return
         for rows, rewards, not_these in self._late:
-            self._length[rows] += _ONE
-            self._return[rows] += np.frombuffer(rewards)
+            if type(rows) is slice:  # views: `lengths[rows] += 1` would copy them onto themselves
+                length, total = lengths[rows], returns[rows]
+                length += _ONE
+                total += np.frombuffer(rewards)
+            else:
+                lengths[rows] += _ONE
+                returns[rows] += np.frombuffer(rewards)
             for env_id in not_these:
                 self._length[env_id] -= 1
         self._late.clear()
@@ -128,7 +134,7 @@ class EpisodeTracker:
         self._version[env_id] = version
         self._task[env_id] = task
         self.seed[env_id] = seed
-        return EpisodeStarted(env_id, index, order, version, task, seed)
+        return new_started((env_id, index, order, version, task, seed))
 
     def end(
         self,
@@ -142,36 +148,35 @@ class EpisodeTracker:
         than what has been added up here."""
         length, episode_return = self.totals(env_id) if totals is None else totals
         self._running[env_id] = False
-        self._closes(env_id)
+        if self._open.pop(env_id, None) == self._oldest:
+            self._oldest = None
         self.outcomes[outcome] += 1
-        return Episode(
-            env_id,
-            self._index[env_id],
-            self._order[env_id],
-            length,
-            episode_return,
-            outcome,
-            self._version[env_id],
-            self._task[env_id],
-            info,
-            self.seed[env_id],
-            batch,
+        return new_episode(
+            (
+                env_id,
+                self._index[env_id],
+                self._order[env_id],
+                length,
+                episode_return,
+                outcome,
+                self._version[env_id],
+                self._task[env_id],
+                info,
+                self.seed[env_id],
+                batch,
+            )
         )
 
     def forget(self, env_id: int) -> None:
         """What was about to begin in this env did not."""
         self._beginning.pop(env_id, None)
-        if not self._running[env_id]:
-            self._closes(env_id)
+        if not self._running[env_id] and self._open.pop(env_id, None) == self._oldest:
+            self._oldest = None
 
     @property
     def beginning(self) -> tuple[int, ...]:
         """The orders of the episodes that are about to begin."""
         return tuple(self._beginning.values())
-
-    def _closes(self, env_id: int) -> None:
-        if self._open.pop(env_id, None) == self._oldest:
-            self._oldest = None
 
     def _opens(self, env_id: int, order: int) -> None:
         if self._open.get(env_id) == self._oldest:

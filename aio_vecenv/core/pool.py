@@ -41,7 +41,7 @@ from gymnasium.vector import AutoresetMode
 from ..errors import BadActions, BusyError
 from .assembly import Columns
 from .assignment import Assignment, EnvIds, Selection, rows_of
-from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome
+from .batch import Batch, Episode, EpisodeStarted, EventBatch, Outcome, new_batch
 from .command import NO_BEGINS, WAITS, Begin, Command, Unroll, part_of
 from .episodes import EpisodeTracker
 from .framing import Kind, dumps
@@ -222,9 +222,9 @@ class Pool:
         Raises TypeError or MemoryError if they cannot be pickled. Changes nothing; `sent` does.
         """
         number = self.next_number
-        commands = [
-            Command(_STEP, number, w, mine, rows, *step) for w, mine, rows, _, step in selection.parts
-        ]
+        commands: list[Command] = []
+        for worker, mine, rows, _, step in selection.parts:  # a comprehension is a function, made each time
+            commands.append(Command(_STEP, number, worker, mine, rows, *step))
         if pickled:
             _load(commands, selection, pickled)
         return commands
@@ -280,7 +280,7 @@ class Pool:
         wrong = failed(command.notes) if command.notes else False
         if wrong:
             self.any_errors = True
-        if self._begins and (mine := self.due(command)):
+        if self._begins and (mine := _of(self._begins, command.env_ids, command.rows)):
             if wrong:
                 raised = {env_id for env_id, _, kind, _ in command.notes if kind == ERROR}
                 mine = [env_id for env_id in mine if env_id not in raised]
@@ -292,10 +292,12 @@ class Pool:
 
     def begun(self, command: Command, env_ids: Sequence[int]) -> None:
         """A reply is in: episodes of these envs begin with the first row of `command`."""
+        begins: dict[int, Begin] = {}
         for env_id in env_ids:
             self._move(env_id, Event.BEGUN)
             self._fresh.pop(env_id, None)
-        command.begins = {env_id: self._begins.pop(env_id) for env_id in env_ids}
+            begins[env_id] = self._begins.pop(env_id)
+        command.begins = begins
 
     def lost(self, worker: int, reason: str, restarts: int, under_way: Iterable[Command]) -> list[int | None]:
         """A worker is restarted, for the `restarts`-th time. `under_way`: its commands, which go to the replacement.
@@ -497,20 +499,22 @@ class Pool:
             turning = sorted({*ended, *begun}) if begun else ended
             self._turn(commands, [ids.item(position) for position in turning], begins, noted, infos, events)
         final_infos, watermark = noted[FINAL_INFO], self.episodes.watermark(self.next_number)
-        batch = Batch(
-            ids.copy(),
-            self._columns.obs(rows, ids),
-            rewards,
-            np.frombuffer(flags.translate(_TERMINATED), _BOOL),
-            np.frombuffer(flags.translate(_TRUNCATED), _BOOL),
-            np.frombuffer(first, _BOOL),
-            join(ids, infos) if infos else {},
-            versions,
-            tuple([event for event in events if type(event) is Episode]) if events else (),
-            number,
-            watermark,
-            self._columns.final_obs(rows, ids) if self._same_step else None,
-            join(ids, final_infos) if final_infos else {},
+        batch = new_batch(
+            (
+                ids.copy(),
+                self._columns.obs(rows, ids),
+                rewards,
+                np.frombuffer(flags.translate(_TERMINATED), _BOOL),
+                np.frombuffer(flags.translate(_TRUNCATED), _BOOL),
+                np.frombuffer(first, _BOOL),
+                join(ids, infos) if infos else {},
+                versions,
+                tuple([event for event in events if type(event) is Episode]) if events else (),
+                number,
+                watermark,
+                self._columns.final_obs(rows, ids) if self._same_step else None,
+                join(ids, final_infos) if final_infos else {},
+            )
         )
         beginning = self.episodes.beginning
         return batch, EventBatch(number, watermark, tuple(events), beginning) if events else None
@@ -665,11 +669,12 @@ def _with_restarted(begins: Mapping[int, Begin], restarted: dict[int, ErrorRepor
 
 def _of(some: Iterable[int], env_ids: EnvIds, rows: Any) -> list[int]:
     """Those of `some` envs that are among `env_ids`; `rows`: as `rows_of(env_ids)`."""
-    if type(rows) is slice:
-        start, stop = rows.start, rows.stop
-        return [env_id for env_id in some if start <= env_id < stop]
-    among = set(env_ids.tolist())
-    return [env_id for env_id in some if env_id in among]
+    found: list[int] = []
+    among = range(rows.start, rows.stop) if type(rows) is slice else set(env_ids.tolist())
+    for env_id in some:  # as in `commands`
+        if env_id in among:
+            found.append(env_id)  # noqa: PERF401
+    return found
 
 
 def _ones(marks: bytearray) -> list[int]:

@@ -108,8 +108,9 @@ class Collector:
         if pool.any_errors:
             self._raise_errors(pool.take_errors())
         batch, events = pool.collect(pool.take_ready(), join)
-        hub.release(events)
-        self._count(batch.episodes)
+        if events is not None:
+            hub.release(events)
+            self._count(batch.episodes)
         return batch
 
     async def recv_chunk(self, min_envs: int | None = None) -> Chunk:
@@ -242,8 +243,11 @@ class Collector:
 
     def _wake(self) -> None:
         """Wake who waits, if there is enough for them now."""
-        if self._waiter is not None and not self._waiter.done() and self._enough(self._need):
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and (self._pool.ready_rows >= self._need or self._enough(self._need)):
+            self._waiter = None  # told once
+            if not waiter.done():
+                waiter.set_result(None)
         if self._watchers:
             self._wake_watchers()
 

@@ -117,7 +117,7 @@ class EventHub:
 
     def release(self, batch: EventBatch | None) -> None:
         """Hand it to every open stream; None: there were no events."""
-        if batch is not None and batch.events:
+        if batch is not None and batch.events and self._streams:
             for stream in self._open():
                 stream._put(batch)
 
