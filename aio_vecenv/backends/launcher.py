@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from ..worker.lifeline import arm
 
@@ -98,6 +99,15 @@ class Child:
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGUSR2)
+
+    @property
+    def waits_for_cpu(self) -> bool:
+        """Whether it would run if it were given a CPU, as far as the system tells."""
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return status.rpartition(")")[2].split()[0] == "R"
 
     def crash_report(self) -> str:
         """What the child's faulthandler has written so far."""

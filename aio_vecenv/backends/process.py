@@ -28,8 +28,9 @@ __all__ = ["ProcessBackend", "ProcessWorker"]
 _REPLY, _PART = Kind.REPLY, Kind.PART
 
 _READ_BYTES = 1 << 17  # read into one buffer: a fresh one of this size costs more than the read
-# a stuck worker's faulthandler writes its stack within a millisecond, once it has a CPU; one that is stopped never does
-_STACK_LOOKS, _STACK_LOOK_S = 100, 0.01
+# A stuck worker's faulthandler writes its stack within a millisecond, once it has a CPU. It gets .1 s, and a second
+# where it waits for a CPU; one that is stopped never writes any.
+_STACK_LOOK_S, _STACK_LOOKS, _STACK_LOOKS_IF_BUSY = 0.01, 10, 100
 
 
 class ProcessBackend:
@@ -285,11 +286,13 @@ class ProcessWorker:
         else:
             self._child.kill()
 
-    def _kill_once_told(self, child: Child, looks: int = _STACK_LOOKS, seen: str = "") -> None:
+    def _kill_once_told(self, child: Child, looks: int = 0, seen: str = "") -> None:
         """Kill it once its stack is written, which grows no more since it was `seen`, or does not come."""
         report = child.crash_report()
-        if looks and child.alive and (not report or report != seen):
-            self._loop.call_later(_STACK_LOOK_S, self._kill_once_told, child, looks - 1, report)
+        written = report and report == seen
+        most = _STACK_LOOKS_IF_BUSY if looks >= _STACK_LOOKS and child.waits_for_cpu else _STACK_LOOKS
+        if child.alive and not written and looks < most:
+            self._loop.call_later(_STACK_LOOK_S, self._kill_once_told, child, looks + 1, report)
         else:
             child.kill()
 
