@@ -236,7 +236,7 @@ async def test_f34_versions_never_go_back_while_workers_are_killed_and_updates_p
             assert (batch.versions >= newest).all()
             assert (batch.versions[batch.first] >= published).all()
             newest = batch.versions
-        await envs.broadcast("last").wait(20)
+        await envs.broadcast("last")
         assert envs.statistics().restarts == kills
     check_episodes([event async for event in stream])
 
