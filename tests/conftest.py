@@ -17,14 +17,10 @@ import hypothesis
 import psutil
 import pytest
 
-# A busy machine is no defect, and every run tries the same examples: others with `--hypothesis-profile=default`.
-hypothesis.settings.register_profile(
-    "same",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    derandomize=True,
-    database=None,
-)
+# A busy machine is no defect, and every run tries the same examples; others with `--hypothesis-profile=others`.
+_untimed = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("others", _untimed)
+hypothesis.settings.register_profile("same", _untimed, derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
 
 if sys.platform != "win32":
