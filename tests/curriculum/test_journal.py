@@ -352,7 +352,7 @@ def test_the_command_line_is_a_command(tmp_path: Path, monkeypatch: pytest.Monke
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "curriculum", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
     (tmp_path / "near").mkdir()
     (tmp_path / "plan.toml").write_text('[[stage]]\nname = "near"\n')
@@ -376,7 +376,7 @@ def test_the_command_line_is_a_command(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_example_strategy_runs() -> None:
     command = [sys.executable, "examples/custom_strategy.py"]
     ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": "."}
+        command, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": "."}
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     easy, hard, _ = ran.stdout.splitlines()
