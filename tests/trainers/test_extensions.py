@@ -46,7 +46,7 @@ async def watch(run):
         seen.append(report.update)
         if report.update == 2:
             seen.append((await run.checkpoint()).name)
-    seen.append((await run.wait()).reason)
+    await asyncio.to_thread(seen.append, (await run.wait()).reason)
 
 async def endless(run):
     try:
