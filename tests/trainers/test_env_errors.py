@@ -187,14 +187,6 @@ async def test_a_stage_all_of_whose_levels_fail_ends_the_run(tmp_path: Path, bad
         )
 
 
-class Endless(Corridor):
-    """Its episodes run until their worker is lost."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, _, _, info = super().step(action)
-        return obs, reward, False, False, info
-
-
 @pytest.mark.asyncio
 async def test_workers_that_are_killed_again_and_again_end_the_run_by_the_budget_only(tmp_path: Path) -> None:
     """Four within seconds are survived, one more than the budget is not."""
@@ -202,6 +194,14 @@ async def test_workers_that_are_killed_again_and_again_end_the_run_by_the_budget
         tmp_path, backend="process", num_workers=2, strategy="staged", restarts=4, spares=1, total_steps=10**6
     )
     levels = cu.LevelSet(LEVELS)
+
+    class Endless(Corridor):  # here, so that no worker imports this module
+        """Its episodes run until their worker is lost."""
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, reward, _, _, info = super().step(action)
+            return obs, reward, False, False, info
+
     async with training(settings, job=Job(PLAN, lambda: cu.CurriculumEnv(Endless(), levels))) as run:
         kills = 0
 
