@@ -30,10 +30,10 @@ def test_cleanrl_style() -> None:
     assert "mean return" in _run("examples/cleanrl_style.py", "--steps", "3072")
 
 
-def test_unrolls_learn_cartpole() -> None:
-    """From `Chunk` alone. A random policy: 22; of six seeds, the slowest: 210."""
-    said = _run("examples/unrolls.py", "--steps", "20480")
-    assert float(said.split()[-1]) > 100, said
+def test_unrolls_solve_cartpole() -> None:
+    """From `Chunk` alone. Of twelve seeds, eleven reach 478 or more, and one 386."""
+    said = _run("examples/unrolls.py", "--steps", "40960")
+    assert float(said.split()[-1]) > 350, said
 
 
 def test_sb3_with_a_curriculum() -> None:
