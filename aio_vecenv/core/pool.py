@@ -238,7 +238,8 @@ class Pool:
         if length:
             self.columns += len(selection.env_ids)
         if self._begins:
-            for env_id in _of(self._begins, selection.env_ids, selection.rows):
+            everyone = len(selection.env_ids) == len(self.owes)
+            for env_id in self._begins if everyone else _of(self._begins, selection.env_ids, selection.rows):
                 self.episodes.about_to_begin(env_id, number)
 
     def reset(self, env_ids: EnvIds, seeds: Mapping[int, int | None], options: bytes | None) -> list[Command]:
@@ -486,6 +487,7 @@ class Pool:
         first = bytearray(n)
         flags = bytearray(slab.flag_bytes[rows] if is_view else slab.flags[rows].data)
         begun = _positions(ids, rows, begins) if begins else []
+        is_from_0 = is_view and not rows.start  # positions are env ids, as nearly always
         for position in begun:
             first[position] = True
             if (begin := begins[env_id := ids.item(position)]).key:
@@ -493,11 +495,13 @@ class Pool:
                 infos[env_id] = {**infos.get(env_id, {}), begin.key: begin.reason}
         ended = _ones(flags.translate(_ENDED))
         self.steps += n - len(begun)
-        self.episodes.executed(rows, rewards, [ids.item(position) for position in begun] if begun else ())
+        begun_ids = begun if is_from_0 else [ids.item(position) for position in begun]
+        self.episodes.executed(rows, rewards, begun_ids)
         events: list[EpisodeStarted | Episode] = []
         if ended or begun or self._unreleased:
             turning = sorted({*ended, *begun}) if begun else ended
-            self._turn(commands, [ids.item(position) for position in turning], begins, noted, infos, events)
+            turning_ids = turning if is_from_0 else [ids.item(position) for position in turning]
+            self._turn(commands, turning_ids, begins, noted, infos, events)
         final_infos, watermark = noted[FINAL_INFO], self.episodes.watermark(self.next_number)
         batch = new_batch(
             (
@@ -670,11 +674,14 @@ def _with_restarted(begins: Mapping[int, Begin], restarted: dict[int, ErrorRepor
 def _of(some: Iterable[int], env_ids: EnvIds, rows: Any) -> list[int]:
     """Those of `some` envs that are among `env_ids`; `rows`: as `rows_of(env_ids)`."""
     found: list[int] = []
-    among = range(rows.start, rows.stop) if type(rows) is slice else set(env_ids.tolist())
-    for env_id in some:  # as in `commands`
-        if env_id in among:
-            found.append(env_id)  # noqa: PERF401
-    return found
+    if type(rows) is slice:
+        start, stop = rows.start, rows.stop
+        for env_id in some:  # as in `commands`
+            if start <= env_id < stop:
+                found.append(env_id)  # noqa: PERF401
+        return found
+    among = set(env_ids.tolist())
+    return [env_id for env_id in some if env_id in among]
 
 
 def _ones(marks: bytearray) -> list[int]:
