@@ -48,6 +48,7 @@ OBS = gym.spaces.Box(-(2**62), 2**62, (4,), np.int64)
 ACTION = gym.spaces.Discrete(2)
 Fate = Literal["runs", "terminates", "truncates", "raises", "raises twice"]
 LONGEST = 4  # rows of an unroll
+HISTORIES = 30
 FATES: st.SearchStrategy[Fate] = st.sampled_from(
     ["runs", "runs", "runs", "terminates", "truncates", "raises", "raises twice"]
 )
@@ -630,21 +631,37 @@ class PoolMachine(RuleBasedStateMachine):
                 assert last.watermark == self.hall.pool.next_number * self.witness.num_envs
 
 
+def histories(autoreset: AutoresetMode, on_env_error: Literal["raise", "reset"], count: int) -> None:
+    kind = type("Machine", (PoolMachine,), {"autoreset": autoreset, "on_env_error": on_env_error})
+    run_state_machine_as_test(
+        kind,
+        settings=settings(
+            max_examples=count,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=count == HISTORIES,  # the suite's are the same each time
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
 @pytest.mark.parametrize("on_env_error", ["raise", "reset"])
 @pytest.mark.parametrize("autoreset", list(AutoresetMode))
 def test_g06_g08_g11_hold_whatever_the_order(
     autoreset: AutoresetMode, on_env_error: Literal["raise", "reset"]
 ) -> None:
-    kind = type("Machine", (PoolMachine,), {"autoreset": autoreset, "on_env_error": on_env_error})
-    run_state_machine_as_test(
-        kind,
-        settings=settings(
-            max_examples=30,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    histories(autoreset, on_env_error, HISTORIES)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("on_env_error", ["raise", "reset"])
+@pytest.mark.parametrize("autoreset", list(AutoresetMode))
+def test_g06_g08_g11_hold_in_a_thousand_orders(
+    autoreset: AutoresetMode, on_env_error: Literal["raise", "reset"]
+) -> None:
+    """The same, at length, others in every run: `python -m pytest -m soak tests/aio_vecenv/test_pool.py`."""
+    histories(autoreset, on_env_error, 1_000)
 
 
 @pytest.mark.parametrize("autoreset", list(AutoresetMode))
