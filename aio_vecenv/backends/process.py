@@ -28,8 +28,8 @@ __all__ = ["ProcessBackend", "ProcessWorker"]
 _REPLY, _PART = Kind.REPLY, Kind.PART
 
 _READ_BYTES = 1 << 17  # read into one buffer: a fresh one of this size costs more than the read
-# A stuck worker's faulthandler writes its stack within a millisecond, once it has a CPU. It gets .1 s, and a second
-# where it waits for a CPU; one that is stopped never writes any.
+# A stuck worker's faulthandler writes its stack within a millisecond, once it has a CPU. It gets .1 s, and up to a
+# second where it waits for a CPU; one that is stopped never writes any.
 _STACK_LOOK_S, _STACK_LOOKS, _STACK_LOOKS_IF_BUSY = 0.01, 10, 100
 
 
@@ -287,11 +287,10 @@ class ProcessWorker:
             self._child.kill()
 
     def _kill_once_told(self, child: Child, looks: int = 0, seen: str = "") -> None:
-        """Kill it once its stack is written, which grows no more since it was `seen`, or does not come."""
+        """Kill it after .1 s; where it waits for a CPU then, once its stack grows no more since it was `seen`."""
         report = child.crash_report()
-        written = report and report == seen
-        most = _STACK_LOOKS_IF_BUSY if looks >= _STACK_LOOKS and child.waits_for_cpu else _STACK_LOOKS
-        if child.alive and not written and looks < most:
+        written = looks >= _STACK_LOOKS and (not child.waits_for_cpu or (report and report == seen))
+        if child.alive and not written and looks < _STACK_LOOKS_IF_BUSY:
             self._loop.call_later(_STACK_LOOK_S, self._kill_once_told, child, looks + 1, report)
         else:
             child.kill()
