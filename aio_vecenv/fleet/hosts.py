@@ -79,7 +79,7 @@ class Hosts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiters: list[asyncio.Future[None]] = []
         self._heard: dict[tuple[int, int], float] = {}  # written by whichever thread hears
-        self._pinged_at = self._ticked_at = time.monotonic()
+        self._pinged_at = time.monotonic()
         self._stop = threading.Event()
         self._pinger: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -94,7 +94,7 @@ class Hosts:
 
     def _ping(self) -> None:
         while not self._stop.wait(self._liveness.ping):
-            if self._is_long_ago(self._pinged_at):
+            if self._is_long(time.monotonic() - self._pinged_at):
                 self._forgive()
             self._pinged_at = time.monotonic()
             for slot, incarnation in list(self._handles):
@@ -107,8 +107,8 @@ class Hosts:
                             partial(self._died, slot, incarnation),
                         )
 
-    def _is_long_ago(self, then: float) -> bool:
-        return time.monotonic() - then > 2 * self._liveness.ping
+    def _is_long(self, silent_s: float) -> bool:
+        return silent_s > 2 * self._liveness.ping
 
     def _forgive(self) -> None:
         """This process stood still: nobody was asked anything meanwhile, so nobody's silence counts."""
@@ -135,9 +135,9 @@ class Hosts:
     def _tick(self) -> None:
         if self._stop.is_set():  # it was dropped
             return
-        if self._is_long_ago(self._ticked_at) and self._is_long_ago(self._pinged_at):
+        late_s = 0.0 if self._timer is None else self._loop.time() - self._timer.when()
+        if self._is_long(late_s) and self._is_long(time.monotonic() - self._pinged_at):
             self._forgive()
-        self._ticked_at = time.monotonic()
         self._take_heard()
         self.state.tick(time.monotonic())
         self.post()
